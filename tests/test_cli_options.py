@@ -19,7 +19,7 @@ from ppl_vae import models
 from ppl_vae.cli import COMMANDS, main
 from ppl_vae.cli.known import known
 from ppl_vae.cli.light import LightParser, command_parser
-from ppl_vae.cli.options import COMMON, EXAMPLES, describe
+from ppl_vae.cli.options import ACTIONS, COMMON, EXAMPLES, describe
 from ppl_vae.cli.parser import make_parser
 from ppl_vae.em.steps import closed_form
 
@@ -164,7 +164,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def help_of(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> str:
-    assert main([name, option]) == 0
+    assert main([*name.split(), option]) == 0
     return capsys.readouterr().out
 
 
@@ -183,14 +183,21 @@ def test_help_is_short_and_shows_the_common_options(
         "train": ("--model.latent_dim", "--model.network", "--objective.beta"),
         "em": ("--model.components", "--model.covariance"),
         "refit": ("--objective.beta", "--objective.free_bits"),
+        "colorize train": (
+            "--model.segments",
+            "--model.colors",
+            "--guide.beta",
+            "--objective.beta",
+        ),
     }
     for option in nested[name]:
         assert re.search(rf"^  {option} .", shown, re.MULTILINE), option
     assert "--trust" not in shown
-    assert "(default: 200)" in shown, "of max_epochs or max_iterations"
+    epochs = 10 if name == "colorize train" else 200
+    assert f"(default: {epochs})" in shown, "of max_epochs or max_iterations"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *ACTIONS])
 def test_help_all_shows_every_option(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +218,7 @@ def test_help_all_shows_the_arguments_of_classes(capsys: pytest.CaptureFixture[s
     assert re.search(r"--model.network.hidden HIDDEN of \w+: [^-]*; of \w+: ", words)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *ACTIONS])
 def test_titles_in_the_help_are_titles(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     titles = re.findall(r"^(\S.*):$", help_of(name, "--help-all", capsys), re.MULTILINE)
     assert titles
@@ -225,8 +232,12 @@ def test_titles_in_the_help_are_titles(name: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("example", [e for listed in EXAMPLES.values() for e in listed])
 def test_the_examples_in_the_help_are_accepted(example: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    program, name, *arguments = example.replace("RUN", str(tmp_path)).split()
+    program, *words = example.replace("RUN", str(tmp_path)).split()
     assert program == "ppl-vae"
+    name = " ".join(words[:2]) if " ".join(words[:2]) in ACTIONS else words[0]
+    arguments = words[len(name.split()) :]
+    if "--run" in arguments:
+        arguments[arguments.index("--run") + 1] = str(tmp_path)
     command_parser(name).check(arguments)
     make_parser(name, arguments).parse_args(arguments, defaults=False)
 

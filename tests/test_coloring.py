@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
@@ -50,6 +50,7 @@ def photo() -> Photo:
     return Photo("made.png", chroma, luma, (rgb[..., 0] > 0.5).long())
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ppl_vae import guides, models, objectives
-from ppl_vae.cli import COMMANDS, source
+from ppl_vae.cli import ACTIONS, COMMANDS, source
 from ppl_vae.cli.known import known
 from ppl_vae.cli.light import command_parser
 from ppl_vae.cli.mistakes import UsageError
@@ -41,6 +41,10 @@ LIGHT = [
     ([], 2, "COMMAND"),
     *(([name, "--quite"], 2, "--quite (did you mean --quiet?)") for name in COMMANDS),
     *(([name, "--help"], 0, what) for name, what in COMMANDS.items()),
+    *(([*name.split(), "--quite"], 2, "--quite (did you mean --quiet?)") for name in ACTIONS),
+    *(([*name.split(), "--help"], 0, what) for name, what in ACTIONS.items()),
+    (["colorize", "trian"], 2, "invalid ACTION 'trian': choose from train, evaluate, apply"),
+    (["colorize", "--quiet", "train"], 2, "write the action first"),
     (["train", "--max_epoch", "3"], 2, "--max_epoch 3 (did you mean --max_epochs?)"),
     (
         ["train", "--model.latent_dim", "3", "--sed=1"],
@@ -191,6 +195,7 @@ def test_an_answer_is_light(arguments: list[str], code: int, words: str) -> None
     assert "Traceback" not in done.stderr
     if code == 2:
         name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+        name = " ".join(arguments[:2]) if " ".join(arguments[:2]) in ACTIONS else name
         assert f"Try `{f'ppl-vae {name}'.strip()} --help`." in done.stderr
     assert loaded == []
 
@@ -252,7 +257,7 @@ CLASSES: dict[str, Collection[str]] = {
         for name in dir(guides)
         if "guide" not in inspect.signature(getattr(guides, name)).parameters
         and not inspect.isabstract(getattr(guides, name))
-        and name not in ("SegmentationEncoder", "WithinPicture")
+        and name not in ("SegmentationEncoder", "StructuredMeanField", "WithinPicture")
     ],
     "objective": [
         name
@@ -279,7 +284,7 @@ def test_the_known_classes_are_those_of_the_package(role: str) -> None:
     assert known(role) == sorted(CLASSES[role])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *ACTIONS])
 def test_light_and_full_parser_have_the_same_options(name: str) -> None:
     light, full = command_parser(name), make_parser(name)
     light.spell_out()
@@ -291,7 +296,8 @@ def test_light_and_full_parser_have_the_same_options(name: str) -> None:
         hint = getattr(action, "_typehint", None)
         role = option.removeprefix("--").removesuffix(".help")
         if role in CLASSES:
-            expected: Any = known(role, kind="em" if name == "em" else "rows")
+            kinds = {"em": "em", "colorize train": "colors"}
+            expected: Any = known(role, kind=kinds.get(name, "rows"))
         elif role in ("optimizer", "lr_scheduler"):
             continue  # classes of torch: those of the installed version
         else:

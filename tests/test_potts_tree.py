@@ -388,7 +388,7 @@ def test_elbo_and_evaluation_of_superpixels(beta: float) -> None:
     pair = Pair(model, guide)
     with pair.scope():
         loss = ElementwiseELBO()(pair, find_layout(pair, (y, x)), (y, x), beta)
-    unary, likelihoods = model._unary(x), model.log_likelihoods(y, x)
+    unary, likelihoods = model.unary(x), model.log_likelihoods(y, x)
     best = model.log_partition(unary + likelihoods / beta, x) - model.log_partition(unary, x)
     assert torch.allclose(-loss.loss, beta * best.mean(), atol=1e-10)
 

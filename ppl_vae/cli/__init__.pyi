@@ -1,2 +1,2 @@
 from .entry import main as main
-from .options import COMMANDS as COMMANDS
+from .options import ACTIONS as ACTIONS, COMMANDS as COMMANDS

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppl_vae.cli.common import keep_and_show, keep_result, rows_of, say_of_other_weights
 from ppl_vae.cli.finish import dark_folder, told_of_training
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import actions_of
 from ppl_vae.cli.output import show, warn
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import write_report
@@ -26,7 +27,7 @@ from ppl_vae.data import Photo, PhotoData, Photos, load_photos, read_photo
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate as evaluate_pair
 from ppl_vae.guides import Exact
-from ppl_vae.models.colorization import SegmentedColors
+from ppl_vae.models import colorization
 from ppl_vae.pairs import Pair
 from ppl_vae.plots import SHEET_PIXELS, contact_sheet, draw_colors, segment_colors
 from ppl_vae.runs import (
@@ -66,6 +67,15 @@ _TITLES = {
 """Titles of columns."""
 
 
+def colorize(parser: ArgumentParser, given: Namespace) -> int:
+    """What is typed without an action.
+
+    Raises:
+        UsageError: Always.
+    """
+    raise UsageError(f"ACTION is missing: choose from {', '.join(actions_of('colorize'))}")
+
+
 def train(parser: ArgumentParser, given: Namespace) -> int:
     """Trains a model of colors, measures it on photos, saves and draws."""
     return trained("colorize train", parser, given, _finish, _start)
@@ -73,7 +83,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
 
 def _start(setup: Setup) -> None:
     """Lets the colors of the segments start as those of clusters of pixels."""
-    if isinstance(setup.model, SegmentedColors):
+    if isinstance(setup.model, colorization.SegmentedColors):
         y, x = setup.data.train
         setup.model.initialize(y, x, seed=setup.config["seed"])
 
@@ -119,7 +129,7 @@ def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages:
     reported = bool(given.get("report", True))
     with stages.stage("pictures"):
         Pair.of(model, guide).to(torch.device("cpu"))
-        columns, names = _sheet_of_run(cast(SegmentedColors, model), photos.test)
+        columns, names = _sheet_of_run(cast(colorization.SegmentedColors, model), photos.test)
         failed = draw_colors(
             folder / PLOTS, fitted.history, columns, names, weights, dark_folder(folder, reported)
         )
@@ -171,7 +181,7 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
     longest = run.config.get("longest") if options.longest is None else options.longest
     require_count("--longest", longest or 0, 0)
     out = as_folder(options.out, "out")
-    model = cast(SegmentedColors, run.model)
+    model = cast(colorization.SegmentedColors, run.model)
     files = _named([Path(name) for name in options.photos])
     written = [out / f"{stem}.{name}.png" for stem in files for name in _files(options.draws)]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +226,7 @@ def _opened(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run]:
     options = parser.get_defaults()
     options.update(given)
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
-    if not isinstance(run.model, SegmentedColors):
+    if not isinstance(run.model, colorization.SegmentedColors):
         raise UsageError(
             f"{options.run} is a run of {type(run.model).__name__}, which is no model of colors: give a run of "
             "`ppl-vae colorize train`"
@@ -241,7 +251,7 @@ def _scores(
 
 
 def _sheet_of_run(
-    model: SegmentedColors, photos: Photos
+    model: colorization.SegmentedColors, photos: Photos
 ) -> tuple[dict[str, list[Tensor | None]], list[str]]:
     """Columns and names of the contact sheet of some photos."""
     step = max(1, len(photos) // _ON_A_SHEET)
@@ -254,7 +264,7 @@ def _sheet_of_run(
 
 
 def _pictures(
-    model: SegmentedColors, photo: Photo, longest: int | None, draws: int, seed: int
+    model: colorization.SegmentedColors, photo: Photo, longest: int | None, draws: int, seed: int
 ) -> dict[str, Tensor | None]:
     """Colorings and segments of a photo, and the photo, by what they are called."""
     found = color_picture(model, photo.luma, longest=longest, draws=draws, seed=seed)

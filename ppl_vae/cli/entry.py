@@ -156,7 +156,11 @@ def _with_action(command: str, rest: list[str]) -> tuple[str, list[str]]:
         UsageError: The second word is missing, or is none that there is.
     """
     actions = actions_of(command)
-    if not actions or {"--help", "-h", "--help-all"} & {*rest[:1]}:
+    if not actions or (rest[:1] and rest[0].startswith("-")):  # whose parser says what is wrong
+        if {*rest} & {*actions}:
+            raise UsageError(
+                f"write the action first, and options behind it: ppl-vae {command} {actions[0]} --quiet"
+            )
         return command, rest
     if not rest or rest[0] not in actions:
         said = f"invalid ACTION {shortened(rest[0])!r}" if rest else "ACTION is missing"

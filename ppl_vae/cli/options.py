@@ -87,8 +87,7 @@ COMMON = {
 EXAMPLES = {
     "colorize train": (
         "ppl-vae colorize train --data folder:photos --run_dir runs/colors",
-        "ppl-vae colorize train --model.segments 16 --model.colors LumaColors --objective.beta 0.3 "
-        "--guide.beta 0.3",
+        "ppl-vae colorize train --model.segments 16 --model.colors LumaColors",
         "ppl-vae colorize apply gray.jpg --run runs/colors --out colored",
     ),
     "train": (
