@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ppl_vae import fit
 from ppl_vae.coloring import score_photos
 from ppl_vae.data import PhotoData
-from ppl_vae.guides import Exact, SegmentationEncoder, WithinPicture
+from ppl_vae.guides import Exact, StructuredMeanField, WithinPicture
 from ppl_vae.models import (
     IndependentSegments,
     LatentColors,
@@ -24,6 +24,7 @@ from ppl_vae.models import (
     PictureColors,
     PottsSegments,
     ScanLineSegments,
+    TreeSegments,
     colorization,
 )
 from ppl_vae.networks import UNet
@@ -34,6 +35,7 @@ from ppl_vae.runtime import write_bytes
 RUNGS: dict[str, type[colorization.SegmentedColors]] = {
     "independent": IndependentSegments,
     "lines": ScanLineSegments,
+    "tree": TreeSegments,
     "potts": PottsSegments,
 }
 COLORS: dict[str, Callable[[UNet], colorization.Colors]] = {
@@ -93,7 +95,7 @@ class Point:
         if self.colors == "latent":
             return model, WithinPicture(model)
         if self.rung == "potts":
-            return model, SegmentationEncoder(self.segments, network)
+            return model, StructuredMeanField(model, beta=self.beta)
         return model, Exact(model, beta=self.beta)
 
     def train(self, photos: PhotoData, folder: Path, progress: bool | None = False) -> None:
@@ -126,8 +128,6 @@ class Point:
             progress=progress,
         )
         save_run(folder / "run", model, guide, fit=fitted, overwrite=True)
-        if self.beta != 1.0 and isinstance(guide, Exact):
-            guide = Exact(model)
         scores = score_photos(model, guide, photos.test, seed=0, progress=False)
         found = {
             "point": asdict(self),

@@ -21,12 +21,11 @@ from ppl_vae.cli.report import write_report
 from ppl_vae.cli.setup import Setup, checked, load_rows
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.train import trained
-from ppl_vae.coloring import PhotoScores, color_picture, score_photos, segment_picture
+from ppl_vae.coloring import color_picture, score_photos, segment_picture
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.data import Photo, PhotoData, Photos, load_photos, read_photo
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate as evaluate_pair
-from ppl_vae.guides import Exact
 from ppl_vae.models import colorization
 from ppl_vae.pairs import Pair
 from ppl_vae.plots import SHEET_PIXELS, contact_sheet, draw_colors, segment_colors
@@ -94,7 +93,8 @@ def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages:
     told_of_training(fitted)
     photos = _photos_of(setup.data)
     seed, num_samples = setup.config["seed"], setup.config["num_samples"]
-    model, guide = fitted.model, fitted.guide
+    model: Any = fitted.model
+    guide = fitted.guide
     with stages.stage("saving", told=False):
         weights = write_weights(run.path, model, guide, epochs=len(fitted.history))
     with stages.stage("evaluation of patches"):
@@ -106,7 +106,9 @@ def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages:
             progress=progress,
         )
     with stages.stage("photos"):
-        scores = _scores(model, guide, photos.test, num_samples, seed, progress)
+        scores = score_photos(
+            model, guide, photos.test, num_samples=num_samples, seed=seed, progress=progress
+        )
     with stages.stage("diagnosis"):
         diagnosis = diagnose(
             *(model, guide, setup.data.test),
@@ -161,7 +163,15 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     else:
         photos = load_photos(options.data, longest=longest, split=False).test
     progress = False if options.quiet else None
-    scores = _scores(run.model, run.guide, photos, options.num_samples, options.seed, progress)
+    model: Any = run.model
+    scores = score_photos(
+        model,
+        run.guide,
+        photos,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        progress=progress,
+    )
     if options.data is None and options.longest is None:
         keep_and_show(scores, lambda: keep_result(run, COLORS, options.overwrite, colors=scores))
     else:
@@ -239,15 +249,6 @@ def _photos_of(data: Any) -> PhotoData:
     photos = data.photos
     assert isinstance(photos, PhotoData)
     return photos
-
-
-def _scores(
-    model: Any, guide: Any, photos: Photos, num_samples: int, seed: int, progress: bool | None
-) -> PhotoScores:
-    """Scores with the exact posterior where it was one at another beta: then its rate is I(z; y | x)."""
-    if isinstance(guide, Exact):
-        guide = Exact(model)
-    return score_photos(model, guide, photos, num_samples=num_samples, seed=seed, progress=progress)
 
 
 def _sheet_of_run(

@@ -126,7 +126,7 @@ def _colored(
     segments = torch.empty(height, width, dtype=torch.uint8)
     drawn = torch.empty(draws, height, width, 2, dtype=torch.int16)
     drawn_segments = torch.empty(draws, height, width, dtype=torch.uint8)
-    with _applied(model, seed) as device:
+    with applied(model, seed) as device:
         prior = model.shifts_prior()
         shifts = None if prior is None else prior.sample((max(_SHIFTS, draws),))
         for tile in _tiles(model, luma, most_pixels):
@@ -198,7 +198,7 @@ def segment_picture(
             rgb = _resized(to_rgb(luma, chroma).movedim(-1, 0), longest).movedim(0, -1)
             luma, chroma = split_colors(rgb.round().clamp(0, 255).to(torch.uint8))
     segments = torch.empty(luma.shape, dtype=torch.uint8)
-    with _applied(model) as device:
+    with applied(model) as device:
         for tile in _tiles(model, luma, most_pixels):
             x = luma[tile.seen].to(device).float()[None]
             if chroma is None:
@@ -248,7 +248,7 @@ def _repeated(segments: Tensor, size: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _applied(model: ModelOfColors, seed: int = 0) -> Iterator[torch.device]:
+def applied(model: ModelOfColors, seed: int = 0) -> Iterator[torch.device]:
     """The model in evaluation mode, without gradients, with draws of its own; gives its device."""
     module = cast(nn.Module, model)
     was_training = module.training

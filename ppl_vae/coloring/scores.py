@@ -13,12 +13,12 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ppl_vae.coloring.model import ModelOfColors
-from ppl_vae.coloring.pictures import color_picture, segment_picture
+from ppl_vae.coloring.pictures import applied, color_picture, segment_picture
 from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.colors import to_rgb
 from ppl_vae.data import Photo
 from ppl_vae.evaluation import evaluate
-from ppl_vae.pairs import Program
+from ppl_vae.pairs import Program, kl_between
 from ppl_vae.runtime import progress_bar
 from ppl_vae.stats import (
     Estimate,
@@ -37,8 +37,10 @@ class PhotoScores(RowResult):
     Attributes:
         bits: - log2 P(y | x) per pixel of chroma given luma; if log P(y | x) is not known, of a lower bound.
         elbo: The ELBO, in the same unit and with the same sign: - ELBO / (pixels log 2).
-        information: The rate of the guide, in bits per pixel: with the exact posterior as the guide
-            I(z; y | x), how much the colors say of the segments (where colors are latent, of these).
+        rate: That of the guide, bits per pixel.
+        information: KL(P(z | x, y) || P(z | x)), bits per pixel: what the colors say of the segments. Its mean
+            is I(z; y | x) if the model is that of the photos. Where colors are latent, it is that given the
+            likeliest ones, I(z; y | x, shifts), and the rate is that of these; of a wide grid it is the rate.
         rmse_mean: Root of the mean squared error of the mean coloring, over pixels and red, green and blue, in
             levels of 0, ..., 255.
         rmse_mode: That of the mode.
@@ -59,6 +61,7 @@ class PhotoScores(RowResult):
 
     bits: Estimate
     elbo: Estimate
+    rate: Estimate
     information: Estimate
     rmse_mean: Estimate
     rmse_mode: Estimate
@@ -81,7 +84,8 @@ class PhotoScores(RowResult):
         found = [
             ("-log2 P(y | x)", str(self.bits)),
             ("-ELBO", str(self.elbo)),
-            ("rate, I(z; y | x)", str(self.information)),
+            ("rate", str(self.rate)),
+            ("I(z; y | x)", str(self.information)),
             ("mean coloring", f"{self.psnr_mean}, {self.rmse_mean}"),
             ("mode coloring", f"{self.psnr_mode}, {self.rmse_mode}"),
             ("used segments", f"{self.used_segments:.1f} of {len(self.usage)}"),
@@ -161,6 +165,10 @@ def score_photos(
         columns["rand_with_colors"].append(with_colors["rand"])
         columns["variation"].append(with_colors["variation"])
         columns["covering"].append(with_colors["covering"])
+        columns["information"].append(_information(model, photo))
+    information = torch.tensor(columns["information"], dtype=torch.float64)
+    unknown = information.isnan()
+    columns["information"] = torch.where(unknown, evaluated["rate"], information).tolist()
     estimates: dict[str, Any] = {
         **{name: Estimate(values, "bits per pixel") for name, values in evaluated.items()},
         **{name: _estimate(name, values) for name, values in columns.items()},
@@ -171,6 +179,18 @@ def score_photos(
         photo=[photo.name for photo in photos],
         cautions=cautions,
     )
+
+
+def _information(model: ModelOfColors, photo: Photo) -> float:
+    """KL(P(z | x, y) || P(z | x)) in bits per pixel; NaN if it is not known."""
+    with applied(model) as device:
+        y, x = (of.to(device) for of in photo.rows)
+        shifts = None if model.shifts_prior() is None else model.fit_shifts(y, x)[0]
+        try:
+            kl = kl_between(model.conditioned(y, x, shifts=shifts), model.prior(x))
+        except NotImplementedError:
+            return math.nan
+    return float(kl) / (photo.luma.numel() * math.log(2.0))
 
 
 def _watched(photos: Sequence[Photo], progress: bool | None) -> Iterator[Photo]:
@@ -226,6 +246,7 @@ def compare_segments(photo: Photo, segments: Tensor) -> dict[str, float]:
 
 
 _UNITS = {
+    "information": "bits per pixel",
     "psnr_mean": "dB",
     "psnr_mode": "dB",
     "rmse_mean": "levels",
@@ -256,7 +277,7 @@ def _evaluated(
     of_shape = defaultdict(list)
     for i, photo in enumerate(photos):
         of_shape[tuple(photo.luma.shape)].append(i)
-    names = {"bits": "log_likelihood", "elbo": "elbo", "information": "rate"}
+    names = {"bits": "log_likelihood", "elbo": "elbo", "rate": "rate"}
     found = {name: torch.full((len(photos),), math.nan, dtype=torch.float64) for name in names}
     cautions: dict[str, None] = {}
     for (height, width), own in of_shape.items():
@@ -273,7 +294,7 @@ def _evaluated(
         )
         cautions |= dict.fromkeys(result.warnings)
         for name, of in names.items():
-            sign = 1.0 if name == "information" else -1.0
+            sign = 1.0 if name == "rate" else -1.0
             values = getattr(result, of).values.double()
             found[name][own] = sign * values / (height * width * math.log(2.0))
     return found, tuple(cautions)

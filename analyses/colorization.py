@@ -1,0 +1,289 @@
+"""Can colorization be used to learn segmentation? What latent segments carry, and whether people see them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from colorization_baselines import (
+    SEGMENTERS,
+    Histogram,
+    MeanChroma,
+    NearestPatch,
+    best_of,
+    compared,
+    one_segment,
+)
+from colorization_points import Point
+from matplotlib.figure import Figure
+from progress import Table, start
+
+from ppl_vae.data import PhotoData, Photos, load_photos
+from ppl_vae.runtime import replacing, require_output
+from ppl_vae.stats import Estimate
+
+TITLES = {
+    "palette": "(a) palette",
+    "latent": "(b) latent colors",
+    "luma": "(c) local luma",
+    "picture": "(d) all of x",
+}
+MARKERS = {"palette": "o", "latent": "D", "luma": "s", "picture": "^"}
+HUES = {"palette": "#0072B2", "latent": "#009E73", "luma": "#CC79A7", "picture": "#D55E00"}
+GRAY = "#8C8C8C"
+
+BASE = Point("palette")
+
+ABLATIONS: dict[str, Mapping[str, Any]] = {
+    "4 segments": {"segments": 4},
+    "16 segments": {"segments": 16},
+    "32 segments": {"segments": 32},
+    "chain along lines": {"rung": "lines"},
+    "tree over superpixels": {"rung": "tree"},
+    "Potts grid": {"rung": "potts"},
+    "colors that start apart at random": {"start": "apart"},
+    "four times as long": {"epochs": 32},
+    "less context (widths 16, 32)": {"widths": (16, 32)},
+    "photos of half the size": {"longest": 120, "patch": 48, "batch_size": 16, "patches": 4000},
+}
+"""What is changed of (a), by what it is called."""
+
+NUMBERS = {
+    "bits": "bits per pixel",
+    "information": "I(z; y given x), bits",
+    "rand": "Rand index by gray",
+    "rand_with_colors": "with colors",
+    "variation": "variation of information",
+    "covering": "covering",
+    "psnr_mean": "PSNR of mean, dB",
+    "psnr_mode": "of mode",
+}
+"""What is measured, and its title."""
+
+
+def points_of(
+    base: Point, betas: Sequence[float], seeds: Sequence[int], ablations: bool
+) -> Iterator[Point]:
+    """All models that are trained, the most important ones first."""
+    for seed in seeds:
+        for colors in TITLES:
+            yield replace(base, colors=colors, seed=seed)
+    for seed in seeds:
+        yield replace(base, colors="picture", segments=1, seed=seed)
+    for seed in seeds:
+        for beta in betas:
+            for colors in TITLES:
+                if beta != 1.0:
+                    yield replace(base, colors=colors, beta=beta, seed=seed)
+    for seed in seeds if ablations else ():
+        for changed in ABLATIONS.values():
+            yield replace(base, colors="palette", seed=seed, **changed)
+
+
+def found_of(points: Sequence[Point], runs: Path) -> dict[str, Estimate] | None:
+    """Means of each number over photos, one for each training that is there; None if there is none."""
+    rows = []
+    for point in points:
+        file = runs / point.name / "scores.json"
+        if file.exists():
+            rows.append(json.loads(file.read_text())["mean"])
+    if not rows:
+        return None
+    return {
+        name: Estimate(torch.tensor([float(row[name]["mean"]) for row in rows]), "")
+        for name in NUMBERS
+    }
+
+
+def main(
+    data: str = "skimage",
+    runs: Path = Path("colorization"),
+    betas: tuple[float, ...] = (0.1, 0.3, 1, 3, 10),
+    num_seeds: int = 3,
+    base: Point = BASE,
+    ablations: bool = True,
+    train: bool = True,
+    most_photos: int | None = None,
+    output: Path = Path("colorization.png"),
+    overwrite: bool = False,
+) -> None:
+    """Trains models of the colors of photos, and compares their segments with those of people.
+
+    All numbers are of photos that no model was trained on: means over them, with standard errors over seeds for
+    what is trained, and over photos for what is not.
+
+    Args:
+        data: Photos, as for `ppl_vae.data.load_photos`.
+        runs: Folder of the trainings: those that are there are not done again, and one that was stopped goes
+            on.
+        betas: Weights of the KL.
+        num_seeds: Trainings of each model.
+        base: What all models share.
+        ablations: Whether the palette is trained with other settings, too.
+        train: Whether what is missing is trained; if not, the tables are of what is there.
+        most_photos: Only the first so many photos of each part.
+        output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
+    """
+    require_output(output, overwrite=overwrite)
+    seeds = range(num_seeds)
+    points = list(points_of(base, betas, seeds, ablations))
+    photos = {
+        longest: _first(load_photos(data, longest=longest), most_photos)
+        for longest in dict.fromkeys(point.longest for point in points)
+    }
+    table = Table(["model", *NUMBERS.values()], steps=len(points))
+    for point in points if train else ():
+        point.train(photos[point.longest], runs / point.name)
+        table.step(point.name)
+    of_base = photos[base.longest]
+    table.head()
+    rows = {
+        **{
+            title: [replace(base, colors=name, seed=s) for s in seeds]
+            for name, title in TITLES.items()
+        },
+        "the same U-Net, one component": [
+            replace(base, colors="picture", segments=1, seed=s) for s in seeds
+        ],
+    }
+    for title, of_row in rows.items():
+        _row(table, title, found_of(of_row, runs))
+    for title, baseline in (
+        ("mean chroma", MeanChroma(of_base.train)),
+        ("histogram of chroma given luma", Histogram(of_base.train)),
+        ("nearest patch", NearestPatch(of_base.train)),
+    ):
+        measured = [baseline(photo) for photo in of_base.test]
+        bits = Estimate(torch.tensor([each.bits for each in measured]), "")
+        psnr = Estimate(torch.tensor([20 * math.log10(255 / each.rmse) for each in measured]), "")
+        _row(table, title, {"bits": bits, "psnr_mean": psnr})
+    lines = _segment_rows(table, of_base)
+    print()
+    of_betas = Table(["model", "beta", *list(NUMBERS.values())[:6]], steps=1)
+    of_betas.head()
+    curves: dict[str, list[tuple[float, Estimate, Estimate]]] = {}
+    for name, title in TITLES.items():
+        for beta in sorted(betas):
+            found = found_of([replace(base, colors=name, beta=beta, seed=s) for s in seeds], runs)
+            if found is not None:
+                of_betas.row([title, f"{beta:g}", *_cells(found)[:6]])
+                pair = (found["information"], found["rand_with_colors"])
+                curves.setdefault(name, []).append((beta, *pair))
+    if ablations:
+        print()
+        other = Table(["(a), with", *NUMBERS.values()], steps=1)
+        other.head()
+        for title, changed in ABLATIONS.items():
+            changed_points = [replace(base, colors="palette", seed=s, **changed) for s in seeds]
+            _row(other, title, found_of(changed_points, runs))
+    with replacing(output, overwrite=overwrite) as file:
+        picture(curves, lines).savefig(file)
+    print(f"\nThe picture is {output}.")
+
+
+def _first(photos: PhotoData, most: int | None) -> PhotoData:
+    return photos if most is None else PhotoData(photos.train[:most], photos.test[:most])
+
+
+def _cells(found: Mapping[str, Estimate]) -> list[str]:
+    places = {"psnr_mean": ".2f", "psnr_mode": ".2f"}
+    return [found[n].numbers(places.get(n, ".3f")) if n in found else "" for n in NUMBERS]
+
+
+def _row(table: Table, title: str, found: Mapping[str, Estimate] | None) -> None:
+    if found is not None:
+        table.row([title, *_cells(found)])
+
+
+def _segment_rows(table: Table, photos: PhotoData) -> dict[str, float]:
+    """Rows of ways of segmenting that learn nothing; their Rand indices."""
+    if all(photo.segments is None for photo in photos.test):
+        return {}
+    with_segments = Photos([photo for photo in photos.test if photo.segments is not None])
+    chosen_on = Photos([photo for photo in photos.train if photo.segments is not None][:40])
+    found = {}
+    _row(table, "one segment", _named(compared(one_segment, with_segments), colors=False))
+    for name in SEGMENTERS:
+        value, way = best_of(name, chosen_on if len(chosen_on) else with_segments)
+        numbers = compared(way, with_segments)
+        found[name] = numbers["rand"].mean
+        _row(table, f"{name}, {value}", _named(numbers, colors="colors" in name))
+    return found
+
+
+def _named(numbers: Mapping[str, Estimate], colors: bool) -> dict[str, Estimate]:
+    rand = "rand_with_colors" if colors else "rand"
+    return {
+        rand: numbers["rand"],
+        "variation": numbers["variation"],
+        "covering": numbers["covering"],
+    }
+
+
+def picture(
+    curves: Mapping[str, Sequence[tuple[float, Estimate, Estimate]]], lines: Mapping[str, float]
+) -> Figure:
+    """The Rand index of segments against what the colors say of them, for each view of the decoder."""
+    figure = Figure(figsize=(9, 5.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        columns = [[point[1] for point in points], [point[2] for point in points]]
+        xs, ys = ([each.mean for each in column] for column in columns)
+        errors = [
+            [0.0 if math.isnan(e.standard_error) else e.standard_error for e in column]
+            for column in columns
+        ]
+        style: dict[str, Any] = {"color": HUES[name], "capsize": 3, "markersize": 8}
+        axes.errorbar(
+            *(xs, ys),
+            xerr=errors[0],
+            yerr=errors[1],
+            fmt=f"{MARKERS[name]}-",
+            label=TITLES[name],
+            **style,
+        )
+        for beta, x, y in points:
+            axes.annotate(
+                f"β = {beta:g}",
+                (x.mean, y.mean),
+                xytext=(6, -12),
+                textcoords="offset points",
+                fontsize=9,
+            )
+    for name, value in lines.items():
+        axes.axhline(value, color=GRAY, linewidth=0.9, linestyle=":", zorder=-1)
+        axes.annotate(
+            name.partition(" (")[0],
+            (1.0, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=GRAY,
+        )
+    axes.set_xlabel("I(z; y | x), bits per pixel", fontsize=14)
+    axes.set_ylabel("adjusted Rand index with people's segments", fontsize=14)
+    axes.tick_params(labelsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    if curves:
+        axes.legend(fontsize=12, frameon=False, loc="lower right")
+    return figure
+
+
+if __name__ == "__main__":
+    tiny = {"patches": 16, "patch": 32, "epochs": 1, "widths": (4, 6), "longest": 60, "segments": 3}
+    start(
+        main,
+        quick={
+            **{f"base.{name}": value for name, value in tiny.items()},
+            **{"base.colors": "palette", "betas": (1.0, 3.0), "num_seeds": 1, "ablations": False},
+            **{"most_photos": 2, "runs": "colorization_quick", "output": "colorization_quick.png"},
+        },
+    )
