@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import fit
@@ -28,7 +30,8 @@ from ppl_vae.models import (
     colorization,
 )
 from ppl_vae.networks import UNet
-from ppl_vae.objectives import ELBO
+from ppl_vae.objectives import ELBO, Loss, MeanFieldELBO, Objective
+from ppl_vae.pairs import Batch, Layout, Pair
 from ppl_vae.runs import save_run
 from ppl_vae.runtime import write_bytes
 
@@ -44,6 +47,33 @@ COLORS: dict[str, Callable[[UNet], colorization.Colors]] = {
     "luma": lambda network: LumaColors(),
     "picture": PictureColors,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummedSegmentsELBO(Objective):
+    """The ELBO of latent colors, with a weight of the KL of the segments, too.
+
+    A model with latent colors c sums its segments out, so that they have no KL which beta could weight in
+    `ELBO`. With the best q(z | x, y, c) for a weight beta, the objective is
+
+        E_q(c) beta log sum_z P(z | x) P(y | z, x, c)^(1 / beta) - beta KL(q(c) || p(c)),
+
+    which at beta = 1 is the ELBO. That of beta = 1 is reported beside it.
+    """
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        found = MeanFieldELBO()(pair, layout, batch, 1.0)
+        if beta == 1.0:
+            return found
+        model: Any = pair.model
+        y, x = cast(tuple[Tensor, Tensor], batch)
+        ((_, guide_trace),) = found.traces
+        shifts = guide_trace.nodes["shifts"]
+        unary = model.unary(x)
+        with_colors = unary + model.log_likelihoods(y, x, shifts["value"]) / beta
+        evidence = beta * (model.log_partition(with_colors, x) - model.log_partition(unary, x))
+        kl = kl_divergence(shifts["fn"], model.shifts_prior())
+        return replace(found, loss=(beta * kl - evidence).mean())
 
 
 @dataclass(frozen=True)
@@ -117,7 +147,7 @@ class Point:
             model.initialize(*rows, seed=self.seed)
         fitted = fit(
             *(model, guide, rows),
-            objective=ELBO(beta=self.beta),
+            objective=(SummedSegmentsELBO if self.colors == "latent" else ELBO)(beta=self.beta),
             max_epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
