@@ -75,6 +75,7 @@ def points_of(
             yield replace(base, colors=colors, seed=seed)
     for seed in seeds:
         yield replace(base, colors="picture", segments=1, seed=seed)
+        yield replace(base, colors="mixture", seed=seed)
     for seed in seeds:
         for beta in betas:
             for colors in TITLES:
@@ -152,6 +153,8 @@ def main(
             replace(base, colors="picture", segments=1, seed=s) for s in seeds
         ],
     }
+    mixture = f"the same U-Net, a mixture of {base.segments} without z"
+    rows[mixture] = [replace(base, colors="mixture", seed=s) for s in seeds]
     for title, of_row in rows.items():
         _row(table, title, found_of(of_row, runs))
     for title, baseline in (

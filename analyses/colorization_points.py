@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -31,7 +31,7 @@ from ppl_vae.models import (
 )
 from ppl_vae.networks import UNet
 from ppl_vae.objectives import ELBO, Loss, MeanFieldELBO, Objective
-from ppl_vae.pairs import Batch, Layout, Pair
+from ppl_vae.pairs import Batch, Layout, Pair, shared
 from ppl_vae.runs import save_run
 from ppl_vae.runtime import write_bytes
 
@@ -47,6 +47,53 @@ COLORS: dict[str, Callable[[UNet], colorization.Colors]] = {
     "luma": lambda network: LumaColors(),
     "picture": PictureColors,
 }
+
+
+class PixelMixture(IndependentSegments):
+    """A mixture of K colors for each pixel, by one U-Net: what is usually done, without a word of segments.
+
+    Summed over its components it is the density of `IndependentSegments` with `PictureColors`, which has a
+    network for P(z | x) and another one for the colors. Here one gives both.
+
+    Args:
+        segments: Number K of components.
+        network: The U-Net.
+    """
+
+    def __init__(self, segments: int, network: UNet) -> None:
+        super().__init__(segments, PictureColors(network), network)
+        self.segmenter = nn.Identity()
+        self.colors = _OfOneNetwork(segments, network)
+
+    def unary(self, x: Tensor) -> Tensor:
+        """See `SegmentedColors`."""
+        colors: Any = self.colors
+        logits: Tensor = colors.outputs(x)[..., : self.segments].log_softmax(-1)
+        return logits
+
+
+class _OfOneNetwork(nn.Module):
+    def __init__(self, segments: int, network: UNet) -> None:
+        super().__init__()
+        self.segments = segments
+        self.features = nn.Parameter(
+            torch.randn(segments, 5) * torch.tensor([1, 0.5, 0.1, 0.1, 0.1])
+        )
+        self.net = network.build(1, 6 * segments)
+
+    def outputs(self, luma: Tensor) -> Tensor:
+        """Of the network, `(n, h, w, 6 K)`."""
+
+        def compute() -> Tensor:
+            found: Tensor = self.net((luma.unsqueeze(-3) - 128.0) / 64.0)
+            return found.movedim(-3, -1)
+
+        return shared(self, "outputs", (luma,), compute)
+
+    def forward(self, luma: Tensor) -> Tensor:
+        of_colors = self.outputs(luma)[..., self.segments :]
+        found: Tensor = of_colors.unflatten(-1, self.features.shape) + self.features
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +128,7 @@ class Point:
     """A model of colors, and how it is trained.
 
     Attributes:
-        colors: What the colors of a pixel may depend on: a key of `COLORS`.
+        colors: What the colors of a pixel may depend on: a key of `COLORS`; or "mixture", a `PixelMixture`.
         rung: P(z | x): a key of `RUNGS`.
         beta: The weight of the KL.
         segments: K.
@@ -121,6 +168,9 @@ class Point:
     def pair(self) -> tuple[Any, Any]:
         """Model and guide, with new weights."""
         network = UNet(self.widths)
+        if self.colors == "mixture":
+            mixture = PixelMixture(self.segments, network)
+            return mixture, Exact(mixture)
         model = RUNGS[self.rung](self.segments, COLORS[self.colors](network), network)
         if self.colors == "latent":
             return model, WithinPicture(model)

@@ -57,3 +57,23 @@ def test_the_best_segments_at_each_weight(beta: float, points: object) -> None:
     assert torch.allclose(at_q, best, atol=1e-9)
     slopes = torch.autograd.grad(found.loss, list(model.parameters()), allow_unused=True)
     assert all(slope is not None and bool(slope.any()) for slope in slopes)
+
+
+def test_a_mixture_of_one_network_is_a_density(points: object) -> None:
+    """log P(y | x) is that of the mixture, and sums to 1 over a pixel's chroma."""
+    torch.manual_seed(0)
+    model = points.PixelMixture(3, UNet((4,)))  # type: ignore[attr-defined]
+    x = torch.tensor([[[4.0, 3.0], [250.0, 2.0]]])
+    room = torch.arange(-40, 41).float()
+    table = torch.cartesian_prod(room, room)
+    with torch.no_grad():
+        p = model.color_components(x)
+        y = table[:, None, None, None, None, :].expand(-1, 1, 2, 2, 3, 2)
+        possible = p.support.check(y).all(-1)
+        log_p = (model.unary(x) + p.log_prob(y)).logsumexp(-1)
+        total = log_p.exp().masked_fill(~possible, 0.0).sum(0)
+        assert torch.allclose(total, torch.ones(1, 2, 2), atol=1e-4)
+        colors = table[possible[:, 0, 0, 0].nonzero()[0]].expand(1, 2, 2, 2) * 0
+        exact = (model.unary(x) + p.log_prob(colors.unsqueeze(-2))).logsumexp(-1).sum()
+        assert torch.allclose(model.log_evidence(colors, x), exact, atol=1e-4)
+    assert len(list(model.parameters())) < len(list(IndependentSegments(3).parameters()))
