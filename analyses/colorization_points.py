@@ -208,7 +208,7 @@ class Point:
             progress=progress,
         )
         save_run(folder / "run", model, guide, fit=fitted, overwrite=True)
-        scores = score_photos(model, guide, photos.test, seed=0, progress=False)
+        scores = score_photos(model, guide, photos.test, num_samples=20, seed=0, progress=False)
         found = {
             "point": asdict(self),
             "seconds": fitted.seconds,
