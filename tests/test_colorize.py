@@ -73,6 +73,9 @@ def test_a_run_holds_what_was_measured_on_photos(run: Path, photos: Path) -> Non
     page = (run / "report.html").read_text()
     assert "Colorings" in page
     assert "IndependentSegments with Exact" in page
+    assert "No collapse: of 256 elements with 3 values" in page
+    assert f"{scores.bits.mean:.3f} ± " in page
+    assert "log p(x) is log p(y | x)" in page
 
 
 def test_other_commands_take_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

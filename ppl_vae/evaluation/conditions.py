@@ -76,9 +76,11 @@ class Conditions:
         if self._given:
             names = ", ".join(self._given)
             quoted = ", ".join(f"'{name}'" for name in self._given)
+            # Where the model's own data are not called x, what it is given may be.
+            data = ", ".join(self._session.layout.observed) if "x" in self._given else "x"
             notes.append(
-                f"the model is given {quoted} beside the data and does not model it: log p(x) is log p(x | "
-                f"{names})"
+                f"the model is given {quoted} beside the data and does not model it: log p(x) is log "
+                f"p({data} | {names})"
             )
         for name, known in self._revealed.items():
             if known:

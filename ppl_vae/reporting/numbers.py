@@ -188,6 +188,37 @@ def of_gaps(found: Mapping[str, Any]) -> Iterator[Row]:
         yield from _estimate(found, name, name.replace("_", " "), sentence + of_rows)
 
 
+def of_colors(found: Mapping[str, Any]) -> Iterator[Row]:
+    """The numbers of colors.json."""
+    photos = f"of {found.get('num_rows')} photos"
+    told = (
+        (
+            "bits",
+            "color of a photo",
+            f"−log2 P(y | x) per pixel of chroma, {photos}: the length of a file.",
+        ),
+        (
+            "information",
+            "I(z; y | x)",
+            "What the colors say of the segment of a pixel. 0: z has collapsed.",
+        ),
+    )
+    for name, called, sentence in told:
+        yield from _estimate(found, name, called, sentence, unit="bits per pixel")
+    for name, called in (("psnr_mean", "mean coloring"), ("psnr_mode", "mode coloring")):
+        yield from _estimate(
+            found, name, called, "Peak signal-to-noise ratio of its red, green and blue.", unit="dB"
+        )
+    yield from _estimate(
+        found,
+        "rand_with_colors",
+        "adjusted Rand index",
+        "How the segments, given gray picture and colors, agree with those beside the photos: 1 fully, 0 by "
+        "chance.",
+        unit="",
+    )
+
+
 def number_table(rows: Sequence[Row]) -> Markup:
     """Quantities with sentences; empty if there are none."""
     return explained(rows, "Numbers") if rows else Markup("")

@@ -27,6 +27,7 @@ from ppl_vae.reporting.numbers import (
     epoch_table,
     number_table,
     of_annealed,
+    of_colors,
     of_diagnosis,
     of_evaluation,
     of_gaps,
@@ -37,6 +38,7 @@ from ppl_vae.reporting.verdict import doubts, latent_table, verdict
 from ppl_vae.runs import (
     ANNEALED,
     CHECKPOINTS,
+    COLORS,
     CONFIG,
     DIAGNOSIS,
     EVALUATION,
@@ -224,6 +226,7 @@ def _results(
         (diagnosis, of_diagnosis),
         (content.result(ANNEALED), of_annealed),
         (content.result(GAPS), of_gaps),
+        (content.result(COLORS), of_colors),
     )
     return [(found, of) for found, of in given if found is not None]
 

@@ -34,6 +34,9 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
     if diagnosis.get("num_rows") == 1:
         return "One row was diagnosed: whether a dimension is active shows in several."
     active, collapsed = (_flags(diagnosis.get(name)) for name in ("active", "collapsed"))
+    elements = diagnosis.get("of_elements")
+    if isinstance(elements, Mapping):
+        return _of_elements(elements, any(active))
     count, unused = sum(active), len(active) - sum(active)
     dimensions = f"latent dimension{'' if len(active) == 1 else 's'}"
     found = f"{count} of {len(active)} {dimensions} {'is' if count == 1 else 'are'} active"
@@ -51,6 +54,21 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
         return f"{found}."
     at_least = "at least " if limited(diagnosis) else ""
     return f"{found}. z carries {at_least}{max(0.0, nats):.1f} nats about x."
+
+
+def _of_elements(found: Mapping[str, Any], used: bool) -> str:
+    """Of a latent with many elements, such as a segment for each pixel."""
+    state = "No collapse" if used else "Collapse"
+    names = ("count", "values", "used_values", "rate", "gain")
+    count, values, of_them, rate, gain = (_number(found.get(name)) for name in names)
+    return (
+        f"{state}: of {count:,.0f} elements with {values:.0f} values, of which {of_them:.1f} are used, x tells "
+        f"{rate:.2g} nats each, and each is worth {gain:.2g} nats to the decoder."
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _cards(diagnosis: Mapping[str, Any], run: Path) -> Iterator[Markup]:
