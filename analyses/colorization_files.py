@@ -72,6 +72,7 @@ def bytes_of_colors(
 
     That of a usual codec is its file of the color photo less that of the gray picture, of the same settings.
     Each file of the model is read again, and has to give the chroma that was written.
+    Where colors are latent, -log2 P is a bound by samples, and the file has their values, too.
 
     Args:
         run: Folder of a run, such as `ppl-vae colorize train` makes it; None trains a small model first.

@@ -125,3 +125,12 @@ def test_the_best_value_is_that_of_the_best_index(baselines: Any, halves: Photo,
     value, way = baselines.best_of(name, Photos([halves]))
     assert value == 2
     assert baselines.compared(way, Photos([halves]))["rand"].mean == 1
+
+
+def test_colors_without_an_error_have_an_infinite_psnr(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = importlib.import_module("colorization")
+    assert script._decibels(0.0) == math.inf
+    assert script._decibels(25.5) == pytest.approx(20)

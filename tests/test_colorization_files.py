@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from ppl_vae.coloring import color_picture
 from ppl_vae.colors import split_colors
 from ppl_vae.data import Photo
 from ppl_vae.distributions import ChromaLogistic
+from ppl_vae.guides import MeanField
 from ppl_vae.models import (
+    VAE,
     IndependentSegments,
     LatentColors,
     LumaColors,
@@ -26,6 +29,7 @@ from ppl_vae.models import (
 )
 from ppl_vae.networks import UNet
 from ppl_vae.pairs import marginals_of
+from ppl_vae.runs import save_run
 
 SMALL = UNet((3, 5))
 
@@ -187,3 +191,9 @@ def test_the_file_of_a_model_costs_what_it_says(files: Any, photo: Photo) -> Non
 
 def test_vividness_is_the_length_of_chroma(files: Any) -> None:
     assert files.vividness(torch.tensor([[[3, 4], [3, 4]]])) == pytest.approx(5)
+
+
+def test_a_run_of_another_model_is_refused(files: Any, tmp_path: Path) -> None:
+    save_run(tmp_path / "other", VAE((3,), latent_dim=2), MeanField((3,), latent_dim=2))
+    with pytest.raises(ValueError, match=r"other is a run of VAE, which is no model of colors"):
+        files.diversity(run=tmp_path / "other", output=tmp_path / "a.png")
