@@ -164,7 +164,7 @@ def main(
     ):
         measured = [baseline(photo) for photo in of_base.test]
         bits = Estimate(torch.tensor([each.bits for each in measured]), "")
-        psnr = Estimate(torch.tensor([20 * math.log10(255 / each.rmse) for each in measured]), "")
+        psnr = Estimate(torch.tensor([_decibels(each.rmse) for each in measured]), "")
         _row(table, title, {"bits": bits, "psnr_mean": psnr})
     lines = _segment_rows(table, of_base)
     print()
@@ -192,6 +192,11 @@ def main(
 
 def _first(photos: PhotoData, most: int | None) -> PhotoData:
     return photos if most is None else PhotoData(photos.train[:most], photos.test[:most])
+
+
+def _decibels(rmse: float) -> float:
+    """The PSNR; without an error it is infinite."""
+    return 20 * math.log10(255 / rmse) if rmse else math.inf
 
 
 def _cells(found: Mapping[str, Estimate]) -> list[str]:
