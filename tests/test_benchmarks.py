@@ -66,7 +66,24 @@ def live(folder: Path) -> None:
         assert share == pytest.approx(spent, rel=0.1, abs=1e-3)
 
 
-SLOW = [pytest.param(check, marks=pytest.mark.slow) for check in (training, evaluation, live)]
+def colorize(folder: Path) -> None:
+    network = ("--widths=[4,8]", "--segments=3", "--kinds=[Palette]", "--contenders=[hand,fit]")
+    training = ("--patch=16", "--batch_size=4", "--steps=2", "--warm_up=1", "--rounds=1")
+    applying = ("--photo=[40,30]", "--sizes=[[90,60],[900,600]]", "--most_gib=0", "--threads=1")
+    path = str(BENCHMARKS / "colorize.py")
+    printed = run_alone(path, *network, *training, *applying, cwd=folder)
+    # A RuntimeError would say that the contenders do not compute the same.
+    trained, applied, memory = (rows("|" + part) for part in printed.split("\n\n|")[1:])
+    assert [float(row["`fit` takes, of its time"]) for row in trained][1] == 1.0
+    assert trained[0]["loss, nats per pixel"][:5] == trained[1]["loss, nats per pixel"][:5]
+    assert all(mean(row["photos per second"]) > 0 for row in applied)
+    assert [row["photo"] for row in memory] == ["90 x 60", "900 x 600"]
+    assert memory[1]["torch by hand, without tiles"].startswith("left out")
+
+
+SLOW = [
+    pytest.param(check, marks=pytest.mark.slow) for check in (training, evaluation, live, colorize)
+]
 
 
 @pytest.mark.parametrize("check", [*SLOW, em])

@@ -12,9 +12,17 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from ppl_vae import evaluate
-from ppl_vae.coloring import color_error, color_picture, score_photos, segment_picture, tiles
+from ppl_vae.coloring import (
+    color_error,
+    color_picture,
+    mixtures,
+    score_photos,
+    segment_picture,
+    tiles,
+)
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.data import Photo, Photos
+from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.guides import Exact, WithinPicture
 from ppl_vae.models import (
     IndependentSegments,
@@ -244,3 +252,38 @@ def test_chroma_of_another_size_is_refused() -> None:
         segment_picture(
             IndependentSegments(2, Palette(), SMALL), torch.zeros(3, 4), torch.zeros(4, 3, 2)
         )
+
+
+@pytest.mark.parametrize("colors", [Palette(), LatentColors()])
+def test_colors_of_a_palette_are_those_of_256_levels(
+    colors: colorization.Colors, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(IndependentSegments(3, colors, SMALL))
+    evaluated: list[int] = []
+    log_prob = ChromaLogistic.log_prob
+
+    def counted(self: ChromaLogistic, value: Tensor) -> Tensor:
+        found = log_prob(self, value)
+        evaluated.append(found.numel())
+        return found
+
+    monkeypatch.setattr(ChromaLogistic, "log_prob", counted)
+    found = color_picture(model, photo.luma)
+    assert set(evaluated) == {256 * 3}
+    # The same with all pixels of their own.
+    monkeypatch.setattr(mixtures, "of_levels", lambda _: None)
+    evaluated.clear()
+    whole = color_picture(model, photo.luma)
+    assert set(evaluated) == {photo.luma.numel() * 3}
+    assert torch.allclose(found.mean, whole.mean, atol=1e-3)
+    assert float((found.mode != whole.mode).double().mean()) < 0.001  # ties
+
+
+def test_colors_that_see_more_than_the_luma_have_no_table(photo: Photo) -> None:
+    x = photo.luma[None].float()
+    models = {
+        colors: IndependentSegments(3, colors, SMALL)
+        for colors in (Palette(), LumaColors(), PictureColors(SMALL))
+    }
+    tables = [mixtures.of_levels(model.color_components(x)) for model in models.values()]
+    assert [table is None for table in tables] == [False, True, True]

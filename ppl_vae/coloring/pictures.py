@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ppl_vae.coloring.mixtures import mean_of_mixture, mode_of_mixture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import split_colors, to_rgb
@@ -142,9 +143,8 @@ def _colored(
                 if shifts is not None
                 else mixtures[0]
             )
-            found = sum((weights.unsqueeze(-1) * p.mean).sum(-2) for p in mixtures)
-            mean[tile.kept] = (found / len(mixtures))[0][tile.inside].cpu()
-            mode[tile.kept] = _mode(weights, at_mode)[0][tile.inside].short().cpu()
+            mean[tile.kept] = mean_of_mixture(weights, mixtures, x)[0][tile.inside].cpu()
+            mode[tile.kept] = mode_of_mixture(weights, at_mode, x)[0][tile.inside].short().cpu()
             segments[tile.kept] = weights.argmax(-1)[0][tile.inside].byte().cpu()
             for i, z in enumerate(field.sample((draws,)) if draws else ()):
                 c = None if shifts is None else shifts[i][None]
@@ -272,19 +272,6 @@ def _marginals(field: Any) -> Tensor:
         return marginals_of(field)
     except NotImplementedError:
         return marginals_of(field.mean_field())
-
-
-def _mode(weights: Tensor, components: Any) -> Tensor:
-    """The likeliest of the components' modes under the mixture, `(n, h, w, 2)`."""
-    log_weights = weights.log()
-    candidates = components.mode  # (n, h, w, K, 2)
-    best: Tensor = candidates[..., 0, :]
-    most = torch.full(best.shape[:-1], -torch.inf, device=best.device)
-    for candidate in candidates.unbind(-2):
-        log_p = (log_weights + components.log_prob(candidate.unsqueeze(-2))).logsumexp(-1)
-        best = torch.where((log_p > most).unsqueeze(-1), candidate, best)
-        most = torch.maximum(most, log_p)
-    return best
 
 
 def as_bytes(luma: Tensor) -> Tensor:

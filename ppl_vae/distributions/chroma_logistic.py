@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +12,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.colors import chroma_interval, luma_after_green
-from ppl_vae.distributions.quantized_logistic import log_one_minus_exp, log_sigmoid
+from ppl_vae.distributions.quantized_logistic import log_sigmoid
 
 _QUANTILES = 6
 """At so many quantiles of Cg the mean of Co is averaged, with the weights of Gauss and Legendre."""
+
+_TAIL = 10.0
+"""So many scales from the location, what is left is an exponential distribution."""
 
 _FAR = 80.0
 """So many scales away, nothing is left of a logistic distribution, in single precision and in fact."""
@@ -116,11 +120,12 @@ class ChromaLogistic(dist.TorchDistribution):
         """E[(Co, Cg)] to within a level, `(*batch, 2)`: before rounding; that of Co over 6 quantiles of Cg."""
         of_green = self.of_green()
         orange: Tensor | float = 0.0
-        for node, weight in zip(*np.polynomial.legendre.leggauss(_QUANTILES), strict=True):
-            quantile = torch.full((), (node + 1) / 2, dtype=self.loc.dtype, device=self.loc.device)
-            green = of_green.at(quantile.expand(self.batch_shape))
+        nodes, weights = np.polynomial.legendre.leggauss(_QUANTILES)
+        shares = torch.from_numpy((nodes + 1) / 2).to(self.loc)
+        for green, weight in zip(of_green.quantiles(shares), weights, strict=True):
             orange = orange + self.of_orange(green).mean * (weight / 2)
-        return torch.stack([torch.as_tensor(orange), of_green.mean.expand(self.batch_shape)], -1)
+        orange = torch.as_tensor(orange).expand(self.batch_shape)
+        return torch.stack([orange, of_green.mean.expand(self.batch_shape)], -1)
 
     def of_green(self) -> CutLogistic:
         """P(Cg | Y), of the batch shape."""
@@ -214,27 +219,36 @@ class CutLogistic:
         """E[v] before rounding, from the integral of v dF = [v F] - [scale softplus]."""
         side, near, far = self._from_mode()
         # With T(u) = s(-u): E[u] = (near T(near) - far T(far) + softplus(-near) - softplus(-far)) / mass.
-        log_mass = log_sigmoid(-near) + log_one_minus_exp(far - near) + log_sigmoid(far)
-        tails = near * torch.sigmoid(-near) - far * torch.sigmoid(-far)
-        rest = torch.nn.functional.softplus(-near) - torch.nn.functional.softplus(-far)
-        mean = (tails + rest) / log_mass.exp()
-        # So far in the tail that it is an exponential distribution, cut at the far end.
+        # far is above 0. Everything comes from three exponentials, and one logarithm.
         width = far - near
-        tail = near + 1 - width * torch.exp(-width) / -torch.expm1(-width)
-        mean = torch.where(near > 10.0, tail, mean)
+        power_near, power_far, power = (torch.exp(-u) for u in (near.abs(), far, width))
+        one_minus = torch.tanh(width / 2) * (1 + power)
+        tail_near = torch.where(near > 0, power_near, 1.0) / (1 + power_near)
+        tail_far = power_far / (1 + power_far)
+        mass = tail_near * one_minus / (1 + power_far)
+        rest = torch.log((1 + power_near) / (1 + power_far)) - near.clamp_max(0.0)
+        mean = (near * tail_near - far * tail_far + rest) / mass
+        # So far in the tail that it is an exponential distribution, cut at the far end.
+        mean = torch.where(near > _TAIL, near + 1 - width * power / one_minus, mean)
         value = self.loc + side * self.scale * mean
         return torch.minimum(torch.maximum(value, self.least), self.greatest)
 
     def at(self, uniform: Tensor) -> Tensor:
         """The whole number at this quantile, counted from the end of the cut that is nearer to the mode."""
+        return next(self.quantiles([uniform]))
+
+    def quantiles(self, uniform: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The whole numbers at several quantiles, see `at`: what does not depend on these is computed once."""
         side, near, far = self._from_mode()
         # log T(u) between those of the ends, T = s(-u): accurate however far the cut is in the tail.
-        log_near, log_far = log_sigmoid(-near), log_sigmoid(-far)
-        share = (uniform + (1 - uniform) * torch.exp(log_far - log_near)).clamp_min(1e-37)
-        log_tail = log_near + share.log()
-        u = torch.log1p(-log_tail.exp().clamp_max(1 - 1e-7)) - log_tail
-        value = (self.loc + side * self.scale * u).round()
-        return torch.minimum(torch.maximum(value, self.least), self.greatest)
+        log_near = log_sigmoid(-near)
+        far_share = torch.exp(log_sigmoid(-far) - log_near)
+        for each in uniform:
+            share = (each + (1 - each) * far_share).clamp_min(1e-37)
+            log_tail = log_near + share.log()
+            u = torch.log(1 - log_tail.exp().clamp_max(1 - 1e-7)) - log_tail
+            value = (self.loc + side * self.scale * u).round()
+            yield torch.minimum(torch.maximum(value, self.least), self.greatest)
 
     def _from_mode(self) -> tuple[Tensor, Tensor, Tensor]:
         """A side, 1 or -1, and the ends of the cut on it, in scales; near < far, near the mode."""
