@@ -33,7 +33,7 @@ from ppl_vae.networks import UNet
 from ppl_vae.objectives import ELBO, Loss, MeanFieldELBO, Objective
 from ppl_vae.pairs import Batch, Layout, Pair, shared
 from ppl_vae.runs import save_run
-from ppl_vae.runtime import write_bytes
+from ppl_vae.runtime import digest, write_bytes
 
 RUNGS: dict[str, type[colorization.SegmentedColors]] = {
     "independent": IndependentSegments,
@@ -188,8 +188,15 @@ class Point:
             folder: Its folder.
             progress: Whether to show a progress bar.
         """
+        of_photos = digest(
+            [of for part in (photos.train, photos.test) for p in part for of in p.rows]
+        )
         if (folder / "scores.json").exists():
-            return
+            if json.loads((folder / "scores.json").read_text()).get("photos") == of_photos:
+                return
+            raise ValueError(
+                f"{folder} was measured on other photos: choose another folder for `runs`, or remove it"
+            )
         torch.manual_seed(self.seed)
         rows = photos.train.patches(self.patch, self.patches, seed=self.seed)
         model, guide = self.pair()
@@ -211,6 +218,7 @@ class Point:
         scores = score_photos(model, guide, photos.test, num_samples=20, seed=0, progress=False)
         found = {
             "point": asdict(self),
+            "photos": of_photos,
             "seconds": fitted.seconds,
             "mean": scores.to_dict(),
             "rows": {name: values.tolist() for name, values in scores.rows().items()},

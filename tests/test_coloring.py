@@ -287,3 +287,48 @@ def test_colors_that_see_more_than_the_luma_have_no_table(photo: Photo) -> None:
     }
     tables = [mixtures.of_levels(model.color_components(x)) for model in models.values()]
     assert [table is None for table in tables] == [False, True, True]
+
+
+@pytest.mark.parametrize("longest", [None, 20])
+def test_the_luma_of_colors_is_that_of_the_picture(longest: int | None) -> None:
+    """Chroma that is enlarged, or a mean, may be one that a luma leaves no room for."""
+    model = trained(IndependentSegments(3, PictureColors(SMALL), SMALL))
+    luma = torch.randint(0, 256, (40, 50), generator=torch.Generator().manual_seed(0))
+    found = color_picture(model, luma, longest=longest, draws=1)
+    for chroma in (found.mean, found.mode, found.draws[0]):
+        assert torch.equal(split_colors(found.rgb(chroma))[0], luma.short())
+
+
+def test_latent_colors_are_fitted_once_to_a_picture(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment has one color in all tiles."""
+    model: Any = trained(IndependentSegments(3, LatentColors(), UNet((3,))))
+    sizes = []
+    fit_shifts = model.fit_shifts
+
+    def counted(y: Tensor, x: Tensor) -> Any:
+        sizes.append(x.shape)
+        return fit_shifts(y, x)
+
+    monkeypatch.setattr(model, "fit_shifts", counted)
+    cut = segment_picture(model, photo.luma, photo.chroma, most_pixels=400)
+    assert sizes == [(1, 15, 13)]  # every third pixel
+    assert cut.shape == (45, 38)
+
+
+def test_more_segments_than_a_byte_holds_are_refused(photo: Photo) -> None:
+    model = IndependentSegments(257, Palette(), UNet((3,)))
+    with pytest.raises(ValueError, match="numbers up to 255, and this IndependentSegments has 257"):
+        color_picture(model, photo.luma)
+
+
+def test_a_photo_without_an_error_does_not_count(photo: Photo) -> None:
+    """White has no other colors, so that no coloring is wrong."""
+    model = trained(IndependentSegments(2, Palette(), SMALL))
+    white = Photo("white.png", torch.zeros(9, 8, 2).short(), torch.full((9, 8), 255).short())
+    found = score_photos(model, Exact(model), Photos([white, photo]), progress=False)
+    assert found.psnr_mean.values[0].isnan()
+    assert found.psnr_mean.mean == pytest.approx(float(found.psnr_mean.values[1]))
+    alone = score_photos(model, Exact(model), Photos([white]), progress=False)
+    assert "no photo has an error" in str(alone)

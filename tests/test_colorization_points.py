@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from scripts import ROOT
 from torch.distributions import kl_divergence
 
+from ppl_vae.colors import split_colors
+from ppl_vae.data import Photo, PhotoData, Photos
 from ppl_vae.guides import WithinPicture
 from ppl_vae.models import IndependentSegments, LatentColors
 from ppl_vae.networks import UNet
@@ -77,3 +80,21 @@ def test_a_mixture_of_one_network_is_a_density(points: object) -> None:
         exact = (model.unary(x) + p.log_prob(colors.unsqueeze(-2))).logsumexp(-1).sum()
         assert torch.allclose(model.log_evidence(colors, x), exact, atol=1e-4)
     assert len(list(model.parameters())) < len(list(IndependentSegments(3).parameters()))
+
+
+def test_scores_of_other_photos_are_not_taken(points: object, tmp_path: Path) -> None:
+    def photos(seed: int) -> PhotoData:
+        generator = torch.Generator().manual_seed(seed)
+        rgb = torch.randint(0, 256, (24, 24, 3), generator=generator, dtype=torch.uint8)
+        luma, chroma = split_colors(rgb)
+        one = Photos([Photo("a.png", chroma, luma)])
+        return PhotoData(one, one)
+
+    sizes = {"segments": 2, "widths": (3,), "patch": 8, "patches": 8, "epochs": 1}
+    point = points.Point("palette", **sizes)  # type: ignore[attr-defined]
+    point.train(photos(0), tmp_path / "p")
+    kept = (tmp_path / "p" / "scores.json").read_bytes()
+    point.train(photos(0), tmp_path / "p")
+    assert (tmp_path / "p" / "scores.json").read_bytes() == kept
+    with pytest.raises(ValueError, match="was measured on other photos"):
+        point.train(photos(1), tmp_path / "p")

@@ -121,16 +121,25 @@ def test_apply_writes_colorings_of_the_size_of_the_photo(
     photo((130, 90), 9).save(tmp_path / "large.png")
     photo((30, 20), 8).convert("L").save(tmp_path / "gray.jpg")
     (tmp_path / "other").mkdir()
+    photo((9, 8), 6).save(tmp_path / "other" / "$\\frac$.png")  # no formula
     photo((20, 20), 7).save(tmp_path / "other" / "large.png")
     (tmp_path / "broken.png").write_text("no picture")
-    names = ("large.png", "gray.jpg", "other/large.png", "broken.png")
+    names = (
+        "large.png",
+        "gray.jpg",
+        "other/large.png",
+        "other/$\\frac$.png",
+        "broken.png",
+        "other",
+    )
     out = tmp_path / "new" / "out"
     arguments = [*(str(tmp_path / name) for name in names), "--run", str(run), "--out", str(out)]
     assert main(["colorize", "apply", *arguments, "--draws", "1", "--quiet"]) == 0
     told = capsys.readouterr()
     assert "broken.png cannot be read" in told.err
-    assert "3 photos colored" in told.out
-    stems = ("gray", "large", "large-2")
+    assert "other is a folder: give the photos in it" in told.err
+    assert "4 of 6 photos colored" in told.out
+    stems = ("gray", "large", "large-2", "$\\frac$")
     kinds = ("draw1", "mean", "mode", "segments")
     files = {f"{stem}.{kind}.png" for stem in stems for kind in kinds}
     assert {f.name for f in out.iterdir()} == {*files, "contact_sheet.png"}
@@ -142,10 +151,10 @@ def test_apply_writes_colorings_of_the_size_of_the_photo(
     with Image.open(out / "large.segments.png") as image:
         assert torch.equal(torch.from_numpy(np.array(image)), found.segments)
     # Nothing is replaced unasked.
-    assert main(["colorize", "apply", *arguments[:1], *arguments[4:], "--quiet"]) == 2
+    assert main(["colorize", "apply", *arguments[:1], *arguments[6:], "--quiet"]) == 2
     assert "large.mean.png is there already: choose another --out" in capsys.readouterr().err
     assert (
-        main(["colorize", "apply", *arguments[:1], *arguments[4:], "--overwrite", "--longest", "0"])
+        main(["colorize", "apply", *arguments[:1], *arguments[6:], "--overwrite", "--longest", "0"])
         == 0
     )
     full = color_picture(model, luma)

@@ -24,6 +24,12 @@ def all_colors() -> Tensor:
     return torch.cartesian_prod(levels, levels, levels)
 
 
+def test_all_photos_of_scikit_image_may_be_one_set() -> None:
+    data = load_photos(longest=40, split=False)
+    assert len(data.test) == len(data.train) == 8
+    assert {p.name for p in load_photos(longest=40).train} < {p.name for p in data.test}
+
+
 def test_every_color_comes_back(all_colors: Tensor) -> None:
     luma, chroma = split_colors(all_colors)
     assert torch.equal(to_rgb(luma, chroma), all_colors)

@@ -78,6 +78,28 @@ def test_a_decoder_that_does_not_need_the_segments(pictures: tuple[Tensor, Tenso
     assert bool(found.collapsed.all())
 
 
+def test_a_guide_that_is_far_from_everything_does_not_make_z_used(
+    pictures: tuple[Tensor, Tensor],
+) -> None:
+    """Its rate is large, but the exact posterior is the prior, and the decoder gains nothing."""
+    torch.manual_seed(0)
+    model = IndependentSegments(3, Palette(), SMALL)
+    with torch.no_grad():
+        features = cast(Any, model.colors).features
+        features.copy_(features[:1].expand(3, -1))
+
+    class Sure(SegmentationEncoder):
+        def encode(self, y: Tensor, x: Tensor) -> Any:
+            logits = 9.0 * torch.nn.functional.one_hot((x % 3).long(), 3).float()
+            return dist.Independent(dist.Categorical(logits=logits, validate_args=False), 2)
+
+    found = diagnose(model, Sure(3, SMALL), pictures, seed=0, progress=False)
+    assert found.rate.mean / 144 > 0.5
+    assert found.cause == "strong decoder"
+    assert "that of the exact posterior is" in found.causes["z"].evidence
+    assert found.summary().startswith("Collapse: z, of 144 elements")
+
+
 def test_a_guide_that_lags(pictures: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(0)
     model = IndependentSegments(3, Palette(), SMALL)

@@ -227,7 +227,8 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
         _save_sheet(page, next(sheets), options.overwrite)
     if not done:
         raise ValueError(f"none of the {len(files)} photos can be read")
-    show(f"{done} photo{'' if done == 1 else 's'} colored: {out}")
+    of = "" if done == len(files) else f" of {len(files)}"
+    show(f"{done}{of} photo{'' if len(files) == 1 else 's'} colored: {out}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.nn.functional import interpolate
 from ppl_vae.coloring.mixtures import mean_of_mixture, mode_of_mixture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
-from ppl_vae.colors import split_colors, to_rgb
+from ppl_vae.colors import possible_chroma, split_colors, to_rgb
 from ppl_vae.pairs import marginals_of
 from ppl_vae.runtime import (
     device_of,
@@ -22,6 +23,9 @@ from ppl_vae.runtime import (
     require_count,
     seed_everything,
 )
+
+_MOST_SEGMENTS = 256
+"""Most segments that a byte per pixel can tell apart."""
 
 _SHIFTS = 16
 """Draws of latent colors that the mean is averaged over."""
@@ -48,12 +52,15 @@ class Coloring:
     draws_of_segments: Tensor
 
     def rgb(self, chroma: Tensor) -> Tensor:
-        """The gray picture with this chroma, uint8, `(*batch, h, w, 3)`.
+        """The gray picture with this chroma, uint8, `(*batch, h, w, 3)`: its luma is that of the gray picture.
+
+        Chroma that is not whole, or that the luma leaves no room for, is brought to the next that there is.
 
         Args:
             chroma: `mean`, `mode`, `draws` or others, `(*batch, h, w, 2)`.
         """
-        return to_rgb(self.luma.expand(chroma.shape[:-1]), chroma)
+        luma = self.luma.expand(chroma.shape[:-1])
+        return to_rgb(luma, possible_chroma(luma, chroma))
 
 
 def color_picture(
@@ -72,10 +79,10 @@ def color_picture(
     draw takes one segmentation of the whole picture from P(z | x), and the colors of each pixel given it.
 
     A large picture is colored tile by tile, see `tiles`: with the same result for pixels that are independent
-    given x; what segments of other tiles would say of those at the edge of one is left out. So the memory does
-    not grow with the picture, but for what is returned. Where colors are latent, one draw of them is that of
-    all tiles; the mean is that over 16 draws, the mode is at their mode. Of a wide grid of neighbors
-    (`PottsSegments`) the marginals are those of its mean field.
+    given x; what segments of other tiles would say of those at the edge of one is left out, and superpixels are
+    those of the tile. So the memory does not grow with the picture, but for what is returned. Where colors are
+    latent, one draw of them is that of all tiles; the mean is that over 16 draws, the mode is at their mode. Of
+    a wide grid of neighbors (`PottsSegments`) the marginals are those of its mean field.
 
     Args:
         model: A model of colors, such as `IndependentSegments`.
@@ -199,14 +206,17 @@ def segment_picture(
             luma, chroma = split_colors(rgb.round().clamp(0, 255).to(torch.uint8))
     segments = torch.empty(luma.shape, dtype=torch.uint8)
     with applied(model) as device:
+        shifts = None
+        if chroma is not None and model.shifts_prior() is not None:  # those of the whole picture
+            step = math.ceil(math.sqrt(luma.numel() / most_pixels))  # any that are near will do
+            thin = (of[::step, ::step].to(device).float()[None] for of in (chroma, luma))
+            shifts = model.fit_shifts(*thin)[0]
         for tile in _tiles(model, luma, most_pixels):
             x = luma[tile.seen].to(device).float()[None]
             if chroma is None:
                 field = model.prior(x)
             else:
                 y = chroma[tile.seen].to(device).float()[None]
-                latent = model.shifts_prior() is not None
-                shifts = model.fit_shifts(y, x)[0] if latent else None
                 field = model.conditioned(y, x, shifts=shifts)
             segments[tile.kept] = _marginals(field).argmax(-1)[0][tile.inside].byte().cpu()
     return _repeated(segments, size)
@@ -250,6 +260,11 @@ def _repeated(segments: Tensor, size: Sequence[int]) -> Tensor:
 @contextmanager
 def applied(model: ModelOfColors, seed: int = 0) -> Iterator[torch.device]:
     """The model in evaluation mode, without gradients, with draws of its own; gives its device."""
+    if model.segments > _MOST_SEGMENTS:
+        raise ValueError(
+            f"pictures of segments hold numbers up to {_MOST_SEGMENTS - 1}, and this {type(model).__name__} "
+            f"has {model.segments} segments: use fewer"
+        )
     module = cast(nn.Module, model)
     was_training = module.training
     module.eval()

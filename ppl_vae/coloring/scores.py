@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import applied, color_picture, segment_picture
 from ppl_vae.coloring.tiling import MOST_PIXELS
-from ppl_vae.colors import to_rgb
+from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.data import Photo
 from ppl_vae.evaluation import evaluate
 from ppl_vae.pairs import Program, kl_between
@@ -44,7 +44,8 @@ class PhotoScores(RowResult):
         rmse_mean: Root of the mean squared error of the mean coloring, over pixels and red, green and blue, in
             levels of 0, ..., 255.
         rmse_mode: That of the mode.
-        psnr_mean: 20 log10(255 / rmse_mean), in decibels.
+        psnr_mean: 20 log10(255 / rmse_mean), in decibels. Photos without an error, such as white ones, have
+            none (NaN), and do not count.
         psnr_mode: That of the mode.
         rand: The adjusted Rand index of the likeliest segments given the gray picture, and of the segmentation
             beside the photo: 1 for the same, 0 by chance.
@@ -132,6 +133,7 @@ def score_photos(
 
     log P(y | x) and ELBO are those of `ppl_vae.evaluate`: exact where the segments can be summed out. Colors
     come from `color_picture`, segments from `segment_picture`. Means and standard errors are over photos.
+    Photos are evaluated as a whole, at some kB per pixel: reduce large ones when they are read (`longest`).
 
     Args:
         model: A model of colors, such as `IndependentSegments`.
@@ -157,7 +159,7 @@ def score_photos(
         for name in ("mean", "mode"):
             error = color_error(photo, getattr(coloring, name))
             columns[f"rmse_{name}"].append(error)
-            columns[f"psnr_{name}"].append(20 * math.log10(255 / error) if error else math.inf)
+            columns[f"psnr_{name}"].append(20 * math.log10(255 / error) if error else math.nan)
         found = segment_picture(model, photo.luma, photo.chroma, most_pixels=most_pixels)
         usage += torch.bincount(found.flatten().long(), minlength=model.segments) / found.numel()
         with_colors = compare_segments(photo, found)
@@ -213,7 +215,8 @@ def color_error(photo: Photo, chroma: Tensor) -> float:
         >>> color_error(photo, torch.zeros(2, 2, 2))
         0.0
     """
-    truth, other = (to_rgb(photo.luma, of).double() for of in (photo.chroma, chroma))
+    possible = possible_chroma(photo.luma, chroma)
+    truth, other = (to_rgb(photo.luma, of).double() for of in (photo.chroma, possible))
     return float((truth - other).square().mean().sqrt())
 
 
@@ -260,7 +263,8 @@ def _estimate(name: str, values: list[float]) -> Estimate:
     numbers = torch.tensor(values, dtype=torch.float64)
     known = ~numbers.isnan()
     weights = None if bool(known.all()) else known.double()
-    missing = "" if bool(known.any()) else _NO_SEGMENTS
+    without = "no photo has an error" if name.startswith("psnr") else _NO_SEGMENTS
+    missing = "" if bool(known.any()) else without
     return Estimate(numbers, _UNITS.get(name, ""), weights, missing)
 
 

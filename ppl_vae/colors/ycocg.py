@@ -73,6 +73,29 @@ def to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
     return torch.stack([blue + orange, green + t, blue], -1).clamp(0, LEVELS - 1).to(torch.uint8)
 
 
+def possible_chroma(luma: Tensor, chroma: Tensor) -> Tensor:
+    """The next chroma that a luma leaves room for, int32: first Cg, then Co given it.
+
+    So the luma of the color is this luma, which is not so if red, green and blue are cut.
+
+    Args:
+        luma: Y, whole numbers from 0 to 255, `(*batch)`.
+        chroma: (Co, Cg), any numbers, `(*batch, 2)`; rounded.
+
+    Example:
+        >>> possible_chroma(torch.tensor([0, 128]), torch.tensor([[30.0, 7.2], [-3.0, 4.0]]))
+        tensor([[ 1,  1],
+                [-3,  4]], dtype=torch.int32)
+    """
+    level = _whole(luma)
+    orange, green = _whole(chroma).unbind(-1)
+    least, most = chroma_interval(level)
+    green = torch.minimum(torch.maximum(green, least), most)
+    least, most = chroma_interval(luma_after_green(level, green))
+    orange = torch.minimum(torch.maximum(orange, least), most)
+    return torch.stack([orange, green], -1)
+
+
 def luma_after_green(luma: Tensor, green: Tensor) -> Tensor:
     """t = Y - floor(Cg / 2), the mean of red and blue, rounded down: what Co leaves room for depends on it.
 

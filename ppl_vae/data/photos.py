@@ -187,7 +187,8 @@ def load_photos(
         train, test = (
             _read([folder / file for file in files], longest) for files in _EMBEDDED.values()
         )
-        return PhotoData(train, test)
+        both = train if split else Photos([*train, *test])
+        return PhotoData(both, test if split else both)
     if kind != "folder" or not path:
         raise ValueError(
             f"there are no photos named '{name}': give 'skimage', or 'folder:PATH' for a folder of photos"
@@ -237,6 +238,8 @@ def read_photo(path: Path | str, longest: int | None = None) -> Tensor:
         ValueError: It cannot be read; the message names it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the photos in it")
     if not path.is_file():
         raise FileNotFoundError(f"there is no photo {path}: check the path")
     try:

@@ -71,8 +71,11 @@ def diagnose_elements(session: Session, elements: Elements, size: int, beta: flo
     )
     count = sum(each.elements * len(each.rate) for each in rows) / len(rate)
     each_rate, each_gain = float(rate.mean()) / count, float(gain.nanmean()) / count
-    is_used = each_rate >= COLLAPSED or each_gain >= COLLAPSED
-    lags = not is_used and float(possible.mean()) / count >= COLLAPSED
+    each_possible = float(possible.mean()) / count
+    # A guide may be far from p(z) because it is far from the posterior, too: the decoder gains nothing of that.
+    tells_nothing = each_possible < COLLAPSED  # False where it is not known
+    is_used = each_gain >= COLLAPSED or (each_rate >= COLLAPSED and not tells_nothing)
+    lags = not is_used and each_possible >= COLLAPSED
     shares = usage.mean(0)
     used = UseOfElements(
         count=round(count),
@@ -99,9 +102,7 @@ def diagnose_elements(session: Session, elements: Elements, size: int, beta: flo
         marginal_kl=unknown,
         leave_one_out=unknown,
         rate=Estimate(rate),
-        causes={}
-        if is_used
-        else {elements.site: _cause(used, lags, float(possible.mean()) / count)},
+        causes={} if is_used else {elements.site: _cause(used, lags, each_possible)},
         num_rows=len(rate),
         information_limit=math.inf,
         beta=beta,
@@ -158,11 +159,14 @@ def _cause(used: UseOfElements, lags: bool, possible: float) -> Cause:
             f"its exact posterior has {possible:.2g} nats per element, the guide {used.rate:.2g}"
         )
         return Cause("lagging guide", text.meaning, evidence, text.remedy)
+    rate = f"the rate is {used.rate:.2g} nats per element"
+    if used.rate >= COLLAPSED:
+        rate = f"that of the exact posterior is {possible:.2g}, though {rate} under this guide"
     return Cause(
         "strong decoder",
         "the decoder explains the data without it, by what else it sees",
-        f"the rate is {used.rate:.2g} nats per element, and with the z of another row log p(x) given z falls "
-        f"by {used.gain:.2g} nats per element only",
+        f"{rate}, and with the z of another row log p(x) given z falls by {used.gain:.2g} nats per element "
+        "only",
         "let the decoder see less of what the rows come with (of models of colors, Palette or LumaColors in "
         "place of PictureColors), start with values of z that differ, or hold the rate (TargetRate)",
     )

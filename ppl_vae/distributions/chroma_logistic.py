@@ -110,7 +110,11 @@ class ChromaLogistic(dist.TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The mode of Cg, and that of Co at this Cg: near the most probable color, `(*batch, 2)`."""
+        """The mode of Cg, and that of Co at this Cg, `(*batch, 2)`.
+
+        For scales of some levels it is the most probable color, or near it. For large scales it may not be:
+        where luma and Cg leave little room for Co, each of its values is likely.
+        """
         green = self.of_green().mode
         orange = self.of_orange(green).mode
         return torch.stack(torch.broadcast_tensors(orange, green), -1).expand(*self.batch_shape, 2)

@@ -88,7 +88,8 @@ def contact_sheet(
     for title, axes in zip(columns, panels[0], strict=True):
         axes.set_title(title, fontsize=12)
     for name, axes in zip(names, panels[:, 0], strict=False):
-        axes.set_ylabel(name if len(name) < 24 else f"{name[:10]}...{name[-10:]}", fontsize=9)
+        short = name if len(name) < 24 else f"{name[:10]}...{name[-10:]}"
+        axes.set_ylabel(short, fontsize=9, parse_math=False)
     return figure
 
 
