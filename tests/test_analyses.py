@@ -423,7 +423,12 @@ def colorization(folder: Path) -> None:
     table = {row["model"]: row for row in rows(first)}
     names = ["(a) palette", "(b) latent colors", "(c) local luma", "(d) all of x"]
     one = "the same U-Net, one component"
-    simple = ["mean chroma", "histogram of chroma given luma", "nearest patch"]
+    simple = [
+        "the same U-Net, a mixture of 3 without z",
+        "mean chroma",
+        "histogram of chroma given luma",
+        "nearest patch",
+    ]
     assert list(table)[:9] == [*names, one, *simple, "one segment"]
     assert len(table) == 13
     for name in (*names, one, *simple):

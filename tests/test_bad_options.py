@@ -156,7 +156,7 @@ LONG = "x" * 300
         (
             ["evaluate", "run", "--max_epochs", "3"],
             2,
-            "an option of ppl-vae train, ppl-vae refit, and",
+            "an option of ppl-vae train, ppl-vae refit, ppl-vae colorize train, and",
         ),
         (["train", "--no-download"], 2, "(write --download false)"),
         (["em", "--no_hard"], 2, "(write --hard false)"),

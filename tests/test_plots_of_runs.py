@@ -290,7 +290,16 @@ PICTURES: dict[str, Callable[[], Figure]] = {
         {"beta-VAE": {"β = 1": AT}, "others": [AT]}, curves={"exact": [AT, AT]}, entropy=20.0
     ),
 }
-NOT_HERE = {"draw_run", "draw_rows", "comparison_plot", "RatePoint", "dark_paper"}
+NOT_HERE = {
+    "contact_sheet",  # photos: tests/test_colorize.py
+    "draw_colors",
+    "segment_colors",
+    "draw_run",
+    "draw_rows",
+    "comparison_plot",
+    "RatePoint",
+    "dark_paper",
+}
 """Pictures that are drawn into files, one of runs on disk, whose colors are those of others, and a style."""
 
 
