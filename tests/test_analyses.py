@@ -429,8 +429,8 @@ def colorization(folder: Path) -> None:
         "histogram of chroma given luma",
         "nearest patch",
     ]
-    assert list(table)[:9] == [*names, one, *simple, "one segment"]
-    assert len(table) == 13
+    assert list(table)[:10] == [*names, one, *simple, "one segment"]
+    assert len(table) == 14
     for name in (*names, one, *simple):
         assert mean(table[name]["bits per pixel"]) > 0
         assert mean(table[name]["PSNR of mean, dB"]) > 0
