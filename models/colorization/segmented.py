@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.models.colorization.colors import (
@@ -189,6 +190,15 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         unary = self.unary(x)
         with_colors = self.log_partition(unary + self.log_likelihoods(y, x, shifts), x)
         return with_colors - self.log_partition(unary, x)
+
+    def support_of_data(self, y: Tensor, x: Tensor) -> constraints.Constraint:
+        """The chroma that there is with luma x, whatever the segments: what `fit` checks data against.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+        """
+        return constraints.independent(ChromaLogistic.room(x), 2)
 
     def shifts_prior(self) -> dist.TorchDistribution | None:
         """p(shifts) of a picture, of event shape `(K, 2)`; None if the colors are not latent."""

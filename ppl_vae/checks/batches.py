@@ -164,7 +164,7 @@ class DataCheck:
     def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> None:
         self._pair = pair
         self._shapes = shapes_of_rows(batch)
-        self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
+        self._as_they_come: list[tuple[int, str, Any, Callable[..., Constraint]]] | None = []
         self.dim: int | None = None
         self.data_vary = False
         traces = traces or quietly_run(pair, batch)
@@ -179,7 +179,7 @@ class DataCheck:
         self.dim = rows_frame(sites, num_rows(batch)).dim
         self.data_vary = any(support_has_tensors(site["fn"]) for site in sites.values())
         for name, site in sites.items():
-            found = _as_it_comes(site, tensors_of(batch))
+            found = _as_it_comes(site, tensors_of(batch), _stated_support(pair))
             if found is None or self._as_they_come is None:
                 self._as_they_come = None
                 return
@@ -200,7 +200,7 @@ class DataCheck:
                 value = args[i].reshape(n, *site["value"].shape[1:])
                 given = (self._pair, batch)
                 found = found or unusable(
-                    name, site | {"value": value}, n, self.dim, support, given=given
+                    *(name, site | {"value": value}, n, self.dim, support(*args)), given=given
                 )
         if found is not None:
             # The sites of this batch may be others, which do not use the tensor.
@@ -356,18 +356,31 @@ def _data_sites(pair: Pair, batch: Batch, model_trace: Trace) -> dict[str, Site]
     return {name: site for name, site in sites.items() if site["value"].numel()}
 
 
-def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:
-    """The index of the argument that an observed value is, and the support that all rows share.
+def _stated_support(pair: Pair) -> Callable[..., Constraint] | None:
+    """From a batch, the support of the data in it, if a model of this library states it.
 
-    None if the value is computed or the support varies.
+    It is for supports that depend on other columns: the model's networks need not run to know them.
+    """
+    ours = type(pair.model).__module__.startswith("ppl_vae.models.")
+    found = getattr(pair.model, "support_of_data", None)
+    return found if ours and callable(found) else None
+
+
+def _as_it_comes(
+    site: Any, args: tuple[Tensor, ...], stated: Callable[..., Constraint] | None
+) -> tuple[int, Callable[..., Constraint]] | None:
+    """The index of the argument that an observed value is, and from a batch the support of its rows.
+
+    None if the value is computed, or if the support varies and the model does not state it.
     """
     value = site["value"]
     if isinstance(site["mask"], Tensor):
         return None
     try:
-        support = _of_any_row(site["fn"].support, alone=len(args) == 1)
+        shared = _of_any_row(site["fn"].support, alone=len(args) == 1)
     except Exception:  # distributions without a support
-        return None
+        shared = None
+    support = stated if shared is None else lambda *_: shared
     for i, x in enumerate(args):
         if (
             support is not None

@@ -78,7 +78,20 @@ class ChromaLogistic(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
         """The chroma of the colors with this luma."""
-        return _Room(self.luma)
+        return self.room(self.luma)
+
+    @staticmethod
+    def room(luma: Tensor) -> constraints.Constraint:
+        """The chroma that there is with a luma, of event shape `(2,)`, whatever location and scale are.
+
+        Args:
+            luma: Y, whole numbers from 0 to 255, `(*batch)`.
+
+        Example:
+            >>> ChromaLogistic.room(torch.tensor([128, 255])).check(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+            tensor([ True, False])
+        """
+        return _Room(luma)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ChromaLogistic:
         """The same distribution for a larger batch shape."""

@@ -50,10 +50,12 @@ from .dimensions import (
 from .elements import (
     Elements as Elements,
     ElementTables as ElementTables,
+    elbo_of_elements as elbo_of_elements,
     element_tables as element_tables,
     elements_of as elements_of,
     marginals_of as marginals_of,
     stated_elements as stated_elements,
+    states_elements as states_elements,
     summed_elements as summed_elements,
 )
 from .errors import (

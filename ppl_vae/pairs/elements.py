@@ -74,11 +74,13 @@ def stated_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None
     That a stranger's likelihood takes one element at a time is only tried, which may miss that it does not: so
     nothing is summed by element unasked.
     """
-    model = pair.model
-    ours = type(model).__module__.startswith("ppl_vae.models.")
-    if not ours or not callable(getattr(model, "log_likelihoods", None)):
-        return None
-    return elements_of(pair, layout, batch)
+    return elements_of(pair, layout, batch) if states_elements(pair) else None
+
+
+def states_elements(pair: Pair) -> bool:
+    """Whether the model is one of this library that states what each element adds to its likelihood."""
+    ours = type(pair.model).__module__.startswith("ppl_vae.models.")
+    return ours and callable(getattr(pair.model, "log_likelihoods", None))
 
 
 def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
@@ -222,14 +224,30 @@ def summed_elements(
         batch: n rows.
         elements: The elements of its latent.
     """
-    n = num_rows(batch)
     with sharing_work():
         tables = element_tables(pair, layout, batch, elements)
         log_p = _log_evidence(pair, layout, batch, tables)
-    if log_p is None:
-        return None
+    return None if log_p is None else SummedRows(log_p, *_of_tables(tables, layout, batch))
+
+
+def elbo_of_elements(
+    pair: Pair, layout: Layout, batch: Batch, elements: Elements
+) -> tuple[Tensor, Tensor]:
+    """Rate and distortion of each row, `(1, n)` each, exactly: also where log p(x) is not known.
+
+    Call it inside `pair.scope()`. The arguments are those of `summed_elements`.
+
+    Raises:
+        LayoutChangedError: The programs have other sites on this batch than the layout.
+    """
+    return _of_tables(element_tables(pair, layout, batch, elements), layout, batch)
+
+
+def _of_tables(tables: ElementTables, layout: Layout, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rate and distortion of each row, `(1, n)` each."""
+    n = num_rows(batch)
     distortion = -_to_rows(expected_value(tables.q, tables.log_likelihood, 0), layout, n)
-    return SummedRows(log_p, sum_to_rows(tables.kl, layout, 1, n), distortion)
+    return sum_to_rows(tables.kl, layout, 1, n), distortion
 
 
 def _log_evidence(pair: Pair, layout: Layout, batch: Batch, tables: ElementTables) -> Tensor | None:

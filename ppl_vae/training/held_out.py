@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from ppl_vae.checks import DataCheck, check_data, check_rows, large_values
 from ppl_vae.pairs import (
     Batch,
     Batches,
+    Elements,
     Layout,
     Layouts,
     Pair,
     PairError,
     RowDensities,
     Trace,
+    elbo_of_elements,
     find_layout,
     first_line,
     information_among,
@@ -27,6 +30,10 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
     selects_outside,
+    stated_elements,
+    states_elements,
+    take_rows,
+    tensors_of,
     transformed,
 )
 from ppl_vae.runtime import preserve_random_state
@@ -39,6 +46,14 @@ VALIDATION_SAMPLES = 4
 
 LEAST_ROWS = 512
 """Rows per run of the pair, if the training's batches are smaller."""
+
+FEW_ROWS = 64
+"""As many, if rows are large."""
+
+MOST_NUMBERS = 2**20
+"""Numbers in the rows of a run, beyond which rows are large: a look at them must not take as long as an epoch."""
+
+T = TypeVar("T")
 
 
 class HeldOut:
@@ -67,6 +82,7 @@ class HeldOut:
         self.doubt: str | None = None
         self.measures_information = False
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
+        self._elements: dict[object, Elements | None] = {}  # by the kind of the rows
 
     def check(self, first: Batch) -> None:
         """Checks the held-out rows: all of them if they are in memory, otherwise the first batch.
@@ -80,6 +96,9 @@ class HeldOut:
             PairError: The pair cannot run on them, or data of a row are NaN, infinite, or outside of the
                 likelihood's support.
         """
+        numbers = sum(of.numel() for of in tensors_of(first)) / num_rows(first)
+        few = max(FEW_ROWS, int(MOST_NUMBERS / max(numbers, 1)))
+        self.size = max(self.rows.batch_size, min(self.size, few))
         if self.batches is None:
             return
         self._check = DataCheck(self.pair, first)
@@ -151,6 +170,9 @@ class HeldOut:
     def measure(self, seed: int, epoch: int) -> dict[str, float]:
         """What the latents carry and, with held-out rows, their beta = 1 ELBO, rate and distortion, in nats.
 
+        Where the only latent is one of many elements, such as the segment of each pixel, rate and distortion
+        are exact: nothing is drawn. Nor is anything measured of single elements, of which there are thousands.
+
         Args:
             seed: Seed of the draws.
             epoch: Epochs trained, for the message of an error.
@@ -163,6 +185,7 @@ class HeldOut:
         information = math.nan
         used = LatentUse(self.pair, self._known)
         source = self.rows.batches if self.batches is None else self.batches
+        drawn: RowDensities | None = None
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)
             for number, batch in enumerate(source.ordered(self.size)):
@@ -173,22 +196,29 @@ class HeldOut:
                     if self._check is not None and not source.in_memory:
                         with self._explained(batch):
                             self._check.refuse(batch, number, "validation")
-                drawn = self._drawn(batch, number)
-                rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
-                distortion -= float(drawn.log_likelihood.double().mean(0).sum())
+                elements = self._elements_of(batch, number)
+                if elements is None:
+                    drawn = self._run(batch, number, self._draws_of(batch))
+                    rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
+                    distortion -= float(drawn.log_likelihood.double().mean(0).sum())
+                elif self.batches is not None:
+                    exact = self._run(batch, number, self._elbo_of(batch, elements))
+                    rate += float(exact[0].double().sum())
+                    distortion += float(exact[1].double().sum())
                 if self.batches is not None and not math.isfinite(rate + distortion):
                     self._explain(batch, int(rows))
-                if self.measures_information and not rows:
+                if drawn is not None and self.measures_information and not rows:
                     information = information_among(self.pair, drawn, batch)
                 rows += num_rows(batch)
-                used.update(drawn, batch)
+                if elements is None and drawn is not None:
+                    used.update(drawn, batch)
                 if self.batches is None:
                     break
         if not source.in_memory:  # all of them have been checked
             self._check = None
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
-        found = used.metrics
+        found = used.metrics if drawn is not None else {}
         if self.measures_information:
             found["mutual_information"] = information
         if self.batches is not None:
@@ -205,15 +235,37 @@ class HeldOut:
             f"the held-out ELBO is NaN or infinite: {where}. Repair or rescale these rows, or stop earlier"
         )
 
-    def _drawn(self, batch: Batch, number: int) -> RowDensities:
-        def draw(layout: Layout) -> RowDensities:
-            return sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
+    def _elements_of(self, batch: Batch, number: int) -> Elements | None:
+        """The latent that is summed element by element, found once for each kind of rows.
 
+        None if there is none, or if mutual information is asked for, which is estimated from draws.
+        """
+        if self.measures_information or not states_elements(self.pair):
+            return None
+        few = take_rows(batch, slice(0, 2))
+
+        def find(layout: Layout) -> Elements | None:
+            if layout.signature not in self._elements:
+                self._elements[layout.signature] = stated_elements(self.pair, layout, few)
+            return self._elements[layout.signature]
+
+        return self._run(few, number, find)
+
+    def _draws_of(self, batch: Batch) -> Callable[[Layout], RowDensities]:
+        return lambda layout: sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
+
+    def _elbo_of(
+        self, batch: Batch, elements: Elements
+    ) -> Callable[[Layout], tuple[Tensor, Tensor]]:
+        return lambda layout: elbo_of_elements(self.pair, layout, batch, elements)
+
+    def _run(self, batch: Batch, number: int, of: Callable[[Layout], T]) -> T:
+        """What is measured of a batch with its layout; errors say which batch it is."""
         if self.batches is None:
-            return self.layouts.run(batch, draw)
+            return self.layouts.run(batch, of)
         with self._explained(batch):
             try:
-                return self.layouts.run(batch, draw)
+                return self.layouts.run(batch, of)
             except PairError as error:  # of a kind of batch that comes here first
                 if error.names_rows:
                     raise
