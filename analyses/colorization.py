@@ -47,9 +47,9 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     "tree over superpixels": {"rung": "tree"},
     "Potts grid": {"rung": "potts"},
     "colors that start apart at random": {"start": "apart"},
-    "four times as long": {"epochs": 32},
+    "four times as long": {"epochs": 16},
     "less context (widths 16, 32)": {"widths": (16, 32)},
-    "photos of half the size": {"longest": 120, "patch": 48, "batch_size": 16, "patches": 4000},
+    "photos of twice the size": {"longest": 240, "patch": 96, "batch_size": 1, "patches": 500},
 }
 """What is changed of (a), by what it is called."""
 

@@ -149,12 +149,12 @@ class Point:
     segments: int = 8
     widths: tuple[int, ...] = (16, 32, 64, 64)
     start: str = "clusters"
-    patch: int = 64
+    patch: int = 48
     patches: int = 2000
-    epochs: int = 8
-    batch_size: int = 8
+    epochs: int = 4
+    batch_size: int = 4
     learning_rate: float = 2e-3
-    longest: int = 240
+    longest: int = 120
     seed: int = 0
 
     @property
