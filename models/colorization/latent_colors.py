@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from ppl_vae.models.colorization.colors import LEVELS, Colors, ShiftedColors, apart, chroma
 from ppl_vae.networks import require_at_least_one
-from ppl_vae.pairs import marginals_of, sharing_work
+from ppl_vae.pairs import sharing_work
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,23 @@ class ShiftedPalette(ShiftedColors):
         """See `ShiftedColors`.
 
         Each step is one of Fisher scoring for log p(c) + log P(y | x, c). The E step are the responsibilities
-        of the segments, P(z_i = k | x, y, c). The slope of log P(y | x, c) is the expected one of
-        log P(y | z, x, c) under these; its information is that of their pixels, 1 / (3 s^2) each for a
-        logistic distribution of scale s.
+        of the segments, P(z_i = k | x, y, c), the slope of log P(y | x, c) with regard to what pixel i adds to
+        it in segment k. With regard to c, its slope is the expected one of log P(y | z, x, c) under these; its
+        information is that of their pixels, 1 / (3 s^2) each for a logistic distribution of scale s.
         """
         shifts = self.raw_spread.new_zeros(len(x), *self.raw_spread.shape)
         unit = LEVELS * self.spread
         precision = torch.ones_like(shifts)
         with sharing_work():
+            unary = model.unary(x)
+            scale = chroma(x.unsqueeze(-1), self(x)).scale
             for _ in range(steps):
                 with torch.enable_grad():
                     at = shifts.detach().requires_grad_()
-                    (slope,) = torch.autograd.grad(model.log_evidence(y, x, at).sum(), at)
-                weights = marginals_of(model.posterior(y, x, shifts=shifts)).unsqueeze(-1)
-                scale = chroma(x.unsqueeze(-1), self(x)).scale
-                precision = 1 + (weights / (3 * scale.square())).sum((1, 2)) * unit.square()
+                    of_pixels = model.log_likelihoods(y, x, at)
+                    total = model.log_partition(unary + of_pixels, x).sum()
+                    slope, weights = torch.autograd.grad(total, (at, of_pixels))
+                information = (weights.unsqueeze(-1) / (3 * scale.square())).sum((1, 2))
+                precision = 1 + information * unit.square()
                 shifts = shifts + (slope - shifts) / precision
         return shifts, precision.rsqrt()
