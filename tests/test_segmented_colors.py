@@ -347,3 +347,62 @@ def test_impossible_chroma_is_refused(colors: Colors, pictures: tuple[Tensor, Te
     guide: Any = Exact(model) if isinstance(colors, Palette) else WithinPicture(model)
     with pytest.raises(PairError, match=r"row 1 .* are outside of the support of"):
         fit(model, guide, (y, x), max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
+def test_after_an_epoch_the_elbo_is_that_of_all_segmentations(
+    rung: Rung, segmentations: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    y = torch.randint(-3, 4, (70, 3, 3, 2)).float()
+    x = torch.randint(100, 150, (70, 3, 3)).float()
+    model = rung(K, Palette(), SMALL)
+    guide: Any = Exact(model) if rung is RUNGS[1] else SegmentationEncoder(K, SMALL)
+    fitted = fit(
+        *(model, guide, (y[:8], x[:8])),
+        validation=(y, x),
+        max_epochs=1,
+        batch_size=4,
+        seed=0,
+    )
+    (row,) = fitted.history
+    assert not [name for name in row if name.startswith(("kl_", "active"))]
+    bound = 0.0
+    with torch.no_grad():
+        for two in torch.arange(70).split(2):
+            prior, q = model.prior(x[two]), guide.encode(y[two], x[two])
+            log_q = q.log_prob(segmentations).double()
+            log_joint = prior.log_prob(segmentations) + model.decode(
+                segmentations, x[two]
+            ).log_prob(y[two])
+            bound += float((log_q.exp() * (log_joint.double() - log_q)).sum()) / 70
+    assert row["validation_elbo"] == pytest.approx(bound, abs=1e-3)
+
+
+def test_a_look_at_segments_without_held_out_rows_runs_no_networks() -> None:
+    torch.manual_seed(0)
+    y, x = torch.zeros(600, 4, 4, 2), torch.full((600, 4, 4), 100.0)
+    model = IndependentSegments(K, Palette(), SMALL)
+    rows: list[int] = []
+    model.segmenter.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    fit(model, Exact(model), (y, x), max_epochs=1, batch_size=4, seed=0, compile=False)
+    assert max(rows) <= 8  # neither the check of all data nor the look
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda y, x: y[555, 2, 3].fill_(600),
+        lambda y, x: y[555, 2, 3].fill_(torch.nan),
+        lambda y, x: x[555, 1, 1].fill_(300),
+        lambda y, x: x[555, 1, 1].fill_(torch.nan),
+        lambda y, x: x[555, 1, 1].fill_(100.5),
+    ],
+    ids=["chroma of no color", "chroma NaN", "luma of no color", "luma NaN", "luma not whole"],
+)
+def test_a_bad_pixel_is_found_in_its_row(spoil: Callable[[Tensor, Tensor], object]) -> None:
+    y, x = torch.zeros(600, 4, 4, 2), torch.full((600, 4, 4), 100.0)
+    spoil(y, x)
+    model = IndependentSegments(K, Palette(), SMALL)
+    with pytest.raises(PairError, match="row 555 of x"):
+        fit(model, Exact(model), (y, x), max_epochs=1, batch_size=8, seed=0)

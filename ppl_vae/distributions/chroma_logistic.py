@@ -313,8 +313,8 @@ class _Room(constraints.Constraint):
         second = chroma_interval(luma_after_green(self.luma, green))
         inside = (first[0] <= green) & (green <= first[1])
         inside = inside & (second[0] <= orange) & (orange <= second[1])
-        whole: Tensor = (value == value.round()).all(-1)
+        whole: Tensor = (value == value.round()).all(-1) & (self.luma == self.luma.round())
         return whole & inside
 
     def __repr__(self) -> str:
-        return "the chroma (Co, Cg) of colors with this luma"
+        return "the chroma (Co, Cg) of colors with this luma, a whole number from 0 to 255"
