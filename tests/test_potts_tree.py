@@ -235,8 +235,8 @@ def test_large_numbers_in_single_precision() -> None:
 def test_trees_that_are_none_are_refused() -> None:
     regions = torch.tensor([[0, 0, 1]])
     for parents, text in (
-        ([1, 0], "in a circle"),
-        ([0, -1], "in a circle"),
+        ([1, 0], "in a cycle"),
+        ([0, -1], "in a cycle"),
         ([-1], "regions must be from 0 to 0"),
         ([-1, 2], "parents from -1"),
         ([-1, 2, 0], "a region without pixels has a parent or is one"),

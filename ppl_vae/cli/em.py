@@ -106,7 +106,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             )
         evaluation = with_levels(evaluation, setup.data)
         fitted = with_doubt(fitted, evaluation, setup.config, setup.data)
-        # For a report and for who reads it later.
+        # For a report, and for those who read it later.
         told = {"notes": list(fitted.notes), "warnings": list(fitted.warnings)}
         rows = rows_of(setup.data)
         write_results(folder.path, fit=told, evaluation=evaluation, rows=rows, weights=weights)

@@ -1,4 +1,4 @@
-"""compress_colors() and decompress_colors(): the colors of a photo for who has its gray picture."""
+"""compress_colors() and decompress_colors(): the colors of a photo for somebody who has its gray picture."""
 
 from __future__ import annotations
 

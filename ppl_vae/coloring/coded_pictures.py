@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ppl_vae.coloring.model import ModelOfColors
+from ppl_vae.coloring.pictures import fitted_shifts
 from ppl_vae.coloring.range_coder import Coder, Writer, WrongColorsError
 from ppl_vae.coloring.tiling import Tile, tiles
 from ppl_vae.colors import chroma_interval
@@ -73,9 +74,7 @@ def _coded_shifts(
     most = _MOST_SHIFT * fine
     found = torch.zeros_like(mean)
     if isinstance(coder, Writer):
-        step = math.ceil(math.sqrt(luma.numel() / most_pixels))  # any that are near will do
-        y, x = (of[::step, ::step].double()[None] for of in (chroma, luma))
-        best = model.fit_shifts(y, x)[0][0]
+        best = cast(Tensor, fitted_shifts(model, luma, chroma, most_pixels, torch.float64))[0]
         found = ((best - mean) / spread * fine).nan_to_num().round().clamp(-most, most)
     found = coder.normal(found.flatten(), float(fine), most).reshape(mean.shape).to(mean)
     shifts: Tensor = mean + spread * (found / fine)
@@ -164,7 +163,8 @@ def _coded(values: Tensor, p: Any, log_weights: Tensor, coder: Coder) -> Tensor:
     tables = (log_weights.softmax(-1).unsqueeze(-1) * p.masses(count)).sum(-2)
     if not bool(tables.isfinite().all()):
         raise ValueError(
-            "the model gives colors probabilities that are not finite: look at its parameters, or train it anew"
+            "the model gives colors probabilities that are not finite: look at its parameters, or train it "
+            "again"
         )
     numbers = coder.categorical((values - least).round(), tables)
     if bool((numbers > room).any()):

@@ -41,7 +41,6 @@ class Coloring:
         mode: The likeliest chroma of each pixel among the modes of its segments, int16, `(h, w, 2)`.
         draws: Drawn from P(y | x), each with a segmentation of its own, int16, `(draws, h, w, 2)`.
         segments: The likeliest segment of each pixel given the gray picture, uint8, `(h, w)`.
-        draws_of_segments: The segmentations of the draws, uint8, `(draws, h, w)`.
     """
 
     luma: Tensor
@@ -49,7 +48,6 @@ class Coloring:
     mode: Tensor
     draws: Tensor
     segments: Tensor
-    draws_of_segments: Tensor
 
     def rgb(self, chroma: Tensor) -> Tensor:
         """The gray picture with this chroma, uint8, `(*batch, h, w, 3)`: its luma is that of the gray picture.
@@ -120,7 +118,6 @@ def color_picture(
         if draws
         else found.draws.new_empty(0, *size, 2),
         _repeated(found.segments, size),
-        _repeated(found.draws_of_segments, size),
     )
 
 
@@ -133,7 +130,6 @@ def _colored(
     mode = torch.empty(height, width, 2, dtype=torch.int16)
     segments = torch.empty(height, width, dtype=torch.uint8)
     drawn = torch.empty(draws, height, width, 2, dtype=torch.int16)
-    drawn_segments = torch.empty(draws, height, width, dtype=torch.uint8)
     with applied(model, seed) as device:
         prior = model.shifts_prior()
         shifts = None if prior is None else prior.sample((max(_SHIFTS, draws),))
@@ -157,8 +153,7 @@ def _colored(
                 c = None if shifts is None else shifts[i][None]
                 y = model.decode(z, x, c).sample()
                 drawn[i][tile.kept] = y[0][tile.inside].short().cpu()
-                drawn_segments[i][tile.kept] = z[0][tile.inside].byte().cpu()
-    return Coloring(luma, mean, mode, drawn, segments, drawn_segments)
+    return Coloring(luma, mean, mode, drawn, segments)
 
 
 def segment_picture(
@@ -206,11 +201,7 @@ def segment_picture(
             luma, chroma = split_colors(rgb.round().clamp(0, 255).to(torch.uint8))
     segments = torch.empty(luma.shape, dtype=torch.uint8)
     with applied(model) as device:
-        shifts = None
-        if chroma is not None and model.shifts_prior() is not None:  # those of the whole picture
-            step = math.ceil(math.sqrt(luma.numel() / most_pixels))  # any that are near will do
-            thin = (of[::step, ::step].to(device).float()[None] for of in (chroma, luma))
-            shifts = model.fit_shifts(*thin)[0]
+        shifts = None if chroma is None else fitted_shifts(model, luma, chroma, most_pixels)
         for tile in _tiles(model, luma, most_pixels):
             x = luma[tile.seen].to(device).float()[None]
             if chroma is None:
@@ -220,6 +211,25 @@ def segment_picture(
                 field = model.conditioned(y, x, shifts=shifts)
             segments[tile.kept] = _marginals(field).argmax(-1)[0][tile.inside].byte().cpu()
     return _repeated(segments, size)
+
+
+def fitted_shifts(
+    model: ModelOfColors,
+    luma: Tensor,
+    chroma: Tensor,
+    most_pixels: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor | None:
+    """The latent colors of a whole picture, `(1, K, 2)`, from every so many of its pixels; None if it has none.
+
+    Call it inside of `applied`.
+    """
+    if model.shifts_prior() is None:
+        return None
+    device = device_of(cast(nn.Module, model).parameters())
+    step = math.ceil(math.sqrt(luma.numel() / most_pixels))  # any that are near will do
+    y, x = (of[::step, ::step].to(device, dtype)[None] for of in (chroma, luma))
+    return model.fit_shifts(y, x)[0]
 
 
 def _reduced(luma: Tensor, longest: int | None) -> Tensor:

@@ -13,7 +13,12 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ppl_vae.coloring.model import ModelOfColors
-from ppl_vae.coloring.pictures import applied, color_picture, segment_picture
+from ppl_vae.coloring.pictures import (
+    applied,
+    color_picture,
+    fitted_shifts,
+    segment_picture,
+)
 from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.data import Photo
@@ -187,7 +192,7 @@ def _information(model: ModelOfColors, photo: Photo) -> float:
     """KL(P(z | x, y) || P(z | x)) in bits per pixel; NaN if it is not known."""
     with applied(model) as device:
         y, x = (of.to(device) for of in photo.rows)
-        shifts = None if model.shifts_prior() is None else model.fit_shifts(y, x)[0]
+        shifts = fitted_shifts(model, photo.luma, photo.chroma, photo.luma.numel())
         try:
             kl = kl_between(model.conditioned(y, x, shifts=shifts), model.prior(x))
         except NotImplementedError:

@@ -23,7 +23,7 @@ class RegionTrees:
 
     Raises:
         ValueError: The shapes do not fit together, there is no such region, a region without pixels is in a
-            tree, or regions are above each other in a circle.
+            tree, or regions are above each other in a cycle.
 
     Attributes:
         regions: The region of each pixel, `(*batch, h, w)`.
@@ -133,7 +133,7 @@ def _depths(above: Any) -> Any:
         depth, ahead = depth + depth[ahead], ahead[ahead]
     if (ahead < none).any():
         raise ValueError(
-            "RegionTrees: regions are above each other in a circle; parents must lead to a root, which has the "
+            "RegionTrees: regions are above each other in a cycle; parents must lead to a root, which has the "
             "parent -1"
         )
     return depth

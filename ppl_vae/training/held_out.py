@@ -51,7 +51,7 @@ FEW_ROWS = 64
 """As many, if rows are large."""
 
 MOST_NUMBERS = 2**20
-"""Numbers in the rows of a run, beyond which rows are large: a look at them must not take as long as an epoch."""
+"""Numbers in the rows of a run, beyond which rows are large: a look must not take as long as an epoch."""
 
 T = TypeVar("T")
 
@@ -97,8 +97,8 @@ class HeldOut:
                 likelihood's support.
         """
         numbers = sum(of.numel() for of in tensors_of(first)) / num_rows(first)
-        few = max(FEW_ROWS, int(MOST_NUMBERS / max(numbers, 1)))
-        self.size = max(self.rows.batch_size, min(self.size, few))
+        most = max(FEW_ROWS, int(MOST_NUMBERS / max(numbers, 1)))
+        self.size = max(self.rows.batch_size, min(self.size, most))
         if self.batches is None:
             return
         self._check = DataCheck(self.pair, first)
