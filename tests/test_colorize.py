@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ppl_vae.cli import main
+from ppl_vae.cli.samples import as_pictures
 from ppl_vae.coloring import color_picture, score_photos, segment_picture
 from ppl_vae.colors import split_colors
 from ppl_vae.data import load_patches, load_photos, read_photo
@@ -83,6 +84,30 @@ def test_other_commands_take_the_run(run: Path, capsys: pytest.CaptureFixture[st
     assert "exact" in capsys.readouterr().out
     assert main(["diagnose", str(run), "--quiet", "--overwrite"]) == 0
     assert "z, of 256 elements" in capsys.readouterr().out
+    folder = run / "other"
+    folder.mkdir()
+    assert main(["compare", str(run), str(run), "--output", str(folder / "c.png")]) == 0
+    assert "log p(x) exact" in capsys.readouterr().out
+
+
+def test_samples_of_the_run_are_colored_pictures(run: Path, tmp_path: Path) -> None:
+    drawn, arrays = tmp_path / "samples.png", tmp_path / "samples.npz"
+    given = ["sample", str(run), "--num", "4", "--quiet", "--output"]
+    assert main([*given, str(arrays)]) == 0
+    assert main([*given, str(drawn)]) == 0
+    found = np.load(arrays)
+    shown = as_pictures(dict(found), load_run(run))
+    luma = torch.from_numpy(found["label"])
+    assert shown["x"].shape == shown["mean"].shape == (4, 3, 16, 16)
+    rgb = torch.from_numpy(255 * shown["x"]).round().to(torch.uint8).movedim(1, -1)
+    again, chroma = split_colors(rgb)
+    assert (again == luma).all()
+    assert (chroma == torch.from_numpy(found["x"])).all()
+    with Image.open(drawn) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert (
+        pixels.max(1) - pixels.min(1) > 5
+    ).mean() > 0.05  # colors, between black letters and white paper
 
 
 def test_a_training_goes_on(run: Path, tmp_path: Path, photos: Path) -> None:

@@ -28,7 +28,7 @@ from ppl_vae.cli.overfitting import with_remedies
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.results import with_levels
-from ppl_vae.cli.samples import sampled
+from ppl_vae.cli.samples import as_pictures, sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import Gaps, diagnose as diagnose_pair, inference_gaps
@@ -209,12 +209,13 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
                 np.savez_compressed(opened, **arrays)
         else:
             known = {WEIGHTS_KEY: run.weights_sha256} if output.suffix.lower() == ".png" else None
-            figure = prior_samples(arrays.get("x"), means=arrays.get("mean"))
+            shown = as_pictures(arrays, run)
+            figure = prior_samples(shown.get("x"), means=shown.get("mean"))
             figure.savefig(file, metadata=known)
             if output.resolve() == (run.path / SAMPLES).resolve():  # which a report shows
                 night = own_folder(run.path / PLOTS_DARK) / SAMPLES
                 with dark_paper(), replacing(night) as dark:
-                    prior_samples(arrays.get("x"), means=arrays.get("mean")).savefig(
+                    prior_samples(shown.get("x"), means=shown.get("mean")).savefig(
                         dark, metadata=known
                     )
     say(f"{options.num} samples from the prior: {told}")

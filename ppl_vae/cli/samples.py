@@ -11,6 +11,8 @@ from jsonargparse import Namespace
 
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import warn
+from ppl_vae.cli.setup import of_photos
+from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.networks import Labels
 from ppl_vae.pairs import Batch, DataArguments, Pair, PairError, num_rows, tensors_of
 from ppl_vae.runs import Run
@@ -47,6 +49,24 @@ def sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], 
     same = " of the same z" if len(told) > 1 else ""
     words = f"{' and '.join(told)}{same}{_of_labels(options, like, bool(given))}"
     return {name: value.numpy() for name, value in arrays.items()}, words
+
+
+def as_pictures(arrays: dict[str, Any], run: Run) -> dict[str, Any]:
+    """What is drawn of samples: chroma as photos, red, green and blue from 0 to 1; all others as they are.
+
+    Args:
+        arrays: From `sampled`.
+        run: Its run.
+    """
+    if not of_photos(run.config):
+        return arrays
+    luma = torch.as_tensor(arrays["label"])
+    found: dict[str, Any] = {}
+    for name in ("x", "mean"):
+        if name in arrays:
+            chroma = possible_chroma(luma, torch.as_tensor(arrays[name]))
+            found[name] = to_rgb(luma, chroma).movedim(-1, 1).numpy() / 255
+    return found
 
 
 def _of_labels(options: Namespace, like: Batch, asked: bool) -> str:

@@ -164,11 +164,16 @@ class Comparison(Result):
     def caption(self) -> list[str]:
         """What the numbers in the table are."""
         n = len(self.values[0]["elbo"])
-        samples = sorted({e["num_samples"] for e in self.evaluations})
+        exact = [not any(rows.get("log_likelihood_error", [1.0])) for rows in self.values]
+        drawn = [e for e, known in zip(self.evaluations, exact, strict=True) if not known]
+        samples = " / ".join(map(str, sorted({e["num_samples"] for e in drawn})))
+        how = f"by importance sampling with {samples} samples" if drawn else "exact"
+        if drawn and any(exact):
+            known = ", ".join(name for name, is_so in zip(self.names, exact, strict=True) if is_so)
+            how += f", exact for {known}"
         return [
-            f"nats per row, {n} row{'' if n == 1 else 's'}, log p(x) by importance sampling with "
-            f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
-            "error from paired rows"
+            f"nats per row, {n} row{'' if n == 1 else 's'}, log p(x) {how}; Δ: difference from "
+            f"{self.names[0]} and its standard error from paired rows"
         ]
 
 
