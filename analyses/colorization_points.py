@@ -153,7 +153,7 @@ class Point:
     patches: int = 2000
     epochs: int = 4
     batch_size: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     longest: int = 120
     seed: int = 0
 

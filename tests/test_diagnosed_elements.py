@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import diagnose
+import ppl_vae
+import ppl_vae.pairs
+from ppl_vae import diagnose, fit
 from ppl_vae.data import simulated_regions
 from ppl_vae.guides import Exact, SegmentationEncoder
 from ppl_vae.models import (
@@ -138,3 +140,41 @@ def test_few_elements_are_still_dimensions_of_their_own() -> None:
     assert len(found.names) == 5
     assert found.of_elements is None
     assert not math.isnan(float(found.mean_variance.sum()))
+
+
+@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments])
+def test_a_prior_that_has_fallen_on_one_value(
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
+) -> None:
+    """It was seen in a training on photos, after a step that was too large; the line brings z back."""
+    torch.manual_seed(0)
+    model = rung(3, Palette(), SMALL)
+    model.initialize(*pictures)
+    with torch.no_grad():
+        cast(Any, model.segmenter).head.bias[1] += 1e4
+    guide = Exact(model)
+    kwargs: dict[str, Any] = {"batch_size": 5, "seed": 0, "progress": False}
+    fitted = fit(model, guide, pictures, max_epochs=20, learning_rate=5e-3, **kwargs)
+    found = diagnose(model, guide, pictures, seed=0, progress=False, fit=fitted)
+    assert found.cause == "local optimum"
+    y, x = pictures
+    with (
+        torch.no_grad()
+    ):  # what a mixture without x would gain, by scikit-learn's kind of EM on all pixels
+        log_p = model.log_likelihoods(y, x).double().reshape(-1, 3)
+        weights = torch.full((3,), 1 / 3, dtype=torch.double)
+        for _ in range(50):
+            weights = (log_p + weights.log()).softmax(1).mean(0)
+        gain = (log_p + weights.log()).logsumexp(1).mean() - log_p[:, 1].mean()
+    assert f"would rise by {gain:.2g} nats" in found.causes["z"].evidence
+    assert "learning_rate=0.0015" in found.causes["z"].code
+    assert found.causes["z"].command("runs/a").startswith("ppl-vae colorize train --config runs/a/")
+    torch.manual_seed(1)
+    exec(
+        found.causes["z"].code,
+        {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": pictures},
+    )
+    again = diagnose(model, guide, pictures, seed=0, progress=False)
+    assert again.cause == "none"
+    assert again.of_elements is not None
+    assert again.of_elements.gain > 1.0

@@ -237,7 +237,7 @@ def _colorize_train(options: Options) -> None:
     options.add_argument("--data", type=str, default="skimage", help=_PHOTOS, group=_OF_DATA)
     add_functions(options, PATCHES)
     add_functions(options, TRAINING)
-    options.set_defaults(max_epochs=10, batch_size=8, learning_rate=2e-3)
+    options.set_defaults(max_epochs=10, batch_size=8, learning_rate=1e-3)
     _add_versions(options)
 
 

@@ -93,7 +93,8 @@ class Cause:
         remedy: What to do, in words.
         code: The same as a line of Python, in which `model`, `guide` and `x` are the pair and its training
             rows; empty if there is nothing to type.
-        options: The same as options of the command line, after its subcommand: `train`, `refit` or `resume`.
+        options: The same as options of the command line, after its subcommand: `train`, `refit`, `resume`, or
+            `colors` for `colorize train`.
 
     Example:
         >>> options = ("train", "--model.latent_dim", "2", "--guide.latent_dim", "2")
@@ -129,7 +130,7 @@ def command(options: Sequence[str], run: str) -> str:
     """What to type for a run, of options behind a subcommand; empty if there is nothing to type.
 
     Args:
-        options: The subcommand, `train`, `refit` or `resume`, and its options.
+        options: The subcommand, `train`, `refit`, `resume` or `colors` (`colorize train`), and its options.
         run: The folder of the run.
 
     Example:
@@ -145,6 +146,7 @@ def command(options: Sequence[str], run: str) -> str:
         "train": ["train", "--config", f"{run}/config.yaml", *again],
         "refit": ["refit", run, *again],
         "resume": ["train", "--resume", run],
+        "colors": ["colorize", "train", "--config", f"{run}/config.yaml", *again],
     }[kind]
     return shlex.join(["ppl-vae", *words, *more])
 

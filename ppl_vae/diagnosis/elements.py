@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
 from ppl_vae.diagnosis.diagnosed import Diagnosis, UseOfElements
+from ppl_vae.diagnosis.remedies import Facts, begin_again
 from ppl_vae.pairs import (
     COLLAPSED,
     Batch,
@@ -19,6 +20,7 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     element_tables,
+    evidence_of_elements,
     expected_value,
     num_rows,
     sharing_work,
@@ -29,6 +31,9 @@ from ppl_vae.stats import Estimate
 
 MOST_ELEMENTS = 64
 """Most elements of a latent that are dimensions of their own."""
+
+_EPOCHS = 10
+"""Fewest epochs of a remedy: rows with many elements are large."""
 
 _UNKNOWN = "not measured for a latent with many elements"
 
@@ -41,6 +46,8 @@ class _Rows:
         rate: KL(q(z | x) || p(z)).
         gain: E log p(x | z) less that with the z of another row; NaN of a single row.
         possible: The rate of the exact posterior; NaN if it is not known.
+        lost: By how much log p(x) would rise, if all elements had the same probabilities of their values, those
+            that suit these rows best; NaN if it is not known.
         usage: q(z_i = k), the mean over elements, `(n, K)`.
         elements: Number of elements.
     """
@@ -48,26 +55,27 @@ class _Rows:
     rate: Tensor
     gain: Tensor
     possible: Tensor
+    lost: Tensor
     usage: Tensor
     elements: int
 
 
-def diagnose_elements(session: Session, elements: Elements, size: int, beta: float) -> Diagnosis:
+def diagnose_elements(session: Session, elements: Elements, size: int, facts: Facts) -> Diagnosis:
     """Whether the only latent of a pair is used, and if not, why.
 
     Args:
         session: The opened pair.
         elements: The elements of its latent.
         size: How many rows with one draw each to look at together.
-        beta: The beta of the training.
+        facts: What a remedy depends on.
     """
     rows = [
         session.layouts.run(chunk, partial(_look, session.pair, chunk, elements))
         for chunk in session.chunks(max(2, size // len(elements.values)), "diagnose")
     ]
-    rate, gain, possible, usage = (
+    rate, gain, possible, lost, usage = (
         torch.cat([getattr(each, name) for each in rows])
-        for name in ("rate", "gain", "possible", "usage")
+        for name in ("rate", "gain", "possible", "lost", "usage")
     )
     count = sum(each.elements * len(each.rate) for each in rows) / len(rate)
     each_rate, each_gain = float(rate.mean()) / count, float(gain.nanmean()) / count
@@ -84,6 +92,9 @@ def diagnose_elements(session: Session, elements: Elements, size: int, beta: flo
         rate=each_rate,
         gain=each_gain,
     )
+    each_lost = float(lost.mean()) / count
+    facts = replace(facts, rate=float(rate.mean()), unused=1, least_epochs=_EPOCHS)
+    cause = _cause(used, lags, each_possible, each_lost, facts)
     unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     notes = session.findings.notes
     if is_used and each_rate < COLLAPSED:
@@ -102,10 +113,10 @@ def diagnose_elements(session: Session, elements: Elements, size: int, beta: flo
         marginal_kl=unknown,
         leave_one_out=unknown,
         rate=Estimate(rate),
-        causes={} if is_used else {elements.site: _cause(used, lags, each_possible)},
+        causes={} if is_used else {elements.site: cause},
         num_rows=len(rate),
         information_limit=math.inf,
-        beta=beta,
+        beta=facts.beta,
         of_elements=used,
         notes=notes,
         cautions=session.findings.doubts,
@@ -125,6 +136,7 @@ def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows
     n = num_rows(batch)
     with sharing_work():
         tables = element_tables(pair, layout, batch, elements)
+        log_evidence = evidence_of_elements(pair, layout, batch, tables)
     q, log_p = torch.broadcast_tensors(tables.q, tables.log_likelihood)
     dim = 1 + layout.nesting + layout.dim  # that of the rows
     event = q.dim() - 1 - layout.nesting
@@ -140,18 +152,41 @@ def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows
     if tables.log_prior is not None:
         posterior = (tables.log_prior + tables.log_likelihood).log_softmax(0)
         possible = rows(expected_value(posterior.exp(), posterior - tables.log_prior, 0))
+    lost = torch.full_like(own, math.nan)
+    if log_evidence is not None:
+        shares = log_shares(log_p.detach())
+        lost = rows((log_p.movedim(0, -1) + shares).logsumexp(-1)) - log_evidence[0].double().cpu()
     others = [d for d in range(1, q.dim()) if d != dim]
     usage = q.mean(others).T.double().cpu() if others else q.T.double().cpu()
     return _Rows(
         sum_to_rows(tables.kl, layout, 1, n)[0].double().cpu(),
         gain,
         possible,
+        lost,
         usage.expand(n, -1),
         q[0].numel() // n,
     )
 
 
-def _cause(used: UseOfElements, lags: bool, possible: float) -> Cause:
+def log_shares(log_p: Tensor, steps: int = 50) -> Tensor:
+    """Logarithms of the K probabilities of a mixture that suit its elements best, by EM, `(K,)`.
+
+    Args:
+        log_p: log p(x_i | z_i = k), `(K, *elements)`.
+        steps: Steps of EM.
+
+    Example:
+        >>> log_shares(torch.tensor([[0.0, 0.0, 0.0, -99.0], [-99.0, -99.0, -99.0, 0.0]])).exp()
+        tensor([0.7500, 0.2500])
+    """
+    flat = log_p.flatten(1).double()
+    shares = flat.new_full((len(flat), 1), -math.log(len(flat)))
+    for _ in range(steps):
+        shares = (flat + shares).log_softmax(0).logsumexp(1, keepdim=True) - math.log(flat.shape[1])
+    return shares[:, 0].to(log_p.dtype)
+
+
+def _cause(used: UseOfElements, lags: bool, possible: float, lost: float, facts: Facts) -> Cause:
     """Why the latent is not used."""
     if lags:
         text = CAUSES["lagging guide"]
@@ -160,6 +195,20 @@ def _cause(used: UseOfElements, lags: bool, possible: float) -> Cause:
         )
         return Cause("lagging guide", text.meaning, evidence, text.remedy)
     rate = f"the rate is {used.rate:.2g} nats per element"
+    if lost >= COLLAPSED:
+        code, options = begin_again(facts)
+        if type(facts.model).__module__.startswith("ppl_vae.models.colorization."):
+            options = ("colors", *options[1:])
+        return Cause(
+            "local optimum",
+            "p(z) gives its probability to other values than the decoder needs, and values without probability "
+            "get no gradients. A step that was too large may lead there",
+            f"{rate}, and with the same probabilities of its values for all elements, log p(x) would rise by "
+            f"{lost:.2g} nats per element",
+            "train again with new weights and a smaller learning rate, or with clip_grad_norm",
+            code,
+            options,
+        )
     if used.rate >= COLLAPSED:
         rate = f"that of the exact posterior is {possible:.2g}, though {rate} under this guide"
     return Cause(

@@ -56,6 +56,7 @@ class Facts:
             log p(x | z) is that with the other noise times that weight, up to a constant. For absolute errors
             (Laplace) it is $s^* / s$; for densities that are smooth at their peak (logistic, Student),
             $(s^* / s)^2$ is about right. None if it is not known.
+        least_epochs: Fewest epochs of a remedy.
     """
 
     model: Program
@@ -72,13 +73,14 @@ class Facts:
     steps: int = 0
     active: int | None = None
     suiting_beta: float | None = None
+    least_epochs: int = EPOCHS
 
     @property
     def length(self) -> int:
         """Epochs of a training that is to mend it."""
         epochs = self.epochs or 0
         enough = math.ceil(STEPS * epochs / self.steps) if self.steps else 0
-        return max(EPOCHS, epochs, enough)
+        return max(self.least_epochs, epochs, enough)
 
 
 def what_to_type(cause: str, facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -278,13 +280,22 @@ def _size_of(program: Program) -> int | None:
 
 
 def _new_weights(facts: Facts) -> tuple[str, tuple[str, ...]]:
+    code, options = begin_again(facts)
+    return code if has_new_weights(facts.model, facts.guide) else "", options
+
+
+def begin_again(facts: Facts) -> tuple[str, tuple[str, ...]]:
+    """A line and options that train with new weights and smaller steps.
+
+    The weights are those of the model, too: it has learned to do without its latents.
+
+    Args:
+        facts: What it depends on.
+    """
     rate = SMALLER * (facts.learning_rate or LEARNING_RATE)
     options = ("train", "--seed", "1", "--learning_rate", f"{rate:.3g}", *_as_long(facts))
-    if not has_new_weights(facts.model, facts.guide):
-        return "", options
     if facts.learning_rate is not None:
         facts = replace(facts, learning_rate=rate)
-    # Those of the model, too: it has learned to do without its latents.
     return _with_new_weights(facts, _fit(facts)), options
 
 

@@ -53,6 +53,7 @@ from .elements import (
     elbo_of_elements as elbo_of_elements,
     element_tables as element_tables,
     elements_of as elements_of,
+    evidence_of_elements as evidence_of_elements,
     marginals_of as marginals_of,
     stated_elements as stated_elements,
     states_elements as states_elements,

@@ -226,7 +226,7 @@ def summed_elements(
     """
     with sharing_work():
         tables = element_tables(pair, layout, batch, elements)
-        log_p = _log_evidence(pair, layout, batch, tables)
+        log_p = evidence_of_elements(pair, layout, batch, tables)
     return None if log_p is None else SummedRows(log_p, *_of_tables(tables, layout, batch))
 
 
@@ -250,8 +250,17 @@ def _of_tables(tables: ElementTables, layout: Layout, batch: Batch) -> tuple[Ten
     return sum_to_rows(tables.kl, layout, 1, n), distortion
 
 
-def _log_evidence(pair: Pair, layout: Layout, batch: Batch, tables: ElementTables) -> Tensor | None:
-    """log p(x), `(1, n)`."""
+def evidence_of_elements(
+    pair: Pair, layout: Layout, batch: Batch, tables: ElementTables
+) -> Tensor | None:
+    """log p(x) of each row, `(1, n)`; None if it is not known. Call it inside `pair.scope()`.
+
+    Args:
+        pair: The pair.
+        layout: The layout of the batch.
+        batch: n rows.
+        tables: From `element_tables`.
+    """
     n = num_rows(batch)
     if tables.log_prior is not None:
         return _to_rows((tables.log_prior + tables.log_likelihood).logsumexp(0), layout, n)
