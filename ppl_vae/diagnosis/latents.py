@@ -110,7 +110,9 @@ def diagnose(
     If the only latent of a model of this library is a discrete one with more than 64 elements (a segment per
     pixel), it is judged as a whole, without draws: by its rate per element, and by what the
     decoder gains by it over the z of another row. If both are below 0.01 nats, the guide lags if the exact
-    posterior has a rate; otherwise it is a `strong decoder`.
+    posterior has a rate; it is a `local optimum` if log p(x) would rise by 0.01 nats per element with the same
+    probabilities of its values for all elements, where p(z) gives its own to the wrong ones; otherwise it is a
+    `strong decoder`.
 
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes
