@@ -426,3 +426,38 @@ def test_impossible_values_have_a_loss_and_a_gradient() -> None:
     assert found.item() == -2.0
     for slope in torch.autograd.grad(found, (q, log_p)):
         assert bool(slope.isfinite().all())
+
+
+class Normed(nn.Module):
+    """Bits, and a decoder of one at a time, with batch norm before it or within it."""
+
+    def __init__(self, within: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(1, 3).double(), nn.Linear(3, 2).double()
+        self.norm = nn.BatchNorm1d(3 * M if within else M).double()
+        self.within = within
+
+    def forward(self, x: Tensor) -> None:
+        prior = torch.full((len(x), M), 0.0).double()
+        if not self.within:
+            prior = self.norm(x[..., 0])
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("code", dist.Bernoulli(logits=prior).to_event(1))
+            h = self.first(z.unsqueeze(-1)).tanh()
+            if self.within:
+                h = self.norm(h.flatten(0, -3).flatten(-2)).reshape(h.shape)
+            pyro.sample("values", dist.Normal(self.last(h), 1.0).to_event(2), obs=x)
+
+
+def test_batch_norm_in_a_decoder_is_refused(x: Tensor) -> None:
+    """Its statistics would be those of one value everywhere. Where the prior has it, it does no harm."""
+    model = Normed(within=True)
+    pair = Pair(model, Encoder("Bernoulli"))
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    with pair.scope(), pytest.raises(PairError, match="Batch norm in a decoder"):
+        ElementwiseELBO().resolve(pair, x)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    other = Pair(Normed(within=False), Encoder("Bernoulli"))
+    with other.scope():
+        assert ElementwiseELBO().resolve(other, x) == ElementwiseELBO()

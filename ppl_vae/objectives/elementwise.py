@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.pairs import (
     Batch,
+    Buffers,
     Elements,
     ElementTables,
     Layout,
@@ -24,6 +25,7 @@ from ppl_vae.pairs import (
     find_layout,
     num_rows,
     sharing_work,
+    states_elements,
     sum_to_rows,
 )
 
@@ -47,20 +49,40 @@ class OfElements(Objective):
         """
         found = known_elements(pair, layout, batch)
         if found is None:
+            norm = _OF_BATCH_NORM if _batch_norms(pair) else ""
             raise PairError(
                 f"{type(self).__name__} needs a guide that draws one discrete latent, whose event holds "
                 "several elements with few values and known marginals, a formula of its KL, and a likelihood "
-                "that takes one element at a time: use ELBO, which chooses what suits the pair"
+                f"that takes one element at a time: use ELBO, which chooses what suits the pair{norm}"
             )
         return found
 
 
+_OF_BATCH_NORM = (
+    ". Batch norm in a decoder mixes elements and rows in training: take group or layer norm there"
+)
+
+
+def _batch_norms(pair: Pair) -> bool:
+    """Whether modules of the pair take statistics of a batch in training."""
+    parts = (part for root in pair.modules().values() for part in root.modules())
+    return any(isinstance(part, nn.modules.batchnorm._NormBase) for part in parts)
+
+
 def known_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
-    """`elements_of` a pair, which is looked for once for each layout: it runs the pair three times."""
+    """`elements_of` a pair, which is looked for once for each layout: it runs the pair some times."""
     known = _KNOWN.setdefault(pair, {})
     if layout.signature not in known:
         with pair.mode(training=False):  # batch statistics come from training steps alone
-            known[layout.signature] = elements_of(pair, layout, batch)
+            found = elements_of(pair, layout, batch)
+        if found is not None and not states_elements(pair) and _batch_norms(pair):
+            # The decoder runs with one value everywhere, of which it would take the statistics.
+            buffers = Buffers(pair.modules().values())
+            before = buffers.copies()
+            with pair.mode(training=True):
+                found = elements_of(pair, layout, batch)
+            buffers.put_back(before)
+        known[layout.signature] = found
     return known[layout.signature]
 
 
