@@ -132,9 +132,13 @@ def test_evaluate_measures_other_photos(
         main(["colorize", "evaluate", str(run), "--data", others, "--longest", "30", "--quiet"])
         == 0
     )
-    told = capsys.readouterr().out
-    assert "bits per pixel" in told
-    assert "no photo has a segmentation beside it" in told
+    told = capsys.readouterr()
+    assert "bits per pixel" in told.out
+    assert "no photo has a segmentation beside it" in told.out
+    assert "this run was trained on 4 of these 4 photos" in told.err
+    other = f"folder:{photos / 'val'}"
+    assert main(["colorize", "evaluate", str(run), "--data", other, "--quiet"]) == 0
+    assert "was trained on" not in capsys.readouterr().err
     assert (run / "colors.json").read_bytes() == before
     assert main(["colorize", "evaluate", str(run), "--overwrite", "--quiet"]) == 0
     assert json.loads((run / "colors.json").read_text())["num_rows"] == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ from ppl_vae.runs import (
 )
 from ppl_vae.runtime import (
     as_folder,
+    digest,
     own_folder,
     progress_bar,
     replacing,
@@ -162,6 +163,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         photos = load_photos(config["data"], longest=longest).test
     else:
         photos = load_photos(options.data, longest=longest, split=False).test
+        _warn_of_training_photos(config, options.data)
     progress = False if options.quiet else None
     model: Any = run.model
     scores = score_photos(
@@ -177,6 +179,23 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     else:
         show(scores)
     return 0
+
+
+def _warn_of_training_photos(config: Mapping[str, Any], data: str) -> None:
+    """Says how many of other photos are ones that a run was trained on, by their pixels."""
+    size = config.get("longest")
+    try:
+        trained_on = load_photos(config["data"], longest=size).train
+    except (OSError, ValueError):  # they are no longer there
+        return
+    known = {digest([*photo.rows]) for photo in trained_on}
+    given = load_photos(data, longest=size, split=False).test
+    same = sum(digest([*photo.rows]) in known for photo in given)
+    if same:
+        warn(
+            f"this run was trained on {same} of these {len(given)} photos: of photos that it has not seen, the "
+            "numbers are worse"
+        )
 
 
 def apply(parser: ArgumentParser, given: Namespace) -> int:
