@@ -217,11 +217,12 @@ def _segment_rows(table: Table, photos: PhotoData) -> dict[str, float]:
     chosen_on = Photos([photo for photo in photos.train if photo.segments is not None][:40])
     found = {}
     _row(table, "one segment", _named(compared(one_segment, with_segments), colors=False))
+    here = "" if len(chosen_on) else " (chosen on these photos)"
     for name in SEGMENTERS:
         value, way = best_of(name, chosen_on if len(chosen_on) else with_segments)
         numbers = compared(way, with_segments)
         found[name] = numbers["rand"].mean
-        _row(table, f"{name}, {value}", _named(numbers, colors="colors" in name))
+        _row(table, f"{name}, {value}{here}", _named(numbers, colors="colors" in name))
     return found
 
 

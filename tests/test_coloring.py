@@ -17,6 +17,7 @@ from ppl_vae.coloring import (
     color_picture,
     mixtures,
     score_photos,
+    scores,
     segment_picture,
     tiles,
 )
@@ -32,8 +33,10 @@ from ppl_vae.models import (
     PictureColors,
     PottsSegments,
     ScanLineSegments,
+    TreeSegments,
     colorization,
 )
+from ppl_vae.models.colorization import SegmentedColors
 from ppl_vae.networks import UNet
 
 SMALL = UNet((3, 5))
@@ -213,6 +216,28 @@ def test_scores_are_those_of_evaluate_and_of_scikit_learn(photo: Photo) -> None:
     assert "adjusted Rand index" in str(found)
     assert found.to_dict()["photo"] == {"made.png": 1, "turned.png": 1}
     assert not found.warnings
+
+
+@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments, TreeSegments])
+def test_exact_scores_in_tiles_are_those_of_evaluate(
+    rung: type[SegmentedColors], photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(rung(3, Palette(), SMALL))
+    guide = Exact(model)
+    found = score_photos(model, guide, Photos([photo]), most_pixels=600, progress=False)
+    monkeypatch.setattr(scores, "_exactly", lambda *_: None)
+    whole = score_photos(model, guide, Photos([photo]), progress=False)
+    for name in ("bits", "elbo", "rate", "information"):
+        one, other = getattr(found, name).mean, getattr(whole, name).mean
+        assert one == pytest.approx(other, rel=1e-5)
+    assert found.information.mean > 0.01
+
+
+def test_photos_of_colors_that_do_not_exist_are_refused(photo: Photo) -> None:
+    model = trained(IndependentSegments(3, Palette(), SMALL))
+    wrong = Photo("wrong.png", photo.chroma, 255 - photo.luma)
+    with pytest.raises(ValueError, match=r"wrong\.png: there are no colors"):
+        score_photos(model, Exact(model), Photos([wrong]), progress=False)
 
 
 def test_scores_without_segments_and_with_latent_colors(photo: Photo) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
+from torch.distributions import Categorical, Independent
 
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import (
@@ -19,9 +20,10 @@ from ppl_vae.coloring.pictures import (
     fitted_shifts,
     segment_picture,
 )
-from ppl_vae.coloring.tiling import MOST_PIXELS
+from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.data import Photo
+from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.evaluation import evaluate
 from ppl_vae.pairs import Program, kl_between
 from ppl_vae.runtime import progress_bar
@@ -138,7 +140,9 @@ def score_photos(
 
     log P(y | x) and ELBO are those of `ppl_vae.evaluate`: exact where the segments can be summed out. Colors
     come from `color_picture`, segments from `segment_picture`. Means and standard errors are over photos.
-    Photos are evaluated as a whole, at some kB per pixel: reduce large ones when they are read (`longest`).
+    With the exact guide, photos whose pixels are independent given x are measured tile by tile, so that the
+    memory does not grow with them. Other photos are evaluated as a whole, at some kB per pixel: reduce large
+    ones when they are read (`longest`).
 
     Args:
         model: A model of colors, such as `IndependentSegments`.
@@ -156,10 +160,13 @@ def score_photos(
     """
     if not len(photos):
         raise ValueError("there are no photos to measure on")
-    evaluated, cautions = _evaluated(model, guide, photos, num_samples, method, seed, progress)
+    evaluated = _exactly(model, guide, photos, most_pixels)
+    cautions: tuple[str, ...] = ()
+    if evaluated is None:
+        evaluated, cautions = _evaluated(model, guide, photos, num_samples, method, seed, progress)
     columns: dict[str, list[float]] = defaultdict(list)
     usage = torch.zeros(model.segments, dtype=torch.float64)
-    for photo in _watched(photos, progress):
+    for i, photo in enumerate(_watched(photos, progress)):
         coloring = color_picture(model, photo.luma, seed=seed, most_pixels=most_pixels)
         for name in ("mean", "mode"):
             error = color_error(photo, getattr(coloring, name))
@@ -172,12 +179,15 @@ def score_photos(
         columns["rand_with_colors"].append(with_colors["rand"])
         columns["variation"].append(with_colors["variation"])
         columns["covering"].append(with_colors["covering"])
-        columns["information"].append(_information(model, photo))
+        known = evaluated.get("information")
+        columns["information"].append(
+            _information(model, photo) if known is None else float(known[i])
+        )
     information = torch.tensor(columns["information"], dtype=torch.float64)
     unknown = information.isnan()
     columns["information"] = torch.where(unknown, evaluated["rate"], information).tolist()
     estimates: dict[str, Any] = {
-        **{name: Estimate(values, "bits per pixel") for name, values in evaluated.items()},
+        **{name: Estimate(evaluated[name], "bits per pixel") for name in ("bits", "elbo", "rate")},
         **{name: _estimate(name, values) for name, values in columns.items()},
     }
     return PhotoScores(
@@ -186,6 +196,69 @@ def score_photos(
         photo=[photo.name for photo in photos],
         cautions=cautions,
     )
+
+
+def _exactly(
+    model: ModelOfColors, guide: Program, photos: Sequence[Photo], most_pixels: int
+) -> dict[str, Tensor] | None:
+    """Bits, ELBO, rate and information of each photo under the exact guide; None if they are not known."""
+    is_posterior_of = getattr(guide, "is_posterior_of", None)
+    if not callable(is_posterior_of) or not is_posterior_of(model):
+        return None
+    bits, rates = [], []
+    with applied(model) as device:
+        for photo in photos:
+            y, x = (of.to(device) for of in photo.rows)
+            _require_colors(photo)
+            try:
+                if _are_independent(model.prior(x[:, :1, :1])):
+                    log_p, rate = _of_tiles(model, photo, most_pixels, device)
+                else:
+                    log_p = float(cast(Any, model).log_evidence(y, x))
+                    rate = float(kl_between(model.conditioned(y, x), model.prior(x)))
+            except (NotImplementedError, ValueError):  # of grids that are too wide
+                return None
+            unit = photo.luma.numel() * math.log(2.0)
+            bits.append(-log_p / unit)
+            rates.append(rate / unit)
+    found, rate_of = (torch.tensor(each, dtype=torch.float64) for each in (bits, rates))
+    return {"bits": found, "elbo": found, "rate": rate_of, "information": rate_of}
+
+
+def _are_independent(field: Any) -> bool:
+    """Whether the segments of different pixels are independent under a field."""
+    return isinstance(field, Independent) and isinstance(field.base_dist, Categorical)
+
+
+def _of_tiles(
+    model: ModelOfColors, photo: Photo, most_pixels: int, device: torch.device
+) -> tuple[float, float]:
+    """log P(y | x), and KL(P(z | x, y) || P(z | x)) of independent pixels, in nats."""
+    log_p = rate = 0.0
+    for tile in tiles(
+        *photo.luma.shape, radius=model.radius, stride=model.stride, most_pixels=most_pixels
+    ):
+        y, x = (of[tile.seen].to(device).float()[None] for of in (photo.chroma, photo.luma))
+        log_prior = model.unary(x)[0][tile.inside].double().log_softmax(-1)
+        log_colors = model.color_components(x).log_prob(y.unsqueeze(-2))[0][tile.inside].double()
+        of_pixels = (log_prior + log_colors).logsumexp(-1)
+        posterior = (log_prior + log_colors - of_pixels.unsqueeze(-1)).exp()
+        log_p += float(of_pixels.sum())
+        rate += float((posterior * (log_colors - of_pixels.unsqueeze(-1))).sum())
+    return log_p, rate
+
+
+def _require_colors(photo: Photo) -> None:
+    """Raises an error for chroma that its luma leaves no room for.
+
+    Raises:
+        ValueError: There is such a pixel.
+    """
+    if not bool(ChromaLogistic.room(photo.luma).check(photo.chroma).all()):
+        raise ValueError(
+            f"{photo.name}: there are no colors with this luma and chroma: take both from the same photo, as "
+            "`ppl_vae.colors.split_colors` gives them"
+        )
 
 
 def _information(model: ModelOfColors, photo: Photo) -> float:
