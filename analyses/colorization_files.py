@@ -158,7 +158,10 @@ def _written(picture: Tensor, settings: Mapping[str, Any]) -> bytes:
 
 def _evidence(run: Run, photo: Photo) -> float:
     """- log2 P(y | x) in bits; of a lower bound by samples, if it is not known."""
-    found = evaluate(run.model, run.guide, photo.rows, method="guide", progress=False)
+    samples = 20  # each costs an EM
+    found = evaluate(
+        run.model, run.guide, photo.rows, num_samples=samples, method="guide", progress=False
+    )
     return -found.log_likelihood.mean / math.log(2)
 
 
