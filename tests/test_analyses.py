@@ -583,7 +583,7 @@ def test_the_published_collapse(tmp_path: Path) -> None:
         assert mean(row["ELBO"]) <= exact + 1e-3
 
 
-@pytest.mark.parametrize("name", ["gaussian", "flow"])
+@pytest.mark.parametrize("name", ["gaussian", pytest.param("flow", marks=pytest.mark.slow)])
 def test_the_published_gaps(tmp_path: Path, name: str) -> None:
     write_mnist(tmp_path / "data", 60, 10)
     options = ("--theirs.num_samples=120", "--trusted_samples=110", "--max_test_rows=8")

@@ -142,7 +142,9 @@ def test_few_elements_are_still_dimensions_of_their_own() -> None:
     assert not math.isnan(float(found.mean_variance.sum()))
 
 
-@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments])
+@pytest.mark.parametrize(
+    "rung", [IndependentSegments, pytest.param(ScanLineSegments, marks=pytest.mark.slow)]
+)
 def test_a_prior_that_has_fallen_on_one_value(
     rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
 ) -> None:

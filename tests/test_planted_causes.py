@@ -79,7 +79,9 @@ EARLY = ["--binarize", "threshold", "--max_epochs", "6", "--learning_rate", "0.0
             "large beta",
             "train --config RUN/config.yaml",
         ),
-        (WARMING, "large beta", "train --config RUN/config.yaml"),
+        pytest.param(
+            *(WARMING, "large beta", "train --config RUN/config.yaml"), marks=pytest.mark.slow
+        ),
         (EARLY, "still training", "train --resume RUN"),
     ],
 )

@@ -253,7 +253,7 @@ def test_rows_read_outside_of_torch_are_not_recorded(
     assert f"read tensors outside of torch, by .{name}()" in caplog.text
 
 
-@pytest.mark.parametrize("wrong_from", [1, 9])
+@pytest.mark.parametrize("wrong_from", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_recording_that_turns_out_wrong_is_done_again(
     wrong_from: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -176,18 +176,9 @@ def diagnose(
     beta = float(beta)
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
-        named = session.pair.parameters(session.first)
-        facts = Facts(
-            *(model, guide, beta, fit.epochs if fit else None, 0.0, 0),
-            objective=fit.objective if fit else None,
-            guide_learns=not all(map(session.pair.is_of_model, named)),
-            summed=bool(session.layout.enumerated),
-            batch_size=fit.batch_size if fit else None,
-            learning_rate=fit.learning_rate if fit else None,
-            steps=fit.steps if fit else 0,
-        )
         elements = many_elements(session)
         if elements is not None:
+            facts = _facts(session, model, guide, beta, fit)
             return diagnose_elements(session, elements, size * NUM_DRAWS, facts)
         held = _hold_shared(session)
         gathered = gather(session, size)
@@ -208,6 +199,7 @@ def diagnose(
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
         rate = float(gathered.rate.mean())
+        facts = _facts(session, model, guide, beta, fit)
         facts = replace(facts, rate=rate, unused=len(unused), active=int(active.sum()))
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)
@@ -265,6 +257,20 @@ def diagnose(
         fault_options=typed,
         notes=notes,
         cautions=session.findings.doubts,
+    )
+
+
+def _facts(session: Session, model: Program, guide: Program, beta: float, fit: Fit | None) -> Facts:
+    """What a remedy depends on, but for what the latents say."""
+    named = session.pair.parameters(session.first)
+    return Facts(
+        *(model, guide, beta, fit.epochs if fit else None, 0.0, 0),
+        objective=fit.objective if fit else None,
+        guide_learns=not all(map(session.pair.is_of_model, named)),
+        summed=bool(session.layout.enumerated),
+        batch_size=fit.batch_size if fit else None,
+        learning_rate=fit.learning_rate if fit else None,
+        steps=fit.steps if fit else 0,
     )
 
 
