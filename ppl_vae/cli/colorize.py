@@ -193,8 +193,8 @@ def _warn_of_training_photos(config: Mapping[str, Any], data: str) -> None:
     same = sum(digest([*photo.rows]) in known for photo in given)
     if same:
         warn(
-            f"this run was trained on {same} of these {len(given)} photos: of photos that it has not seen, the "
-            "numbers are worse"
+            f"this run was trained on {same} of these {len(given)} photos: expect worse numbers on photos that "
+            "it has not seen"
         )
 
 

@@ -70,7 +70,7 @@ def _batch_norms(pair: Pair) -> bool:
 
 
 def known_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
-    """`elements_of` a pair, which is looked for once for each layout: it runs the pair some times."""
+    """`elements_of` a pair, which is looked for once for each layout: it runs the pair several times."""
     known = _KNOWN.setdefault(pair, {})
     if layout.signature not in known:
         with pair.mode(training=False):  # batch statistics come from training steps alone

@@ -185,7 +185,6 @@ class HeldOut:
         information = math.nan
         used = LatentUse(self.pair, self._known)
         source = self.rows.batches if self.batches is None else self.batches
-        drawn: RowDensities | None = None
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)
             for number, batch in enumerate(source.ordered(self.size)):
@@ -201,24 +200,23 @@ class HeldOut:
                     drawn = self._run(batch, number, self._draws_of(batch))
                     rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
                     distortion -= float(drawn.log_likelihood.double().mean(0).sum())
+                    if self.measures_information and not rows:
+                        information = information_among(self.pair, drawn, batch)
+                    used.update(drawn, batch)
                 elif self.batches is not None:
                     exact = self._run(batch, number, self._elbo_of(batch, elements))
                     rate += float(exact[0].double().sum())
                     distortion += float(exact[1].double().sum())
                 if self.batches is not None and not math.isfinite(rate + distortion):
                     self._explain(batch, int(rows))
-                if drawn is not None and self.measures_information and not rows:
-                    information = information_among(self.pair, drawn, batch)
                 rows += num_rows(batch)
-                if elements is None and drawn is not None:
-                    used.update(drawn, batch)
                 if self.batches is None:
                     break
         if not source.in_memory:  # all of them have been checked
             self._check = None
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
-        found = used.metrics if drawn is not None else {}
+        found = {} if used.is_empty else used.metrics
         if self.measures_information:
             found["mutual_information"] = information
         if self.batches is not None:

@@ -140,6 +140,11 @@ class LatentUse:
         self._without_kl: set[str] = set()
         self._samples = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rows have been added."""
+        return self._samples == 0
+
     def update(self, rows: RowDensities, batch: Batch) -> None:
         """Adds rows."""
         self._samples = rows.log_guide.shape[0]
