@@ -30,7 +30,7 @@ from ppl_vae.models import (
     colorization,
 )
 from ppl_vae.networks import UNet
-from ppl_vae.objectives import ELBO, Loss, MeanFieldELBO, Objective
+from ppl_vae.objectives import ELBO, ElementwiseELBO, Loss, MeanFieldELBO, Objective
 from ppl_vae.pairs import Batch, Layout, Pair, shared
 from ppl_vae.runs import save_run
 from ppl_vae.runtime import digest, write_bytes
@@ -170,13 +170,20 @@ class Point:
         network = UNet(self.widths)
         if self.colors == "mixture":
             mixture = PixelMixture(self.segments, network)
-            return mixture, Exact(mixture)
+            return mixture, Exact(mixture, beta=self.beta)
         model = RUNGS[self.rung](self.segments, COLORS[self.colors](network), network)
         if self.colors == "latent":
             return model, WithinPicture(model)
         if self.rung == "potts":
             return model, StructuredMeanField(model, beta=self.beta)
         return model, Exact(model, beta=self.beta)
+
+    def objective(self) -> Objective:
+        """What is maximised: exact given y in each of them, without a draw of segments (Potts aside)."""
+        if self.colors == "latent":
+            return SummedSegmentsELBO(beta=self.beta)
+        # `ELBO` takes a model that is not of the library for any discrete latent, and would draw z.
+        return (ElementwiseELBO if self.colors == "mixture" else ELBO)(beta=self.beta)
 
     def train(self, photos: PhotoData, folder: Path, progress: bool | None = False) -> None:
         """Trains the pair, unless that has been done, and measures it on photos that it was not trained on.
@@ -204,7 +211,7 @@ class Point:
             model.initialize(*rows, seed=self.seed)
         fitted = fit(
             *(model, guide, rows),
-            objective=(SummedSegmentsELBO if self.colors == "latent" else ELBO)(beta=self.beta),
+            objective=self.objective(),
             max_epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,

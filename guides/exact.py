@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
 from ppl_vae.networks import Rebuildable, require_positive
+from ppl_vae.pairs import is_ours
 
 
 class Exact(Rebuildable, nn.Module):
@@ -69,7 +70,7 @@ class Exact(Rebuildable, nn.Module):
         Args:
             model: Any program.
         """
-        own = type(model).__module__.startswith("ppl_vae.models.")
+        own = is_ours(model, "models")
         same = getattr(self._posterior, "__self__", None) is model
         return own and same and self.beta == 1.0
 

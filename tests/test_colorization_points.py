@@ -62,6 +62,30 @@ def test_the_best_segments_at_each_weight(beta: float, points: object) -> None:
     assert all(slope is not None and bool(slope.any()) for slope in slopes)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("colors", ["palette", "luma", "picture", "mixture"])
+def test_gradients_are_those_of_the_sum_over_segments(
+    colors: str, beta: float, points: object
+) -> None:
+    """Draws of segments have the same mean, and gradients tens of times as long; a mixture had them."""
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randint(-9, 10, (2, 5, 6, 2), generator=generator).double()
+    x = torch.randint(100, 150, (2, 5, 6), generator=generator).double()
+    torch.manual_seed(0)
+    point = points.Point(colors, segments=3, widths=(4,), beta=beta)  # type: ignore[attr-defined]
+    model, guide = point.pair()
+    pair = Pair(model.double(), guide.double())
+    with pair.scope():
+        found = point.objective()(pair, find_layout(pair, (y, x)), (y, x), beta)
+    unary = model.unary(x)
+    best = beta * (unary + model.log_likelihoods(y, x) / beta).logsumexp(-1).sum((-1, -2))
+    assert torch.allclose(found.loss, -best.mean(), atol=1e-9)
+    weights = list(model.parameters())
+    ours = torch.autograd.grad(found.loss, weights, retain_graph=True)
+    for one, exact in zip(ours, torch.autograd.grad(-best.mean(), weights), strict=True):
+        assert torch.allclose(one, exact, atol=1e-9)
+
+
 def test_a_mixture_of_one_network_is_a_density(points: object) -> None:
     """log P(y | x) is that of the mixture, and sums to 1 over a pixel's chroma."""
     torch.manual_seed(0)

@@ -35,6 +35,7 @@ from ppl_vae.pairs import (
     rows_outside,
     shapes_of_rows,
     sites_of_rows,
+    stated_by,
     support_has_tensors,
     take_rows,
     tensors_of,
@@ -361,9 +362,7 @@ def _stated_support(pair: Pair) -> Callable[..., Constraint] | None:
 
     It is for supports that depend on other columns: the model's networks need not run to know them.
     """
-    ours = type(pair.model).__module__.startswith("ppl_vae.models.")
-    found = getattr(pair.model, "support_of_data", None)
-    return found if ours and callable(found) else None
+    return stated_by(pair.model, "support_of_data")
 
 
 def _as_it_comes(

@@ -22,6 +22,7 @@ from ppl_vae.pairs import (
     element_tables,
     evidence_of_elements,
     expected_value,
+    is_ours,
     num_rows,
     sharing_work,
     stated_elements,
@@ -197,7 +198,7 @@ def _cause(used: UseOfElements, lags: bool, possible: float, lost: float, facts:
     rate = f"the rate is {used.rate:.2g} nats per element"
     if lost >= COLLAPSED:
         code, options = begin_again(facts)
-        if type(facts.model).__module__.startswith("ppl_vae.models.colorization."):
+        if is_ours(facts.model, "models.colorization"):
             options = ("colors", *options[1:])
         return Cause(
             "local optimum",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation import FEWEST_SAMPLES
+from ppl_vae.pairs import is_ours
 from ppl_vae.stats import Estimate, standard_error
 
 SURE = 3.0
@@ -298,7 +299,7 @@ def what_to_type_against(
         guide: The guide.
         beta: The weight of the KL that the pair was trained with.
     """
-    ours = type(guide).__module__.startswith("ppl_vae.guides")
+    ours = is_ours(guide, "guides")
     richer = _RICHER.get(type(guide).__name__) if ours else None
     if "poor guide" not in faults or richer is None:
         return {}

@@ -15,7 +15,7 @@ from ppl_vae.likelihoods import Gaussian, LearnedGaussian
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import recipe_of
 from ppl_vae.objectives import ELBO, Controller, LinearWarmup, Objective, TargetRate
-from ppl_vae.pairs import Program
+from ppl_vae.pairs import Program, is_ours
 
 EPOCHS = 200
 """Fewest epochs of a remedy."""
@@ -134,7 +134,7 @@ def _as_code(value: Any) -> str:
     """An objective or a schedule of ours as an expression; empty if it is something else."""
     if not is_dataclass(value):
         return repr(value)
-    if not type(value).__module__.startswith("ppl_vae.objectives"):
+    if not is_ours(value, "objectives"):
         return ""
     parts = []
     for each in fields(value):
@@ -238,7 +238,7 @@ def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
     if isinstance(model, ProbabilisticPCA) and not isinstance(model.log_sigma, nn.Parameter):
         code = f"model.log_sigma = torch.nn.Parameter(model.log_sigma); {_fit(facts)}"
         return code, ("train", "--model.learn_sigma", "true", *_as_long(facts))
-    ours = type(model).__module__.startswith("ppl_vae.models") and not facts.summed
+    ours = is_ours(model, "models") and not facts.summed
     return _start_again(facts) if ours else ("", ())  # it is learned, but has not been
 
 

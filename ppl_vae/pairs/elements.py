@@ -24,6 +24,7 @@ from ppl_vae.pairs.layout import (
     many_samples,
     sum_to_rows,
 )
+from ppl_vae.pairs.ours import stated_by
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_guide, trace_programs
 from ppl_vae.pairs.shared_work import sharing_work
@@ -79,8 +80,7 @@ def stated_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None
 
 def states_elements(pair: Pair) -> bool:
     """Whether the model is one of this library that states what each element adds to its likelihood."""
-    ours = type(pair.model).__module__.startswith("ppl_vae.models.")
-    return ours and callable(getattr(pair.model, "log_likelihoods", None))
+    return stated_by(pair.model, "log_likelihoods") is not None
 
 
 def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
@@ -175,19 +175,17 @@ def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements)
         q = of_guide.fn
         if q is None:
             raise LayoutChangedError(f"the guide has no site '{name}' on this batch")
-        event, stated = q.event_shape, None
-        if type(pair.model).__module__.startswith("ppl_vae.models."):
-            stated = getattr(pair.model, "log_likelihoods", None)
+        event, stated = q.event_shape, stated_by(pair.model, "log_likelihoods")
         sizes = [1] * layout.nesting
         sizes[layout.dim] = num_rows(batch)
-        count = 1 if callable(stated) else len(elements.values)
+        count = 1 if stated is not None else len(elements.values)
         value = elements.values[:count].reshape(count, *(1,) * (layout.nesting + len(event)))
         value = value.expand(count, *sizes, *event)
         with many_samples(layout, count):
             model = Substitute({name: value[0] if count == 1 else value})(of_model(pair.model))
             model_trace = poutine.trace(model).get_trace(*args)
         layout.require(model_trace, guide_trace)
-        if callable(stated):
+        if stated is not None:
             terms = [stated(*args).movedim(-1, 0)]
         else:
             terms = [
@@ -264,8 +262,8 @@ def evidence_of_elements(
     n = num_rows(batch)
     if tables.log_prior is not None:
         return _to_rows((tables.log_prior + tables.log_likelihood).logsumexp(0), layout, n)
-    stated = getattr(pair.model, "log_evidence", None)
-    if not callable(stated) or not type(pair.model).__module__.startswith("ppl_vae.models."):
+    stated = stated_by(pair.model, "log_evidence")
+    if stated is None:
         return None
     try:
         found: Tensor = stated(*as_args(batch))
