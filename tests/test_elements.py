@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import evaluate, fit
+from ppl_vae import check, evaluate, fit
+from ppl_vae.checks import PairWarning
 from ppl_vae.guides import Exact
 from ppl_vae.models import ScanLineSegments
 from ppl_vae.networks import UNet
@@ -126,6 +127,27 @@ def resolved(model: nn.Module, guide: nn.Module, x: Tensor) -> tuple[Pair, Objec
     pair = Pair(model, guide)
     with pair.scope():
         return pair, ELBO().resolve(pair, x)
+
+
+@pytest.mark.parametrize(
+    ("program", "summed"), [(Stranger, True), (Together, False), (Neighbors, False)]
+)
+def test_check_says_where_elements_are_drawn_that_could_be_summed(
+    program: type[Stranger], summed: bool, x: Tensor
+) -> None:
+    """The gradient of draws is several times as long as it should be; the objective named has it exactly."""
+    pair = program("Categorical"), Encoder("Categorical")
+    report = check(*pair, x)
+    drawn = [each for each in report.problems if "ElementwiseELBO" in each.message]
+    assert [(each.severity, each.site) for each in drawn] == [("warning", "code")] * summed
+    if summed:
+        assert f"the {M} discrete elements" in drawn[0].message
+        with pytest.warns(PairWarning, match="elements of 'code' are drawn"):
+            fit(*pair, x, max_epochs=1)
+    for chosen in (ElementwiseELBO(), TraceELBO()):  # somebody has chosen
+        assert not [
+            e for e in check(*pair, x, objective=chosen).problems if "drawn, and" in e.message
+        ]
 
 
 @pytest.mark.parametrize("kind", ["Categorical", "Bernoulli"])

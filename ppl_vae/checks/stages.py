@@ -17,6 +17,7 @@ from ppl_vae.checks.latents import observed_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.objectives import (
+    ELBO,
     EnumELBO,
     ImportanceWeightedELBO,
     MeanFieldELBO,
@@ -35,6 +36,7 @@ from ppl_vae.pairs import (
     Site,
     Trace,
     broken_commitments,
+    elements_of,
     first_bad_site,
     first_line,
     is_enumerated,
@@ -48,6 +50,9 @@ from ppl_vae.pairs import (
     trace_pair,
     unscaled,
 )
+
+_MOST_VALUES = 1_000_000
+"""Most numbers of values of a discrete latent, over all rows, that are tried: whether they can be summed."""
 
 
 class Subject:
@@ -233,6 +238,7 @@ def _of_estimator(
 
 def _estimator(subject: Subject) -> Iterator[Problem]:
     yield from _of_estimator(subject.pair, subject.batch, subject.traces, subject.objective)
+    yield from _drawn_elements(subject)
     try:
         yield from _gradients(subject)
     except PairError as error:
@@ -345,6 +351,35 @@ def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> I
                 f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterized "
                 f"sampler, but {objective.needs_reparameterized_latents} needs one: use TraceELBO without "
                 "options, enumerate the site with EnumELBO, or draw it from a relaxed distribution",
+            )
+
+
+def _drawn_elements(subject: Subject) -> Iterator[Problem]:
+    """Elements of a discrete latent that are drawn by the default objective, and need not be.
+
+    The gradient of each draw has what all elements add to the ELBO: its noise grows with their number.
+    """
+    if (
+        not isinstance(subject.requested_objective, ELBO)
+        or type(subject.objective) is not TraceELBO
+    ):
+        return
+    guide_trace = subject.traces[1]
+    for name in subject.layout.discrete:
+        event = guide_trace.nodes[name]["fn"].event_shape
+        if event.numel() == 1:
+            continue
+        try:
+            found = elements_of(subject.pair, subject.layout, subject.batch, _MOST_VALUES)
+        except Exception:  # a program that cannot be run at other values of z
+            continue
+        if found is not None:
+            yield Problem(
+                "warning",
+                name,
+                f"the {event.numel()} discrete elements of '{name}' are drawn, and the gradient of "
+                "such draws is very noisy. The likelihood seems to take one element at a time: train with "
+                "objective=ppl_vae.objectives.ElementwiseELBO(), which sums over their values exactly",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,9 @@ def states_elements(pair: Pair) -> bool:
     return stated_by(pair.model, "log_likelihoods") is not None
 
 
-def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
+def elements_of(
+    pair: Pair, layout: Layout, batch: Batch, most: float = math.inf
+) -> Elements | None:
     """The only latent of a pair, if it has several elements, which the likelihood takes one at a time.
 
     Then E_q log p(x | z) is a sum over elements and values, whatever the joint distribution of the elements is.
@@ -92,6 +95,12 @@ def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
     element, with the parameters as they are and with noise on them: a last layer of zeros hides what a decoder
     does. None if it is not so, or if q has no marginals, or if there is no formula of the KL. Parameters and
     random state are the same afterwards. Call it inside `pair.scope()`.
+
+    Args:
+        pair: The pair.
+        layout: The layout of the batch.
+        batch: Rows.
+        most: Nothing is tried, and None returned, if all values of all elements of these rows are more.
     """
     others = (*layout.shared, *layout.enumerated, *layout.factors)
     one = len(layout.draws) == 1 and layout.draws == layout.guide_sites == layout.latents
@@ -105,6 +114,8 @@ def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
         site = guide_trace.nodes[name]
         values = _values(site["fn"])
         if values is None or not site["fn"].event_shape:
+            return None
+        if len(values) * site["value"].numel() > most:
             return None
         of_model = [model_trace.nodes.get(each) for each in (name, *layout.observed)]
         if not all(each and _plain(each, layout) for each in (site, *of_model)):
