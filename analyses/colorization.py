@@ -51,11 +51,18 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     "less context (widths 16, 32)": {"widths": (16, 32)},
     "photos of twice the size": {"longest": 240, "patch": 96, "batch_size": 1, "patches": 500},
 }
-"""What is changed of (a), by what it is called."""
+"""What is changed of a model, by what it is called."""
+
+CHANGED = {
+    "palette": tuple(ABLATIONS),
+    "latent": ("4 segments", "16 segments", "chain along lines", "tree over superpixels"),
+}
+"""Of which models."""
 
 NUMBERS = {
     "bits": "bits per pixel",
     "information": "I(z; y given x), bits",
+    "used": "used segments",
     "rand": "Rand index by gray",
     "rand_with_colors": "with colors",
     "variation": "variation of information",
@@ -82,8 +89,9 @@ def points_of(
                 if beta != 1.0:
                     yield replace(base, colors=colors, beta=beta, seed=seed)
     for seed in seeds if ablations else ():
-        for changed in ABLATIONS.values():
-            yield replace(base, colors="palette", seed=seed, **changed)
+        for colors, changes in CHANGED.items():
+            for changed in changes:
+                yield replace(base, colors=colors, seed=seed, **ABLATIONS[changed])
 
 
 def found_of(points: Sequence[Point], runs: Path) -> dict[str, Estimate] | None:
@@ -92,7 +100,8 @@ def found_of(points: Sequence[Point], runs: Path) -> dict[str, Estimate] | None:
     for point in points:
         file = runs / point.name / "scores.json"
         if file.exists():
-            rows.append(json.loads(file.read_text())["mean"])
+            found = json.loads(file.read_text())["mean"]
+            rows.append({**found, "used": {"mean": found["used_segments"]}})
     if not rows:
         return None
     return {
@@ -168,23 +177,23 @@ def main(
         _row(table, title, {"bits": bits, "psnr_mean": psnr})
     lines = _segment_rows(table, of_base)
     print()
-    of_betas = Table(["model", "beta", *list(NUMBERS.values())[:6]], steps=1)
+    of_betas = Table(["model", "beta", *list(NUMBERS.values())[:7]], steps=1)
     of_betas.head()
-    curves: dict[str, list[tuple[float, Estimate, Estimate]]] = {}
+    curves: dict[str, list[tuple[float, Mapping[str, Estimate]]]] = {}
     for name, title in TITLES.items():
         for beta in sorted(betas):
             found = found_of([replace(base, colors=name, beta=beta, seed=s) for s in seeds], runs)
             if found is not None:
-                of_betas.row([title, f"{beta:g}", *_cells(found)[:6]])
-                pair = (found["information"], found["rand_with_colors"])
-                curves.setdefault(name, []).append((beta, *pair))
+                of_betas.row([title, f"{beta:g}", *_cells(found)[:7]])
+                curves.setdefault(name, []).append((beta, found))
     if ablations:
         print()
-        other = Table(["(a), with", *NUMBERS.values()], steps=1)
+        other = Table(["model, with", *NUMBERS.values()], steps=1)
         other.head()
-        for title, changed in ABLATIONS.items():
-            changed_points = [replace(base, colors="palette", seed=s, **changed) for s in seeds]
-            _row(other, title, found_of(changed_points, runs))
+        for name, changes in CHANGED.items():
+            for title in changes:
+                changed = [replace(base, colors=name, seed=s, **ABLATIONS[title]) for s in seeds]
+                _row(other, f"{TITLES[name][:3]}, {title}", found_of(changed, runs))
     with replacing(output, overwrite=overwrite) as file:
         picture(curves, lines).savefig(file)
     print(f"\nThe picture is {output}.")
@@ -200,7 +209,7 @@ def _decibels(rmse: float) -> float:
 
 
 def _cells(found: Mapping[str, Estimate]) -> list[str]:
-    places = {"psnr_mean": ".2f", "psnr_mode": ".2f"}
+    places = {"used": ".1f", "psnr_mean": ".2f", "psnr_mode": ".2f"}
     return [found[n].numbers(places.get(n, ".3f")) if n in found else "" for n in NUMBERS]
 
 
@@ -209,8 +218,8 @@ def _row(table: Table, title: str, found: Mapping[str, Estimate] | None) -> None
         table.row([title, *_cells(found)])
 
 
-def _segment_rows(table: Table, photos: PhotoData) -> dict[str, float]:
-    """Rows of ways of segmenting that learn nothing; their Rand indices."""
+def _segment_rows(table: Table, photos: PhotoData) -> dict[str, tuple[Estimate, bool]]:
+    """Rows of ways of segmenting that learn nothing: their Rand indices, and whether they see the colors."""
     if all(photo.segments is None for photo in photos.test):
         return {}
     with_segments = Photos([photo for photo in photos.test if photo.segments is not None])
@@ -221,8 +230,9 @@ def _segment_rows(table: Table, photos: PhotoData) -> dict[str, float]:
     for name in SEGMENTERS:
         value, way = best_of(name, chosen_on if len(chosen_on) else with_segments)
         numbers = compared(way, with_segments)
-        found[name] = numbers["rand"].mean
-        _row(table, f"{name}, {value}{here}", _named(numbers, colors="colors" in name))
+        colors = "colors" in name
+        found[name] = numbers["rand"], colors
+        _row(table, f"{name}, {value}{here}", _named(numbers, colors=colors))
     return found
 
 
@@ -235,55 +245,79 @@ def _named(numbers: Mapping[str, Estimate], colors: bool) -> dict[str, Estimate]
     }
 
 
+PANELS = {"rand": "segments of the gray picture", "rand_with_colors": "segments given the colors"}
+
+
 def picture(
-    curves: Mapping[str, Sequence[tuple[float, Estimate, Estimate]]], lines: Mapping[str, float]
+    curves: Mapping[str, Sequence[tuple[float, Mapping[str, Estimate]]]],
+    lines: Mapping[str, tuple[Estimate, bool]],
 ) -> Figure:
-    """The Rand index of segments against what the colors say of them, for each view of the decoder."""
-    figure = Figure(figsize=(9, 5.6), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        columns = [[point[1] for point in points], [point[2] for point in points]]
-        xs, ys = ([each.mean for each in column] for column in columns)
-        errors = [
-            [0.0 if math.isnan(e.standard_error) else e.standard_error for e in column]
-            for column in columns
-        ]
-        style: dict[str, Any] = {"color": HUES[name], "capsize": 3, "markersize": 8}
-        axes.errorbar(
-            *(xs, ys),
-            xerr=errors[0],
-            yerr=errors[1],
-            fmt=f"{MARKERS[name]}-",
-            label=TITLES[name],
-            **style,
-        )
-        for beta, x, y in points:
-            axes.annotate(
-                f"β = {beta:g}",
-                (x.mean, y.mean),
-                xytext=(6, -12),
-                textcoords="offset points",
-                fontsize=9,
+    """The Rand index of segments against what the colors say of them, for each view of the decoder.
+
+    Args:
+        curves: By decoder, for each weight of the KL, what was measured.
+        lines: By way of segmenting, its Rand index, and whether it sees the colors.
+    """
+    figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    for axes, (number, title) in zip(
+        figure.subplots(1, 2, sharex=True, sharey=True), PANELS.items(), strict=True
+    ):
+        for name, points in curves.items():
+            _curve(
+                axes, name, [(beta, found["information"], found[number]) for beta, found in points]
             )
-    for name, value in lines.items():
-        axes.axhline(value, color=GRAY, linewidth=0.9, linestyle=":", zorder=-1)
-        axes.annotate(
-            name.partition(" (")[0],
-            (1.0, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-            color=GRAY,
-        )
-    axes.set_xlabel("I(z; y | x), bits per pixel", fontsize=14)
-    axes.set_ylabel("adjusted Rand index with people's segments", fontsize=14)
-    axes.tick_params(labelsize=12)
-    axes.spines[["top", "right"]].set_visible(False)
+        for name, (value, sees_colors) in lines.items():
+            if sees_colors == (number == "rand_with_colors"):
+                _line(axes, name.partition(" (")[0], value.mean)
+        axes.set_title(title, fontsize=15)
+        axes.set_xlabel("I(z; y | x), bits per pixel", fontsize=14)
+        axes.tick_params(labelsize=12)
+        axes.spines[["top", "right"]].set_visible(False)
+    first, second = figure.axes
+    first.set_ylabel("adjusted Rand index with people's segments", fontsize=14)
     if curves:
-        axes.legend(fontsize=12, frameon=False, loc="lower right")
+        second.legend(fontsize=12, frameon=False, loc="lower right")
     return figure
+
+
+def _curve(axes: Any, name: str, points: Sequence[tuple[float, Estimate, Estimate]]) -> None:
+    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    x_errors, y_errors = (
+        [0.0 if math.isnan(e.standard_error) else e.standard_error for e in column]
+        for column in (xs, ys)
+    )
+    axes.errorbar(
+        *([each.mean for each in column] for column in (xs, ys)),
+        xerr=x_errors,
+        yerr=y_errors,
+        fmt=f"{MARKERS[name]}-",
+        color=HUES[name],
+        capsize=3,
+        markersize=8,
+        label=TITLES[name],
+    )
+    for beta, x, y in points:
+        axes.annotate(
+            f"{beta:g}",
+            (x.mean, y.mean),
+            xytext=(6, 5),
+            textcoords="offset points",
+            fontsize=10,
+            color=HUES[name],
+        )
+
+
+def _line(axes: Any, name: str, value: float) -> None:
+    axes.axhline(value, color=GRAY, linewidth=0.9, linestyle=":", zorder=-1)
+    axes.annotate(
+        name,
+        (0.0, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 3),
+        textcoords="offset points",
+        fontsize=10,
+        color=GRAY,
+    )
 
 
 if __name__ == "__main__":
