@@ -42,9 +42,10 @@ BASE = Point("palette")
 ABLATIONS: dict[str, Mapping[str, Any]] = {
     "4 segments": {"segments": 4},
     "16 segments": {"segments": 16},
-    "32 segments": {"segments": 32},
     "chain along lines": {"rung": "lines"},
     "tree over superpixels": {"rung": "tree"},
+    "tree over superpixels, 4 segments": {"rung": "tree", "segments": 4},
+    "32 segments": {"segments": 32},
     "Potts grid": {"rung": "potts"},
     "colors that start apart at random": {"start": "apart"},
     "four times as long": {"epochs": 16},
@@ -55,7 +56,7 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
 
 CHANGED = {
     "palette": tuple(ABLATIONS),
-    "latent": ("4 segments", "16 segments", "chain along lines", "tree over superpixels"),
+    "latent": tuple(ABLATIONS)[:5],
 }
 """Of which models."""
 
