@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -95,13 +94,21 @@ def points_of(
                 yield replace(base, colors=colors, seed=seed, **ABLATIONS[changed])
 
 
-def found_of(points: Sequence[Point], runs: Path) -> dict[str, Estimate] | None:
-    """Means of each number over photos, one for each training that is there; None if there is none."""
+def found_of(
+    points: Sequence[Point], runs: Path, photos: Mapping[int, PhotoData]
+) -> dict[str, Estimate] | None:
+    """Means of each number over photos, one for each training that is there; None if there is none.
+
+    Args:
+        points: One for each seed.
+        runs: Folder of the trainings.
+        photos: By their longest side.
+    """
     rows = []
     for point in points:
-        file = runs / point.name / "scores.json"
-        if file.exists():
-            found = json.loads(file.read_text())["mean"]
+        scores = point.scores(photos[point.longest], runs / point.name)
+        if scores is not None:
+            found = scores["mean"]
             rows.append({**found, "used": {"mean": found["used_segments"]}})
     if not rows:
         return None
@@ -166,7 +173,8 @@ def main(
     mixture = f"the same U-Net, a mixture of {base.segments} without z"
     rows[mixture] = [replace(base, colors="mixture", seed=s) for s in seeds]
     for title, of_row in rows.items():
-        _row(table, title, found_of(of_row, runs))
+        found = found_of(of_row, runs, photos)
+        _row(table, _of_seeds(title, found, num_seeds), found)
     for title, baseline in (
         ("mean chroma", MeanChroma(of_base.train)),
         ("histogram of chroma given luma", Histogram(of_base.train)),
@@ -183,9 +191,11 @@ def main(
     curves: dict[str, list[tuple[float, Mapping[str, Estimate]]]] = {}
     for name, title in TITLES.items():
         for beta in sorted(betas):
-            found = found_of([replace(base, colors=name, beta=beta, seed=s) for s in seeds], runs)
+            found = found_of(
+                [replace(base, colors=name, beta=beta, seed=s) for s in seeds], runs, photos
+            )
             if found is not None:
-                of_betas.row([title, f"{beta:g}", *_cells(found)[:7]])
+                of_betas.row([_of_seeds(title, found, num_seeds), f"{beta:g}", *_cells(found)[:7]])
                 curves.setdefault(name, []).append((beta, found))
     if ablations:
         print()
@@ -194,10 +204,17 @@ def main(
         for name, changes in CHANGED.items():
             for title in changes:
                 changed = [replace(base, colors=name, seed=s, **ABLATIONS[title]) for s in seeds]
-                _row(other, f"{TITLES[name][:3]}, {title}", found_of(changed, runs))
+                found = found_of(changed, runs, photos)
+                _row(other, _of_seeds(f"{TITLES[name][:3]}, {title}", found, num_seeds), found)
     with replacing(output, overwrite=overwrite) as file:
         picture(curves, lines).savefig(file)
     print(f"\nThe picture is {output}.")
+
+
+def _of_seeds(title: str, found: Mapping[str, Estimate] | None, num_seeds: int) -> str:
+    """A title that says how many of the trainings are there, if some are missing."""
+    there = len(found["bits"].values) if found else 0
+    return title if there in (0, num_seeds) else f"{title} ({there} of {num_seeds} seeds)"
 
 
 def _first(photos: PhotoData, most: int | None) -> PhotoData:

@@ -49,6 +49,11 @@ COLORS: dict[str, Callable[[UNet], colorization.Colors]] = {
 }
 
 
+def digest_of(photos: PhotoData) -> str:
+    """A short text that differs for other photos."""
+    return digest([of for part in (photos.train, photos.test) for p in part for of in p.rows])
+
+
 class PixelMixture(IndependentSegments):
     """A mixture of K colors for each pixel, by one U-Net: what is usually done, without a word of segments.
 
@@ -165,6 +170,40 @@ class Point:
         words = [f"{key}={_word(value)}" for key, value in own.items()]
         return "-".join([self.colors, *words])
 
+    def _as_kept(self) -> dict[str, Any]:
+        kept: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return kept
+
+    def scores(self, photos: PhotoData, folder: Path) -> dict[str, Any] | None:
+        """What was measured in a folder; None if nothing was.
+
+        Args:
+            photos: The photos.
+            folder: The folder.
+
+        Raises:
+            ValueError: It was measured on other photos, or of a model with other settings. Its name has only
+                those that differ from the defaults, and the defaults may have been others.
+        """
+        file = folder / "scores.json"
+        if not file.exists():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text())
+        others = [
+            what
+            for what, key, own in (
+                ("on other photos", "photos", digest_of(photos)),
+                ("with other settings", "point", self._as_kept()),
+            )
+            if found.get(key) != own
+        ]
+        if others:
+            raise ValueError(
+                f"{folder} was measured {' and '.join(others)}: choose another folder for `runs`, "
+                "or remove it"
+            )
+        return found
+
     def pair(self) -> tuple[Any, Any]:
         """Model and guide, with new weights."""
         network = UNet(self.widths)
@@ -195,15 +234,8 @@ class Point:
             folder: Its folder.
             progress: Whether to show a progress bar.
         """
-        of_photos = digest(
-            [of for part in (photos.train, photos.test) for p in part for of in p.rows]
-        )
-        if (folder / "scores.json").exists():
-            if json.loads((folder / "scores.json").read_text()).get("photos") == of_photos:
-                return
-            raise ValueError(
-                f"{folder} was measured on other photos: choose another folder for `runs`, or remove it"
-            )
+        if self.scores(photos, folder) is not None:
+            return
         torch.manual_seed(self.seed)
         rows = photos.train.patches(self.patch, self.patches, seed=self.seed)
         model, guide = self.pair()
@@ -226,8 +258,8 @@ class Point:
         draws = 1 if self.rung == "potts" else 5
         scores = score_photos(model, guide, photos.test, num_samples=draws, seed=0, progress=False)
         found = {
-            "point": asdict(self),
-            "photos": of_photos,
+            "point": self._as_kept(),
+            "photos": digest_of(photos),
             "seconds": fitted.seconds,
             "mean": scores.to_dict(),
             "rows": {name: values.tolist() for name, values in scores.rows().items()},

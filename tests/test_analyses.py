@@ -488,12 +488,35 @@ def colorization_files(folder: Path) -> None:
     assert imread(folder / "diversity.png").std() > 0.05
 
 
+def colorization_inference(folder: Path) -> None:
+    write_photos(folder / "photos")
+    tiny = ("--longest=60", "--widths=[4,6]", "--patches=8", "--epochs=2", "--num_rows=4")
+    printed = run(
+        "colorization_inference.py", "--data=folder:photos", "--num_seeds=1", *tiny, cwd=folder
+    )
+    table = rows(printed)
+    assert [row["P(z given x)"] for row in table] == ["independent pixels"] * 5 + ["Potts grid"] * 3
+    for row in table:
+        bits, bound, lost = (
+            mean(row[name]) for name in ("-log2 P(y given x), bits", "-ELBO, bits", "lost")
+        )
+        assert lost == pytest.approx(bound - bits, abs=0.0015)
+        if row["inference"].startswith("exact sum"):
+            assert lost == 0
+            assert row["time"].startswith("1.00")
+        elif row["inference"].startswith("encoder"):
+            assert lost > 0.1  # it has hardly been trained
+        else:
+            assert 0 <= lost < 0.1  # the best lines, without a training
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
     "collapse.py": collapse,
     "colorization.py": colorization,
     "colorization_files.py": colorization_files,
+    "colorization_inference.py": colorization_inference,
     "context_window.py": context_window,
     "em_vs_vae.py": em_vs_vae,
     "few_labels.py": few_labels,

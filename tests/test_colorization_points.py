@@ -122,3 +122,8 @@ def test_scores_of_other_photos_are_not_taken(points: object, tmp_path: Path) ->
     assert (tmp_path / "p" / "scores.json").read_bytes() == kept
     with pytest.raises(ValueError, match="was measured on other photos"):
         point.train(photos(1), tmp_path / "p")
+    longer = points.Point("palette", **sizes | {"epochs": 2})  # type: ignore[attr-defined]
+    for ask in (longer.train, longer.scores):
+        with pytest.raises(ValueError, match="was measured with other settings: choose another"):
+            ask(photos(0), tmp_path / "p")
+    assert point.scores(photos(0), tmp_path / "p")["mean"]["bits"]["mean"] > 0
