@@ -60,6 +60,7 @@ CHANGED = {
 """Of which models."""
 
 NUMBERS = {
+    "nats": "nats per pixel",
     "bits": "bits per pixel",
     "information": "I(z; y given x), bits",
     "used": "used segments",
@@ -69,6 +70,8 @@ NUMBERS = {
     "covering": "covering",
     "psnr_mean": "PSNR of mean, dB",
     "psnr_mode": "of mode",
+    "rmse_mean": "RMSE of mean",
+    "rmse_mode": "of the mode",
 }
 """What is measured, and its title."""
 
@@ -109,7 +112,8 @@ def found_of(
         scores = point.scores(photos[point.longest], runs / point.name)
         if scores is not None:
             found = scores["mean"]
-            rows.append({**found, "used": {"mean": found["used_segments"]}})
+            nats = math.log(2) * found["bits"]["mean"]
+            rows.append({**found, "nats": {"mean": nats}, "used": {"mean": found["used_segments"]}})
     if not rows:
         return None
     return {
@@ -183,10 +187,12 @@ def main(
         measured = [baseline(photo) for photo in of_base.test]
         bits = Estimate(torch.tensor([each.bits for each in measured]), "")
         psnr = Estimate(torch.tensor([_decibels(each.rmse) for each in measured]), "")
-        _row(table, title, {"bits": bits, "psnr_mean": psnr})
+        rmse = Estimate(torch.tensor([each.rmse for each in measured]), "")
+        nats = Estimate(torch.tensor([math.log(2) * each.bits for each in measured]), "")
+        _row(table, title, {"nats": nats, "bits": bits, "psnr_mean": psnr, "rmse_mean": rmse})
     lines = _segment_rows(table, of_base)
     print()
-    of_betas = Table(["model", "beta", *list(NUMBERS.values())[:7]], steps=1)
+    of_betas = Table(["model", "beta", *list(NUMBERS.values())[1:8]], steps=1)
     of_betas.head()
     curves: dict[str, list[tuple[float, Mapping[str, Estimate]]]] = {}
     for name, title in TITLES.items():
@@ -195,7 +201,7 @@ def main(
                 [replace(base, colors=name, beta=beta, seed=s) for s in seeds], runs, photos
             )
             if found is not None:
-                of_betas.row([_of_seeds(title, found, num_seeds), f"{beta:g}", *_cells(found)[:7]])
+                of_betas.row([_of_seeds(title, found, num_seeds), f"{beta:g}", *_cells(found)[1:8]])
                 curves.setdefault(name, []).append((beta, found))
     if ablations:
         print()
@@ -227,7 +233,10 @@ def _decibels(rmse: float) -> float:
 
 
 def _cells(found: Mapping[str, Estimate]) -> list[str]:
-    places = {"used": ".1f", "psnr_mean": ".2f", "psnr_mode": ".2f"}
+    places = {
+        "used": ".1f",
+        **dict.fromkeys(("psnr_mean", "psnr_mode", "rmse_mean", "rmse_mode"), ".2f"),
+    }
     return [found[n].numbers(places.get(n, ".3f")) if n in found else "" for n in NUMBERS]
 
 

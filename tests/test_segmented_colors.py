@@ -362,6 +362,31 @@ def test_a_decoder_that_sees_all_of_the_picture_can_do_without_segments() -> Non
     assert mended.used_values > 3
 
 
+@pytest.mark.parametrize("rung", [RUNGS[0], RUNGS[1], RUNGS[3]], ids=name_of)
+def test_memory_of_the_exact_sum_grows_with_pixels_and_segments_alone(rung: Rung) -> None:
+    """What is kept for the gradient: some numbers for each pixel and segment, none for pairs of segments."""
+
+    def kept(segments: int, height: int) -> float:
+        torch.manual_seed(0)
+        model = rung(segments, Palette(), SMALL)
+        x = torch.randint(100, 150, (1, height, 16)).float()
+        sizes: dict[int, int] = {}
+
+        def pack(saved: Tensor) -> Tensor:
+            storage = saved.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            _ = model.log_evidence(torch.zeros(1, height, 16, 2), x).sum()
+        return sum(sizes.values()) / x.numel()
+
+    few = kept(8, 32)
+    assert few < 8 * 100 * 4  # bytes
+    assert kept(8, 64) == pytest.approx(few, rel=0.05)
+    assert kept(32, 32) < 4.05 * few
+
+
 @pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 def test_pictures_of_bytes_have_the_evidence_of_numbers(
     rung: Rung, pictures: tuple[Tensor, Tensor]
