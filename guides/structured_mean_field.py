@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
 from ppl_vae.networks import Rebuildable, require_at_least_one, require_positive
+from ppl_vae.pairs import is_ours
 
 
 class StructuredMeanField(Rebuildable, nn.Module):
@@ -56,6 +57,19 @@ class StructuredMeanField(Rebuildable, nn.Module):
     def forward(self, y: Tensor, x: Tensor) -> None:
         """Runs the guide on chroma, `(n, h, w, 2)`, and luma, `(n, h, w)`."""
         sample_z(self.encode(y, x), x.shape[0])
+
+    def covers_posterior_of(self, model: object) -> bool:
+        """Whether every segmentation that a model of the library has a posterior of can be drawn from this.
+
+        Each line has all of its segmentations, with odds that follow the model's: then what `evaluate` says of
+        importance weights holds for this discrete latent as it does for continuous ones. The draws may still
+        miss modes of several lines together, such as all of them in another segment.
+
+        Args:
+            model: Any program.
+        """
+        same = getattr(self._mean_field, "__self__", None) is model
+        return is_ours(model, "models") and same and self.beta >= 1.0
 
     def encode(self, y: Tensor, x: Tensor) -> dist.TorchDistribution:
         """q(z | x, y), of batch shape `(n,)` and event shape `(h, w)`."""

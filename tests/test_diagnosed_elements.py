@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, cast
 
 import pyro
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 import ppl_vae
 import ppl_vae.pairs
 from ppl_vae import diagnose, fit
+from ppl_vae.checks import PairWarning
 from ppl_vae.data import simulated_regions
 from ppl_vae.guides import Exact, SegmentationEncoder
 from ppl_vae.models import (
     IndependentSegments,
     Palette,
     PictureColors,
+    PottsSegments,
     ScanLineSegments,
     TreeSegments,
 )
@@ -120,6 +123,117 @@ def test_a_guide_that_lags(pictures: tuple[Tensor, Tensor]) -> None:
     exact = diagnose(model, Exact(model), pictures, seed=0, progress=False)
     assert exact.of_elements is not None
     assert f"{exact.of_elements.rate:.2g} nats per element" in found.causes["z"].evidence
+    encoder = SegmentationEncoder(3, SMALL)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    cause = diagnose(model, encoder, pictures, seed=0, progress=False).causes["z"]
+    assert cause.name == "lagging guide"
+    options = "--guide ppl_vae.guides.SegmentationEncoder --guide.segments 3"
+    assert cause.command("a") == f"ppl-vae refit a --run_dir a-again {options}"
+
+
+class FromThePrior(SegmentationEncoder):
+    """Starts at P(z | x), and learns what the colors say beyond it."""
+
+    def __init__(self, model: SegmentedColors) -> None:
+        super().__init__(3, SMALL)
+        self._unary = model.unary
+        head = cast(Any, self.net).head
+        for parameter in (head.weight, head.bias):
+            nn.init.zeros_(parameter)
+
+    def encode(self, y: Tensor, x: Tensor) -> Any:
+        told = super().encode(y, x).base_dist.logits
+        logits = self._unary(x).detach() + told
+        return dist.Independent(dist.Categorical(logits=logits, validate_args=False), 2)
+
+
+def with_a_prior_that_sees(
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
+) -> SegmentedColors:
+    """P(z | x) depends on x a lot, so that the z of another row does not suit, whatever the colors are."""
+    torch.manual_seed(0)
+    model = rung(3, Palette(), SMALL)
+    model.initialize(*pictures)
+    some = {"batch_size": 5, "learning_rate": 5e-3, "seed": 0, "progress": False}
+    fit(model, Exact(model), pictures, max_epochs=20, **cast(Any, some))
+    return model
+
+
+def test_a_guide_that_lags_behind_a_prior_that_sees_is_named_and_mended(
+    pictures: tuple[Tensor, Tensor],
+) -> None:
+    model = with_a_prior_that_sees(IndependentSegments, pictures)
+    guide = FromThePrior(model)
+    found = diagnose(model, guide, pictures, seed=0, progress=False)
+    assert found.of_elements is not None
+    assert found.of_elements.rate == pytest.approx(0.0, abs=1e-6)
+    assert found.of_elements.gain > 0.1  # with the z of another row, which is that of another x
+    assert found.cause == "lagging guide"
+    with torch.no_grad():
+        exact = torch.distributions.kl_divergence(
+            model.posterior(*pictures), model.prior(pictures[1])
+        )
+    assert f"{exact.mean().item() / 144:.2g} nats per element" in found.causes["z"].evidence
+    assert found.summary().startswith("Collapse: z, of 144 elements")
+    assert not found.causes["z"].command("a")  # which has no name for a guide of one's own
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PairWarning)  # of discrete elements that are drawn
+        exec(
+            found.causes["z"].code,
+            {"ppl_vae": ppl_vae, "model": model, "guide": guide, "x": pictures},
+        )
+    again = diagnose(model, guide, pictures, seed=0, progress=False)
+    assert again.cause == "none"
+    assert again.rate.mean > 0.3 * exact.mean()
+
+
+@pytest.mark.parametrize("rung", [ScanLineSegments, PottsSegments])
+def test_a_guide_that_lags_behind_segments_with_neighbors(
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
+) -> None:
+    """Of the wide grid, the mean field says what could be known."""
+    model = rung(3, Palette(), SMALL)
+    model.initialize(*pictures)
+    with torch.no_grad():
+        cast(Any, model).coupling.zero_()  # then independent pixels hold P(z | x)
+    found = diagnose(model, FromThePrior(model), pictures, seed=0, progress=False)
+    assert found.cause == "lagging guide"
+    other = IndependentSegments(3, Palette(), SMALL)
+    other.load_state_dict(model.state_dict(), strict=False)
+    exact = diagnose(other, Exact(other), pictures, seed=0, progress=False)
+    assert exact.of_elements is not None
+    assert f"has {exact.of_elements.rate:.2g} nats per element" in found.causes["z"].evidence
+
+
+def test_what_x_says_already_is_used_and_no_guide_lags(pictures: tuple[Tensor, Tensor]) -> None:
+    """Segments that the gray picture gives: the colors need them, and say nothing more of them."""
+    _, x = pictures
+
+    class Given(IndependentSegments):
+        def unary(self, x: Tensor) -> Tensor:
+            which = (x > x.flatten(1).median(1).values[:, None, None]).long()
+            return 60.0 * nn.functional.one_hot(which, 3).float()
+
+    Given.__module__ = IndependentSegments.__module__
+    torch.manual_seed(0)
+    model = Given(3, Palette(), SMALL)
+    z = model.unary(x).argmax(-1)
+    y = torch.tensor([[60.0, 0.0], [-40.0, 20.0], [0.0, -30.0]])[z]
+    model.initialize(y + torch.randn(y.shape).round(), x)
+    with torch.no_grad():  # each segment has the color that it has
+        features = cast(Any, model.colors).features
+        features[:2] = features[_order(model, y, x, z)]
+    found = diagnose(model, Exact(model), (y, x), seed=0, progress=False)
+    assert found.cause == "none"
+    assert any("x says next to nothing of it that p(z) does not know" in n for n in found.notes)
+
+
+def _order(model: IndependentSegments, y: Tensor, x: Tensor, z: Tensor) -> list[int]:
+    """Which of a model's colors is that of each of the first two segments."""
+    best = model.log_likelihoods(y, x).argmax(-1)
+    return [int(best[z == k].mode().values) for k in range(2)]
 
 
 def test_few_elements_are_still_dimensions_of_their_own() -> None:

@@ -12,19 +12,23 @@ from torch import Tensor
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
 from ppl_vae.diagnosis.diagnosed import Diagnosis, UseOfElements
-from ppl_vae.diagnosis.remedies import Facts, begin_again
+from ppl_vae.diagnosis.remedies import BATCH_SIZE, Facts, begin_again, what_to_type
 from ppl_vae.pairs import (
     COLLAPSED,
     Batch,
     Elements,
+    ElementTables,
     Layout,
     Pair,
+    as_args,
     element_tables,
     evidence_of_elements,
     expected_value,
     is_ours,
+    kl_between,
     num_rows,
     sharing_work,
+    stated_by,
     stated_elements,
     sum_to_rows,
 )
@@ -36,6 +40,11 @@ MOST_ELEMENTS = 64
 _EPOCHS = 10
 """Fewest epochs of a remedy: rows with many elements are large."""
 
+_STEPS = 200
+"""Fewest steps that a guide which lags is trained for, if nothing is known of its training."""
+
+_LEAST = 1e-6  # of beta
+
 _UNKNOWN = "not measured for a latent with many elements"
 
 
@@ -45,8 +54,11 @@ class _Rows:
 
     Attributes:
         rate: KL(q(z | x) || p(z)).
-        gain: E log p(x | z) less that with the z of another row; NaN of a single row.
-        possible: The rate of the exact posterior; NaN if it is not known.
+        gain: E log p(x | z) less that with the z of another row; NaN of a single row. Where p(z) depends on
+            what the rows come with, the z of another row is wrong for that reason, too: it says whether the
+            decoder needs z, not whether z tells anything of x.
+        possible: The rate of the best guide of the beta-ELBO, which is the exact posterior at beta = 1; NaN if
+            it is not known.
         lost: By how much log p(x) would rise, if all elements had the same probabilities of their values, those
             that suit these rows best; NaN if it is not known.
         usage: q(z_i = k), the mean over elements, `(n, K)`.
@@ -71,7 +83,7 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
         facts: What a remedy depends on.
     """
     rows = [
-        session.layouts.run(chunk, partial(_look, session.pair, chunk, elements))
+        session.layouts.run(chunk, partial(_look, session.pair, chunk, elements, facts.beta))
         for chunk in session.chunks(max(2, size // len(elements.values)), "diagnose")
     ]
     rate, gain, possible, lost, usage = (
@@ -81,10 +93,13 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
     count = sum(each.elements * len(each.rate) for each in rows) / len(rate)
     each_rate, each_gain = float(rate.mean()) / count, float(gain.nanmean()) / count
     each_possible = float(possible.mean()) / count
+    each_lost = float(lost.mean()) / count
     # A guide may be far from p(z) because it is far from the posterior, too: the decoder gains nothing of that.
     tells_nothing = each_possible < COLLAPSED  # False where it is not known
-    is_used = each_gain >= COLLAPSED or (each_rate >= COLLAPSED and not tells_nothing)
-    lags = not is_used and each_possible >= COLLAPSED
+    tells = each_rate >= COLLAPSED and not tells_nothing
+    # What it needs of z may be what p(z) says already, of rows that come with something to see.
+    lags = each_rate < COLLAPSED and each_possible >= max(COLLAPSED, 2 * each_rate)
+    is_used = tells or (each_gain >= COLLAPSED and not lags and not each_lost >= COLLAPSED)
     shares = usage.mean(0)
     used = UseOfElements(
         count=round(count),
@@ -93,9 +108,8 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
         rate=each_rate,
         gain=each_gain,
     )
-    each_lost = float(lost.mean()) / count
     facts = replace(facts, rate=float(rate.mean()), unused=1, least_epochs=_EPOCHS)
-    cause = _cause(used, lags, each_possible, each_lost, facts)
+    cause = _cause(used, lags, each_possible, each_lost, facts, len(rate))
     unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     notes = session.findings.notes
     if is_used and each_rate < COLLAPSED:
@@ -133,11 +147,12 @@ def many_elements(session: Session) -> Elements | None:
     return elements if q[0].numel() > MOST_ELEMENTS * num_rows(session.first) else None
 
 
-def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows:
+def _look(pair: Pair, batch: Batch, elements: Elements, beta: float, layout: Layout) -> _Rows:
     n = num_rows(batch)
     with sharing_work():
         tables = element_tables(pair, layout, batch, elements)
         log_evidence = evidence_of_elements(pair, layout, batch, tables)
+        best = _best_rate(pair, batch, tables, elements, beta)
     q, log_p = torch.broadcast_tensors(tables.q, tables.log_likelihood)
     dim = 1 + layout.nesting + layout.dim  # that of the rows
     event = q.dim() - 1 - layout.nesting
@@ -151,8 +166,10 @@ def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows
     gain = own - other if n > 1 else torch.full_like(own, math.nan)
     possible = torch.full_like(own, math.nan)
     if tables.log_prior is not None:
-        posterior = (tables.log_prior + tables.log_likelihood).log_softmax(0)
-        possible = rows(expected_value(posterior.exp(), posterior - tables.log_prior, 0))
+        best_q = (tables.log_prior + tables.log_likelihood / max(beta, _LEAST)).log_softmax(0)
+        possible = rows(expected_value(best_q.exp(), best_q - tables.log_prior, 0))
+    elif best is not None:
+        possible = sum_to_rows(best, layout, 1, n)[0].double().cpu()
     lost = torch.full_like(own, math.nan)
     if log_evidence is not None:
         shares = log_shares(log_p.detach())
@@ -167,6 +184,26 @@ def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows
         usage.expand(n, -1),
         q[0].numel() // n,
     )
+
+
+def _best_rate(
+    pair: Pair, batch: Batch, tables: ElementTables, elements: Elements, beta: float
+) -> Tensor | None:
+    """KL(q || p(z)) of the best guide that a model of this library knows of elements that depend on each other.
+
+    That is its posterior, or the mean field of one that is not known. None if neither can be had.
+    """
+    if tables.log_prior is not None:
+        return None
+    prior = tables.traces[0].nodes[elements.site]["fn"]
+    for name in ("posterior", "mean_field"):
+        stated = stated_by(pair.model, name)
+        try:
+            if stated is not None:
+                return kl_between(stated(*as_args(batch), weight=1 / max(beta, _LEAST)), prior)
+        except (ValueError, TypeError, NotImplementedError):  # too wide, or at beta = 1 alone
+            continue
+    return None
 
 
 def log_shares(log_p: Tensor, steps: int = 50) -> Tensor:
@@ -187,14 +224,26 @@ def log_shares(log_p: Tensor, steps: int = 50) -> Tensor:
     return shares[:, 0].to(log_p.dtype)
 
 
-def _cause(used: UseOfElements, lags: bool, possible: float, lost: float, facts: Facts) -> Cause:
-    """Why the latent is not used."""
+def _cause(
+    used: UseOfElements, lags: bool, possible: float, lost: float, facts: Facts, num: int
+) -> Cause:
+    """Why the latent is not used, by what `num` rows say."""
     if lags:
         text = CAUSES["lagging guide"]
         evidence = (
             f"its exact posterior has {possible:.2g} nats per element, the guide {used.rate:.2g}"
         )
-        return Cause("lagging guide", text.meaning, evidence, text.remedy)
+        # Of few rows, few epochs are few steps.
+        batches = math.ceil(num / (facts.batch_size or BATCH_SIZE))
+        enough = replace(facts, least_epochs=max(_EPOCHS, math.ceil(_STEPS / batches)))
+        code, options = what_to_type("lagging guide", enough)
+        # Unasked, a command would take the model's own posterior, which has nothing to train.
+        ours = bool(options) and is_ours(facts.guide, "guides")
+        segments = getattr(facts.guide, "segments", None)
+        size = () if segments is None else ("--guide.segments", str(segments))
+        named = ("--guide", f"ppl_vae.guides.{type(facts.guide).__name__}", *size)
+        options = (options[0], *named, *options[1:]) if ours else ()
+        return Cause("lagging guide", text.meaning, evidence, text.remedy, code, options)
     rate = f"the rate is {used.rate:.2g} nats per element"
     if lost >= COLLAPSED:
         code, options = begin_again(facts)

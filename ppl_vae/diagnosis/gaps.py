@@ -22,11 +22,15 @@ from ppl_vae.pairs import (
     Pair,
     Program,
     as_args,
+    covers_posterior,
     finite_latents,
+    first_line,
+    is_posterior,
     notes_on_discrete,
     num_rows,
     require_no_points,
     sample_rows,
+    stated_by,
     summed_rows,
 )
 from ppl_vae.runtime import described, require_count, require_samples
@@ -200,10 +204,10 @@ def inference_gaps(
     difference of the last two is the amortization gap (Cremer et al., *Inference Suboptimality in Variational
     Autoencoders*, arXiv:1801.03558). `maximize` finds q* for each row in `own_family`, starting from the
     guide's own q; its ELBO is then estimated with fresh samples. log p(x) comes from the first available of:
-    `truth`; the model's `log_evidence(x)`; importance sampling from q*, or from the guide for rows where q*
-    is unreliable and the guide has a smaller Pareto k-hat; rows that neither reaches get proposals of their
-    own, as from `evaluate`. Discrete latents with few values are summed over, as `evaluate` does, and each
-    row's log p(x) comes from the one of smaller k-hat.
+    `truth`; the model's `log_evidence(x)`, unless it raises a `ValueError` for these rows; importance sampling
+    from q*, or from the guide for rows where q* is unreliable and the guide has a smaller Pareto k-hat; rows
+    that neither reaches get proposals of their own, as from `evaluate`. Discrete latents with few values are
+    summed over, as `evaluate` does, and each row's log p(x) comes from the one of smaller k-hat.
 
     Args:
         model: Pyro program of p(x, z). Its weights do not change.
@@ -253,32 +257,39 @@ def inference_gaps(
         conditions = Conditions(session)
         if truth is not None and session.num_rows is not None:
             _require_rows(truth, session.num_rows)
-        evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
+        evidence = _Evidence(session.pair.model)
+        covered = covers_posterior(session.pair.model, session.pair.guide)
         at_once, samples = session.chunk_sizes(num_samples)
-        ladder = (
-            Ladder(session, num_samples, at_once * samples)
-            if truth is None and evidence is None
-            else None
-        )
+        ladder = Ladder(session, num_samples, at_once * samples) if truth is None else None
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
         for chunk in session.chunks(rows, "gaps"):
             samples_now = max(1, at_once * samples // num_rows(chunk))
             layout = session.layouts.of(chunk)
             finite = finite_latents(session.pair, layout, chunk)
-            summed, drawn = notes_on_discrete(layout.discrete, finite)
+            exact = None if truth is not None else evidence.of(chunk)  # before what takes long
+            summed, drawn = notes_on_discrete(layout.discrete, finite, covered)
             notes |= dict.fromkeys(summed)
-            cautions |= dict.fromkeys(drawn)
-            part, note = _gaps_of_rows(session, chunk, num_samples, samples_now, max_steps, finite)
-            if evidence is not None:
-                part["exact"] = evidence(*as_args(chunk)).cpu()
+            cautions |= dict.fromkeys(drawn if truth is None and exact is None else ())
+            if exact is not None and is_posterior(session.pair.model, session.pair.guide):
+                part, note = _no_gaps(exact), ""
+            else:
+                part, note = _gaps_of_rows(
+                    session, chunk, num_samples, samples_now, max_steps, finite, covered
+                )
+            unknown = torch.full_like(part["log_likelihood"], math.nan)
+            part["exact"] = unknown if exact is None else exact.to(unknown)
+            part["known"] = torch.full_like(part["heavy"], exact is not None)
             parts.append(part)
             conditions.add(chunk)
-            if ladder is not None:
+            if ladder is not None and exact is None:
                 ladder.look(chunk, layout, part)
+            elif ladder is not None:
+                ladder.pass_over(num_rows(chunk))
             if note:
                 notes[note] = None
         if ladder is not None:
             ladder.finish()
+        notes |= dict.fromkeys(evidence.notes)
         findings = session.findings
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if ladder is not None:
@@ -322,6 +333,46 @@ def inference_gaps(
     )
 
 
+class _Evidence:
+    """log p(x) as a model's own method `log_evidence` gives it.
+
+    Args:
+        model: Any program.
+    """
+
+    def __init__(self, model: Program) -> None:
+        self._method = getattr(model, "log_evidence", None)
+        self._explains = stated_by(model, "log_evidence") is None
+        self._notes: dict[str, None] = {}
+
+    def of(self, batch: Batch) -> Tensor | None:
+        """log p(x) of the rows, `(n,)`; None if the model has no such method, or does not know it of these."""
+        if self._method is None:
+            return None
+        try:
+            found: Tensor = self._method(*as_args(batch))
+        except ValueError as error:  # ours do so if more than z is latent, or a grid is too wide
+            if self._explains:
+                text = f"log_evidence does not give log p(x) of all rows: {first_line(error)}"
+                self._notes[text] = None
+            return None
+        return found.detach().cpu()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a method of a stranger's model has not given log p(x)."""
+        return tuple(self._notes)
+
+
+def _no_gaps(exact: Tensor) -> dict[str, Tensor]:
+    """What `_gaps_of_rows` would find of the posterior itself, whose ELBO is log p(x)."""
+    nothing, no = torch.zeros_like(exact), torch.zeros(len(exact), dtype=torch.bool)
+    part = {name: exact for name in ("elbo", "best_elbo", "log_likelihood")}
+    part |= {name: nothing for name in ("elbo_error", "best_elbo_error", "error")}
+    part |= {"ess": torch.ones_like(exact), "khat": torch.full_like(exact, -math.inf)}
+    return part | {"heavy": no, "converged": ~no}
+
+
 def _gaps_of_rows(
     session: Session,
     batch: Batch,
@@ -329,18 +380,19 @@ def _gaps_of_rows(
     chunk: int,
     max_steps: int,
     finite: FiniteLatents | None,
+    covered: bool,
 ) -> tuple[dict[str, Tensor], str]:
     pair, layout = session.pair, session.layouts.of(batch).of_another_guide
     require_no_points(layout, "inference_gaps")
     if not (layout.latents or layout.shared or layout.enumerated):  # the ELBO is log p(x)
-        exact = _bounds(layout, pair, batch, num_samples, chunk, finite)
+        exact = _bounds(layout, pair, batch, num_samples, chunk, finite, covered)
         part = exact | {"best_elbo": exact["elbo"], "best_elbo_error": exact["elbo_error"]}
         part |= {"heavy": torch.zeros_like(exact["heavy"])}
         return part | {"converged": torch.ones_like(exact["heavy"])}, ""
     family = own_family(pair, layout, batch)
     result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
-    amortized = _bounds(layout, pair, batch, num_samples, chunk, finite)
-    best = _bounds(layout, family.pair(pair), batch, num_samples, chunk, finite)
+    amortized = _bounds(layout, pair, batch, num_samples, chunk, finite, covered)
+    best = _bounds(layout, family.pair(pair), batch, num_samples, chunk, finite, covered)
     # The best q of other latents suits likely values of summed ones, and may be too narrow for rare ones.
     doubtful = best["heavy"] if finite is None else torch.ones_like(best["heavy"])
     better = ~(doubtful & (amortized["khat"] < best["khat"]))
@@ -359,6 +411,7 @@ def _bounds(
     num_samples: int,
     chunk: int,
     finite: FiniteLatents | None,
+    covered: bool,
 ) -> dict[str, Tensor]:
     """The ELBO and log p(x) by importance sampling of each row, with their errors.
 
@@ -381,7 +434,7 @@ def _bounds(
     # Weights say nothing about values of discrete latents that are not drawn.
     drawn = finite is None and bool(layout.discrete)
     khat = khat.masked_fill((khat == -math.inf) & drawn, math.nan)
-    heavy = drawn | bad_khat(khat, weights.ess, num_samples)
+    heavy = (drawn and not covered) | bad_khat(khat, weights.ess, num_samples)
     found = {
         "elbo": bounds.mean_log_weight,
         "elbo_error": (bounds.log_weight_variance / num_samples).sqrt(),
@@ -423,10 +476,17 @@ def _log_likelihood(
         values = truth.log_likelihood.values.cpu()
         doubtful = getattr(truth, "unreliable", torch.zeros(n, dtype=torch.bool))
         return values, truth.log_likelihood_error.cpu(), doubtful.cpu(), type(truth).__name__
-    if "exact" in found:
-        exact = found["exact"]
-        return exact, torch.zeros_like(exact), torch.zeros(n, dtype=torch.bool), "log_evidence"
-    return found["log_likelihood"], found["error"], found["heavy"], "importance sampling"
+    known, sampled = found["known"], "importance sampling"
+    source = (
+        "log_evidence"
+        if bool(known.all())
+        else f"log_evidence where it is known, else {sampled}"
+        if bool(known.any())
+        else sampled
+    )
+    values = torch.where(known, found["exact"], found["log_likelihood"])
+    error = torch.where(known, torch.zeros_like(found["error"]), found["error"])
+    return values, error, found["heavy"] & ~known, source
 
 
 def _require_rows(truth: Truth, n: int) -> None:

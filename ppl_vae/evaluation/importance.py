@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,9 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     Program,
+    covers_posterior,
     finite_latents,
+    is_posterior,
     notes_on_discrete,
     num_rows,
     sample_rows,
@@ -124,7 +127,7 @@ def _evaluate(
     points = _PointRows()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
-        known = _is_posterior(session.pair)
+        trust = _Trust.of(session.pair)
         _run_once(session)
         counts, conditions = ValueCounts(session), Conditions(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
@@ -141,16 +144,16 @@ def _evaluate(
             layout, finite = sampler.discrete(chunk)
             exact = by_element.rows(layout, chunk, num_samples) if finite is None else None
             part = exact or _evaluate_rows(
-                sampler, chunk, num_samples, samples, layout, finite, known
+                sampler, chunk, num_samples, samples, layout, finite, trust
             )
             if (
                 session.layouts.expected(chunk) is not layout
             ):  # of another kind than rows of its shapes before
                 layout, finite = sampler.discrete(chunk)
-                part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite, known)
+                part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite, trust)
             if finite is not None:
                 summed.setdefault(layout.discrete, finite)
-            is_drawn = finite is None and exact is None and not known
+            is_drawn = finite is None and exact is None and not trust.is_posterior
             drawn |= dict.fromkeys(layout.discrete if is_drawn else ())
             if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
@@ -164,7 +167,7 @@ def _evaluate(
             ladder.finish()
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     drawn_rows = joined.pop("drawn")
-    notes, cautions = _describe(session, summed, drawn, drawn_rows)
+    notes, cautions = _describe(session, summed, drawn, drawn_rows, trust)
     notes = (*conditions.notes, *by_element.notes, *notes)
     joined["rung"] = torch.zeros(len(drawn_rows))
     if ladder is not None:
@@ -195,9 +198,9 @@ def _evaluate_rows(
     chunk: int,
     layout: Layout,
     finite: FiniteLatents | None,
-    known: bool,
+    trust: _Trust,
 ) -> dict[str, Tensor]:
-    drawn = finite is None and bool(layout.discrete) and not known
+    drawn = finite is None and bool(layout.discrete)
     if finite is not None:
         chunk = max(1, chunk // finite.count)
     exact = finite is not None and finite.alone
@@ -216,7 +219,7 @@ def _evaluate_rows(
     if exact:  # nothing is drawn
         error, ess = torch.zeros_like(error), torch.full_like(ess, asked)
         khat = torch.full_like(khat, -math.inf)
-    elif drawn:
+    elif drawn and not trust.is_posterior:
         # K equal weights say nothing about values that the guide does not draw.
         khat = torch.where(khat == -math.inf, math.nan, khat)
     return {
@@ -226,7 +229,7 @@ def _evaluate_rows(
         "error": error.cpu(),
         "ess": ess.cpu(),
         "khat": khat.cpu(),
-        "drawn": torch.full((num_rows(batch),), drawn),
+        "drawn": torch.full((num_rows(batch),), drawn and not trust.covers),
     }
 
 
@@ -277,11 +280,22 @@ class _ByElement:
         )
 
 
-def _is_posterior(pair: Pair) -> bool:
-    """Whether the guide is known to be the posterior of the model, as an `Exact` one of ours is."""
-    guide, model = (getattr(program, "program", program) for program in (pair.guide, pair.model))
-    says = getattr(guide, "is_posterior_of", None)
-    return callable(says) and bool(says(model))
+@dataclass(frozen=True)
+class _Trust:
+    """What is known of a guide that draws discrete latents.
+
+    Attributes:
+        is_posterior: It is the posterior: equal weights are as they should be.
+        covers: It leaves out no value that the posterior has: k-hat says what it says of continuous latents.
+    """
+
+    is_posterior: bool
+    covers: bool
+
+    @classmethod
+    def of(cls, pair: Pair) -> _Trust:
+        """That of a pair."""
+        return cls(is_posterior(pair.model, pair.guide), covers_posterior(pair.model, pair.guide))
 
 
 class _PointRows:
@@ -345,6 +359,7 @@ def _describe(
     summed: dict[tuple[str, ...], FiniteLatents],
     drawn: Collection[str],
     drawn_rows: Tensor,
+    trust: _Trust,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result, and reasons not to trust it, once all rows have been seen.
 
@@ -352,7 +367,8 @@ def _describe(
         session: The opened pair.
         summed: Discrete latents that are summed over, and how.
         drawn: Discrete latents that are drawn.
-        drawn_rows: Which rows have them, `(n,)`.
+        drawn_rows: Which rows have them from a guide that may leave some out, `(n,)`.
+        trust: What is known of the guide.
     """
     notes: list[str] = []
     doubts: list[str] = []
@@ -365,9 +381,11 @@ def _describe(
     for latents, finite in summed.items():
         notes += notes_on_discrete(latents, finite)[0]
     if drawn:
-        _, (doubt,) = notes_on_discrete(drawn, None)
+        _, (doubt,) = notes_on_discrete(drawn, None, trust.covers)
         count, n = int(drawn_rows.sum()), len(drawn_rows)
-        doubts.append(f"{doubt}, so that {count} of {n} rows count as unreliable")
+        doubts.append(
+            f"{doubt}, so that {count} of {n} rows count as unreliable" if count else doubt
+        )
     findings = session.findings
     return (*notes, *findings.notes), (*findings.doubts, *doubts, *findings.biases)
 

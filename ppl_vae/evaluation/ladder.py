@@ -117,6 +117,7 @@ class Ladder:
         self._left: dict[object, _Waiting] = {}
         self._num_left = 0
         self._rows = 0
+        self._passed_over = 0
         self._looks_everywhere = False
         self._fit: int | None = None
 
@@ -149,7 +150,7 @@ class Ladder:
             return
         if self._fit is None:
             self._fit = self._rows_that_fit(chunk)
-        if start == 0:
+        if start == self._passed_over:  # the first rows that are looked at
             self._compare(chunk, part, (~bad).nonzero()[:LOOKED_AT, 0])
         if self._looks_everywhere:
             bad[[number not in self.found for number in range(start, start + n)]] = True
@@ -160,6 +161,11 @@ class Ladder:
         index = bad.nonzero()[:, 0]
         if len(index):
             self._begin(chunk, index, start)
+
+    def pass_over(self, rows: int) -> None:
+        """Counts rows that come next and need no better estimate, as theirs is exact."""
+        self._rows += rows
+        self._passed_over += rows
 
     def finish(self) -> None:
         """Estimates the rows that still wait, and anneals those that are left, if they are few."""

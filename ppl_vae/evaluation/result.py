@@ -102,7 +102,8 @@ class Evaluation(DataResult):
         rung: The number of the method by which each row's log p(x) was found, `(n,)`; None if all are samples
             from the guide. `method` has the names.
         drawn: Rows with discrete latents that are drawn, because their values are too many to sum over, `(n,)`;
-            None if no row has any. No number shows what the guide does not draw.
+            None if no row has any. No number shows what the guide does not draw. Rows of a guide that is known
+            to leave out nothing (`StructuredMeanField` of the model) are not among them.
     """
 
     elbo: Estimate
@@ -137,8 +138,8 @@ class Evaluation(DataResult):
         """Rows whose log p(x) should not be trusted: k-hat is above the limit, or says nothing, `(n,)`.
 
         Rows whose ESS is at least 0.9 K are not among them, unless k-hat is NaN; see
-        `ppl_vae.stats.bad_khat`. Rows with discrete latents that are drawn are: k-hat is that of what the guide
-        draws.
+        `ppl_vae.stats.bad_khat`. Rows with discrete latents that are drawn are, if the guide may leave values
+        out: k-hat is that of what the guide draws.
         """
         return self._bad_khat if self.drawn is None else self._bad_khat | self.drawn
 

@@ -110,7 +110,12 @@ from .moments import (
     over_draws as over_draws,
     spread as spread,
 )
-from .ours import is_ours as is_ours, stated_by as stated_by
+from .ours import (
+    covers_posterior as covers_posterior,
+    is_ours as is_ours,
+    is_posterior as is_posterior,
+    stated_by as stated_by,
+)
 from .own_rows import take_all_rows as take_all_rows
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (

@@ -102,10 +102,23 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
 
 
 def notes_on_discrete(
-    latents: Collection[str], finite: FiniteLatents | None
+    latents: Collection[str], finite: FiniteLatents | None, covered: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
+    """How to read the result if discrete latents are summed over, and what to doubt if they are drawn.
+
+    Args:
+        latents: Their names.
+        finite: What they are summed over; None if they are drawn.
+        covered: Whether the guide is known to leave out nothing, as `covers_posterior` says.
+    """
     names = ", ".join(f"'{name}'" for name in latents)
+    if finite is None and covered:
+        text = (
+            f"latents {names} are discrete and are drawn, from a guide that can draw all of their values: if "
+            "the posterior has several modes, log p(x) is too low without those that it hardly ever draws, and "
+            "k-hat does not see them"
+        )
+        return (), (text,) if latents else ()
     if finite is None:
         text = (
             f"latents {names} are discrete and are drawn, as their values are too many to sum over, or not "

@@ -20,11 +20,39 @@ def is_ours(value: object, package: str) -> bool:
 def stated_by(model: object, name: str) -> Callable[..., Any] | None:
     """What a model of this library states by a method, such as `log_evidence`; None if it does not.
 
-    A method of a stranger's model is not asked: one of the same name may mean something else.
+    A method of a stranger's model is not asked: one of the same name may mean something else. Of a model that
+    `refit_guide` holds as it is, the model itself is asked.
 
     Example:
         >>> stated_by("a stranger's", "upper") is None
         True
     """
+    model = getattr(model, "held", model) if is_ours(model, "training") else model
     found = getattr(model, name, None) if is_ours(model, "models") else None
     return found if callable(found) else None
+
+
+def is_posterior(model: object, guide: object) -> bool:
+    """Whether a guide is known to be the posterior of a model, as an `Exact` one of ours is.
+
+    Example:
+        >>> is_posterior("a stranger's", "a stranger's")
+        False
+    """
+    return _guide_says("is_posterior_of", model, guide)
+
+
+def covers_posterior(model: object, guide: object) -> bool:
+    """Whether a guide is known to leave out no value of a latent that the posterior of a model has.
+
+    Example:
+        >>> covers_posterior("a stranger's", "a stranger's")
+        False
+    """
+    return is_posterior(model, guide) or _guide_says("covers_posterior_of", model, guide)
+
+
+def _guide_says(name: str, model: object, guide: object) -> bool:
+    guide, model = (getattr(program, "program", program) for program in (guide, model))
+    says = getattr(guide, name, None)
+    return callable(says) and bool(says(model))

@@ -108,6 +108,11 @@ class _Held:
             program.forward if isinstance(program, Module) else program
         )
 
+    @property
+    def held(self) -> Program:
+        """The model, to be asked what it states."""
+        return self._program
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         scope = pyro.get_param_store().scope(cast(Any, self._store))
         with poutine.block(hide_types=["param"]), scope, self._known:
