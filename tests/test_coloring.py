@@ -233,6 +233,15 @@ def test_exact_scores_in_tiles_are_those_of_evaluate(
     assert found.information.mean > 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_kind_of_the_luma_does_not_matter(dtype: torch.dtype, photo: Photo) -> None:
+    model = trained(IndependentSegments(3, Palette(), SMALL))
+    other = Photo("other.png", photo.chroma, photo.luma.to(dtype), photo.segments)
+    one, two = (score_photos(model, Exact(model), [p], progress=False) for p in (photo, other))
+    assert one.bits.mean == two.bits.mean
+    assert one.rmse_mean.mean == two.rmse_mean.mean
+
+
 def test_photos_of_colors_that_do_not_exist_are_refused(photo: Photo) -> None:
     model = trained(IndependentSegments(3, Palette(), SMALL))
     wrong = Photo("wrong.png", photo.chroma, 255 - photo.luma)
