@@ -288,6 +288,51 @@ def test_chroma_of_another_size_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"longest": 0}, ValueError, "longest must be at least 1, got 0"),
+        ({"longest": -3}, ValueError, "longest must be at least 1, got -3"),
+        ({"longest": 2.5}, TypeError, "longest must be a whole number, got 2.5"),
+        ({"longest": "a"}, TypeError, "longest must be a whole number, got the string 'a'"),
+        ({"luma": None}, TypeError, r"the luma must be a tensor of shape \(h, w\), got None"),
+        (
+            {"chroma": [0]},
+            TypeError,
+            r"chroma must be a tensor of shape \(h, w, 2\), got an object",
+        ),
+        ({"chroma": torch.full((3, 4, 2), math.nan)}, ValueError, "12 pixels have chroma that"),
+        (
+            {"chroma": torch.full((3, 4, 2), 999)},
+            ValueError,
+            r"Y = 100 and \(Co, Cg\) = \(999, 999",
+        ),
+    ],
+)
+def test_what_cannot_be_segmented_is_said(
+    wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = IndependentSegments(2, Palette(), SMALL)
+    given = {"luma": torch.full((3, 4), 100), "chroma": torch.zeros(3, 4, 2), **wrong}
+    with pytest.raises(error, match=message):
+        segment_picture(model, **given)
+    if "chroma" not in wrong:
+        del given["chroma"]
+        with pytest.raises(error, match=message):
+            color_picture(model, **given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [({"method": "foo"}, ValueError), ({"num_samples": 0}, ValueError)]
+)
+def test_arguments_that_are_not_needed_are_checked_too(
+    wrong: dict[str, Any], error: type[Exception], photo: Photo
+) -> None:
+    model = IndependentSegments(2, Palette(), SMALL)
+    with pytest.raises(error, match=next(iter(wrong))):
+        score_photos(model, Exact(model), [photo], progress=False, **wrong)
+
+
 @pytest.mark.parametrize("colors", [Palette(), LatentColors()])
 def test_colors_of_a_palette_are_those_of_256_levels(
     colors: colorization.Colors, photo: Photo, monkeypatch: pytest.MonkeyPatch

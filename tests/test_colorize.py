@@ -228,6 +228,8 @@ WRONG: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("evaluate",), 2, "RUN is missing"),
     (("evaluate", "nix"), 1, "nix"),
     (("evaluate", "RUN", "--data", "folder:nix"), 1, "there is no folder"),
+    (("evaluate", "RUN", "--num_samples", "0"), 1, "--num_samples must be at least 1"),
+    (("train", "--model.segments", "300"), 1, "has 300 segments: use fewer"),
     (("train", "--data", "photos"), 1, "there are no photos named 'photos'"),
     (("train", "--model", "VAE"), 2, "--model VAE: there is no model of this name; known are"),
     (("train", "--patch_size", "500"), 1, "choose a patch_size of at most"),
@@ -251,6 +253,7 @@ def test_what_is_wrong_is_said_in_a_line(
     said = capsys.readouterr().err
     assert told in said
     assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()  # nothing was trained
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,13 @@ from ppl_vae.cli.report import write_report
 from ppl_vae.cli.setup import Setup, checked, load_rows
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.train import trained
-from ppl_vae.coloring import color_picture, score_photos, segment_picture
+from ppl_vae.coloring import (
+    ModelOfColors,
+    color_picture,
+    require_few_segments,
+    score_photos,
+    segment_picture,
+)
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.data import Photo, PhotoData, Photos, load_photos, read_photo
 from ppl_vae.diagnosis import diagnose
@@ -47,6 +53,7 @@ from ppl_vae.runtime import (
     replacing,
     require_count,
     require_file,
+    require_samples,
     resolve_device,
 )
 from ppl_vae.training import Fit
@@ -82,7 +89,13 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
 
 
 def _start(setup: Setup) -> None:
-    """Lets the colors of the segments start as those of clusters of pixels."""
+    """Lets the colors of the segments start as those of clusters of pixels.
+
+    Raises:
+        ValueError: There are more segments than the pictures that follow the training can show.
+    """
+    if isinstance(setup.model, ModelOfColors):
+        require_few_segments(setup.model)
     if isinstance(setup.model, colorization.SegmentedColors):
         y, x = setup.data.train
         setup.model.initialize(y, x, seed=setup.config["seed"])
@@ -154,6 +167,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     """Measures a run on its test photos, or on others."""
     options, run = _opened(parser, given)
     config = checked(run.path, run.config)
+    require_samples("--num_samples", options.num_samples)
     if options.longest is not None:
         require_count("--longest", options.longest, 0)
     longest = config.get("longest") if options.longest is None else options.longest or None

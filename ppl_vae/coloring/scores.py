@@ -26,7 +26,7 @@ from ppl_vae.data import Photo
 from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.evaluation import evaluate
 from ppl_vae.pairs import Program, kl_between
-from ppl_vae.runtime import progress_bar
+from ppl_vae.runtime import progress_bar, require_samples
 from ppl_vae.stats import (
     Estimate,
     RowResult,
@@ -156,8 +156,12 @@ def score_photos(
         progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        ValueError: There are no photos.
+        TypeError: `num_samples` is no whole number.
+        ValueError: There are no photos, `num_samples` is not positive, or there is no such method.
     """
+    require_samples("num_samples", num_samples)
+    if method not in ("auto", "guide", "annealed"):
+        raise ValueError(f"method must be 'auto', 'guide' or 'annealed', got {method!r}")
     if not len(photos):
         raise ValueError("there are no photos to measure on")
     evaluated = _exactly(model, guide, photos, most_pixels)
