@@ -23,8 +23,8 @@ from ppl_vae.coloring import (
 )
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.data import Photo, Photos
-from ppl_vae.distributions import ChromaLogistic
-from ppl_vae.guides import Exact, WithinPicture
+from ppl_vae.distributions import ChromaLogistic, potts_grid
+from ppl_vae.guides import Exact, SegmentationEncoder, StructuredMeanField, WithinPicture
 from ppl_vae.models import (
     IndependentSegments,
     LatentColors,
@@ -231,6 +231,47 @@ def test_exact_scores_in_tiles_are_those_of_evaluate(
         one, other = getattr(found, name).mean, getattr(whole, name).mean
         assert one == pytest.approx(other, rel=1e-5)
     assert found.information.mean > 0.01
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_the_bits_of_wide_grids_are_those_of_the_elbo(
+    independent: bool, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against sums over all segmentations, of pictures of 3 x 3 pixels; nothing is drawn."""
+    model = trained(PottsSegments(2, Palette(), SMALL))
+    guide: Any = SegmentationEncoder(2, SMALL) if independent else StructuredMeanField(model)
+    parts = [
+        Photo("a.png", photo.chroma[i : i + 3, 5:8], photo.luma[i : i + 3, 5:8]) for i in (0, 20)
+    ]
+    narrow = score_photos(model, guide, parts, progress=False)  # sums over all of them
+    assert not narrow.is_bound
+    assert not narrow.notes
+    every = torch.cartesian_prod(*[torch.arange(2)] * 9).reshape(-1, 1, 3, 3)
+    with torch.no_grad():
+        known = torch.cat([model.log_evidence(*part.rows) for part in parts]).double()
+    unit = 9 * math.log(2.0)
+    assert torch.allclose(-known / unit, narrow.bits.values, atol=1e-5)
+    monkeypatch.setattr(potts_grid, "MOST_STATES", 0)
+
+    def drawn(*_: Any, **__: Any) -> None:
+        raise AssertionError("samples were drawn")
+
+    monkeypatch.setattr(scores, "evaluate", drawn)
+    found = score_photos(model, guide, parts, progress=False)
+    bounds = []
+    with torch.no_grad():
+        for part in parts:
+            y, x = part.rows
+            of_q = guide.encode(y, x).log_prob(every)
+            log_p = model.decode(every, x).log_prob(y) + model.prior(x).log_prob(every)
+            bounds.append(float((of_q.exp() * (log_p - of_q)).sum()))
+    assert found.bits.values.tolist() == pytest.approx([-b / unit for b in bounds], rel=1e-4)
+    assert torch.equal(found.bits.values, found.elbo.values)
+    assert bool((found.bits.values > narrow.bits.values).all())
+    assert found.is_bound
+    assert "bits are those of the bound -ELBO, an upper bound of -log2 P(y | x)" in str(found)
+    with pytest.raises(AssertionError, match="samples were drawn"):
+        score_photos(model, guide, parts, method="auto", progress=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -58,6 +58,9 @@ from ppl_vae.runtime import (
 )
 from ppl_vae.training import Fit
 
+_DRAWS_OF_A_BOUND = 10
+"""Most samples of each patch where the ELBO of photos is known: more cost much time and say next to nothing."""
+
 _ON_A_SHEET = 8
 """Photos on the contact sheet of a run."""
 
@@ -111,17 +114,17 @@ def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages:
     guide = fitted.guide
     with stages.stage("saving", told=False):
         weights = write_weights(run.path, model, guide, epochs=len(fitted.history))
-    with stages.stage("evaluation of patches"):
-        evaluation = evaluate_pair(
-            *(model, guide, setup.data.test),
-            num_samples=num_samples,
-            method="guide",
-            seed=seed,
-            progress=progress,
-        )
     with stages.stage("photos"):
         scores = score_photos(
             model, guide, photos.test, num_samples=num_samples, seed=seed, progress=progress
+        )
+    with stages.stage("evaluation of patches"):
+        evaluation = evaluate_pair(
+            *(model, guide, setup.data.test),
+            num_samples=min(num_samples, _DRAWS_OF_A_BOUND) if scores.is_bound else num_samples,
+            method="guide",
+            seed=seed,
+            progress=progress,
         )
     with stages.stage("diagnosis"):
         diagnosis = diagnose(

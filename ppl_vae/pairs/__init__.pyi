@@ -58,6 +58,7 @@ from .elements import (
     stated_elements as stated_elements,
     states_elements as states_elements,
     summed_elements as summed_elements,
+    sums_of_elements as sums_of_elements,
 )
 from .errors import (
     PLAIN as PLAIN,

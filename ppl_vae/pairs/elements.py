@@ -233,10 +233,24 @@ def summed_elements(
         batch: n rows.
         elements: The elements of its latent.
     """
+    log_p, rate, distortion = sums_of_elements(pair, layout, batch, elements)
+    return None if log_p is None else SummedRows(log_p, rate, distortion)
+
+
+def sums_of_elements(
+    pair: Pair, layout: Layout, batch: Batch, elements: Elements
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """log p(x), rate and distortion of each row, `(1, n)` each, as `summed_elements`: None for log p(x) alone.
+
+    Call it inside `pair.scope()`. The arguments are those of `summed_elements`.
+
+    Raises:
+        LayoutChangedError: The programs have other sites on this batch than the layout.
+    """
     with sharing_work():
         tables = element_tables(pair, layout, batch, elements)
         log_p = evidence_of_elements(pair, layout, batch, tables)
-    return None if log_p is None else SummedRows(log_p, *_of_tables(tables, layout, batch))
+    return log_p, *_of_tables(tables, layout, batch)
 
 
 def elbo_of_elements(
