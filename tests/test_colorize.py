@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,48 @@ def test_evaluate_measures_other_photos(
     assert json.loads((run / "colors.json").read_text())["num_rows"] == 2
 
 
+@pytest.mark.filterwarnings("always::ppl_vae.data.BrokenPhotoWarning")
+@pytest.mark.parametrize("longest", [(), ("--longest", "30")])
+def test_evaluate_names_broken_photos_once(
+    longest: tuple[str, ...],
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And none of those that the run was trained on."""
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "train" / "broken.png").write_text("no picture")
+    others = shutil.copytree(photos / "train", tmp_path / "others")
+    (others / "other.png").write_text("no picture")
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = (copy / "config.yaml").read_text().replace(str(photos), str(own))
+    (copy / "config.yaml").write_text(config)
+    given = [str(copy), "--data", f"folder:{others}", *longest]
+    assert main(["colorize", "evaluate", *given, "--quiet"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("it is left out") == 1
+    assert "other.png cannot be read" in told
+    assert "broken.png" not in told
+    assert "this run was trained on 4 of these 4 photos" in told
+
+
+def test_evaluate_does_without_the_photos_of_scikit_image(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = (copy / "config.yaml").read_text().replace(f"folder:{photos}", "skimage")
+    (copy / "config.yaml").write_text(config)
+    monkeypatch.setattr(sys.modules[load_photos.__module__], "find_spec", lambda _: None)
+    given = [str(copy), "--data", f"folder:{photos / 'val'}", "--quiet"]
+    assert main(["colorize", "evaluate", *given]) == 0
+    assert "bits per pixel" in capsys.readouterr().out
+
+
 def test_apply_writes_colorings_of_the_size_of_the_photo(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +206,7 @@ def test_apply_writes_colorings_of_the_size_of_the_photo(
     )
     out = tmp_path / "new" / "out"
     arguments = [*(str(tmp_path / name) for name in names), "--run", str(run), "--out", str(out)]
-    assert main(["colorize", "apply", *arguments, "--draws", "1", "--quiet"]) == 0
+    assert main(["colorize", "apply", *arguments, "--draws", "1", "--quiet"]) == 1
     told = capsys.readouterr()
     assert "broken.png cannot be read" in told.err
     assert "other is a folder: give the photos in it" in told.err

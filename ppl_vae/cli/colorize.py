@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,7 @@ from ppl_vae.coloring import (
     segment_picture,
 )
 from ppl_vae.colors import split_colors, to_rgb
-from ppl_vae.data import Photo, PhotoData, Photos, load_photos, read_photo
+from ppl_vae.data import BrokenPhotoWarning, Photo, PhotoData, Photos, load_photos, read_photo
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate as evaluate_pair
 from ppl_vae.models import colorization
@@ -180,7 +181,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         photos = load_photos(config["data"], longest=longest).test
     else:
         photos = load_photos(options.data, longest=longest, split=False).test
-        _warn_of_training_photos(config, options.data)
+        same_size = longest == config.get("longest")
+        _warn_of_training_photos(config, options.data, photos if same_size else None)
     progress = False if options.quiet else None
     model: Any = run.model
     scores = score_photos(
@@ -198,15 +200,27 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     return 0
 
 
-def _warn_of_training_photos(config: Mapping[str, Any], data: str) -> None:
-    """Says how many of other photos are ones that a run was trained on, by their pixels."""
+def _warn_of_training_photos(config: Mapping[str, Any], data: str, given: Photos | None) -> None:
+    """Says how many of other photos are ones that a run was trained on, by their pixels.
+
+    Without the photos that it was trained on nothing is said. Those that cannot be read were named before, or
+    are none of the photos that are measured.
+
+    Args:
+        config: The options of the run.
+        data: The name of the other photos.
+        given: These, if they were read at the size of the run's photos.
+    """
     size = config.get("longest")
-    try:
-        trained_on = load_photos(config["data"], longest=size).train
-    except (OSError, ValueError):  # they are no longer there
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrokenPhotoWarning)
+        try:
+            trained_on = load_photos(config["data"], longest=size).train
+            if given is None:
+                given = load_photos(data, longest=size, split=False).test
+        except (ImportError, OSError, ValueError):  # they are no longer there
+            return
     known = {digest([*photo.rows]) for photo in trained_on}
-    given = load_photos(data, longest=size, split=False).test
     same = sum(digest([*photo.rows]) in known for photo in given)
     if same:
         warn(
@@ -216,7 +230,15 @@ def _warn_of_training_photos(config: Mapping[str, Any], data: str) -> None:
 
 
 def apply(parser: ArgumentParser, given: Namespace) -> int:
-    """Colors photos of any size."""
+    """Colors photos of any size.
+
+    Returns:
+        0; 1 if a photo could not be read: it is named in a warning, and the others are written.
+
+    Raises:
+        UsageError: An option is missing, or a file is there already.
+        ValueError: None of the photos can be read.
+    """
     if not given.get("photos"):
         raise UsageError("PHOTO is missing: give one or more files to color")
     for name, what in (("run", "folder of a run"), ("out", "folder to write into")):
@@ -265,7 +287,7 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
         raise ValueError(f"none of the {len(files)} photos can be read")
     of = "" if done == len(files) else f" of {len(files)}"
     show(f"{done}{of} photo{'' if len(files) == 1 else 's'} colored: {out}")
-    return 0
+    return 0 if done == len(files) else 1
 
 
 def _opened(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run]:

@@ -260,7 +260,10 @@ def _colorize_evaluate(options: Options) -> None:
 
 
 def _colorize_apply(options: Options) -> None:
-    options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help="files to color")
+    what = (
+        "files to color; one that cannot be read is named and left out: the exit status is then 1"
+    )
+    options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
     what = "folder of a run of `colorize train`"
     options.add_argument("--run", type=str, help=what)
     _add_trust(options)
