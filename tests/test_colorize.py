@@ -273,6 +273,11 @@ WRONG: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("evaluate", "RUN", "--data", "folder:nix"), 1, "there is no folder"),
     (("evaluate", "RUN", "--num_samples", "0"), 1, "--num_samples must be at least 1"),
     (("train", "--model.segments", "300"), 1, "has 300 segments: use fewer"),
+    (
+        ("train", "--guide", "SegmentationEncoder", "--guide.segments", "2"),
+        1,
+        "build the guide with segments=8",
+    ),
     (("train", "--data", "photos"), 1, "there are no photos named 'photos'"),
     (("train", "--model", "VAE"), 2, "--model VAE: there is no model of this name; known are"),
     (("train", "--patch_size", "500"), 1, "choose a patch_size of at most"),

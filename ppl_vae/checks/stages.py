@@ -43,6 +43,7 @@ from ppl_vae.pairs import (
     is_weighted,
     latent_sites,
     mean_field_violations,
+    missing_values,
     not_in_parts,
     observed_sites,
     sample_sites,
@@ -129,6 +130,10 @@ def _runs(subject: Subject) -> Iterator[Problem]:
 def _sites(subject: Subject) -> Iterator[Problem]:
     model_trace, guide_trace = subject.traces
     yield from _names(model_trace, guide_trace)
+    for name, site in latent_sites(model_trace).items():
+        other = guide_trace.nodes.get(name)
+        if other is not None and (wrong := missing_values(subject.pair, other["fn"], site["fn"])):
+            yield Problem("error", name, wrong)
     yield from trace_problems(subject.pair, subject.batch, subject.traces, subject.data)
     yield from observed_problems(subject.pair.guide, guide_trace)
 
