@@ -278,6 +278,16 @@ WRONG: tuple[tuple[tuple[str, ...], int, str], ...] = (
         1,
         "build the guide with segments=8",
     ),
+    (
+        ("train", "--model", "PottsSegments", "--model.colors", "LatentColors"),
+        1,
+        "use ScanLineSegments with LatentColors and the guide WithinPicture",
+    ),
+    (
+        ("train", "--guide", "SegmentationEncoder", "--model.colors", "LatentColors"),
+        1,
+        "which SegmentationEncoder does not sample: use WithinPicture(model) as the guide",
+    ),
     (("train", "--data", "photos"), 1, "there are no photos named 'photos'"),
     (("train", "--model", "VAE"), 2, "--model VAE: there is no model of this name; known are"),
     (("train", "--patch_size", "500"), 1, "choose a patch_size of at most"),
@@ -302,6 +312,17 @@ def test_what_is_wrong_is_said_in_a_line(
     assert told in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()  # nothing was trained
+
+
+@pytest.mark.parametrize("command", ["refit", "train"])
+def test_a_guide_of_colors_is_known_elsewhere(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(run)] if command == "refit" else []
+    assert main([command, *given, "--guide", "SegmentationEncoder"]) == 2
+    told = capsys.readouterr().err
+    assert "it is for models of colors, which `ppl-vae colorize train` trains" in told
+    assert "full name, ppl_vae.guides.SegmentationEncoder" in told
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,16 @@ def test_a_segmentation_of_another_shape_is_refused(tmp_path: Path) -> None:
         load_photos(f"folder:{tmp_path}", test_fraction=-1.0)
 
 
+def test_a_folder_of_one_photo_has_none_to_measure_on(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="one photo alone, and at least two are needed"):
+        load_photos(f"folder:{tmp_path}")
+    assert len(load_photos(f"folder:{tmp_path}", split=False).test) == 1
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"test_fraction=0\.9 leaves none of the 2 photos"):
+        load_photos(f"folder:{tmp_path}", test_fraction=0.9)
+
+
 def test_patches_are_parts_of_their_photos(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(4):
