@@ -102,6 +102,15 @@ def test_the_length_is_that_of_the_evidence(kind: type[SegmentedColors], colors:
     assert torch.equal(decompress_colors(model, luma, data), chroma)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_kind_of_the_luma_does_not_matter(dtype: torch.dtype) -> None:
+    model = built(IndependentSegments, COLORS[0])
+    luma, chroma = photo(9, 12)
+    data = compress_colors(model, Photo("a.png", chroma, luma))
+    assert compress_colors(model, Photo("a.png", chroma, luma.to(dtype))) == data
+    assert torch.equal(decompress_colors(model, luma.to(dtype), data), chroma)
+
+
 def test_latent_colors_cost_their_shifts_and_the_evidence_given_them() -> None:
     model = built(IndependentSegments, LatentColors())
     luma, chroma = photo(50, 41)

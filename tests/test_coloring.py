@@ -23,8 +23,8 @@ from ppl_vae.coloring import (
 )
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.data import Photo, Photos
-from ppl_vae.distributions import ChromaLogistic
-from ppl_vae.guides import Exact, WithinPicture
+from ppl_vae.distributions import ChromaLogistic, potts_grid
+from ppl_vae.guides import Exact, SegmentationEncoder, StructuredMeanField, WithinPicture
 from ppl_vae.models import (
     IndependentSegments,
     LatentColors,
@@ -233,6 +233,56 @@ def test_exact_scores_in_tiles_are_those_of_evaluate(
     assert found.information.mean > 0.01
 
 
+@pytest.mark.parametrize("independent", [True, False])
+def test_the_bits_of_wide_grids_are_those_of_the_elbo(
+    independent: bool, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against sums over all segmentations, of pictures of 3 x 3 pixels; nothing is drawn."""
+    model = trained(PottsSegments(2, Palette(), SMALL))
+    guide: Any = SegmentationEncoder(2, SMALL) if independent else StructuredMeanField(model)
+    parts = [
+        Photo("a.png", photo.chroma[i : i + 3, 5:8], photo.luma[i : i + 3, 5:8]) for i in (0, 20)
+    ]
+    narrow = score_photos(model, guide, parts, progress=False)  # sums over all of them
+    assert not narrow.is_bound
+    assert not narrow.notes
+    every = torch.cartesian_prod(*[torch.arange(2)] * 9).reshape(-1, 1, 3, 3)
+    with torch.no_grad():
+        known = torch.cat([model.log_evidence(*part.rows) for part in parts]).double()
+    unit = 9 * math.log(2.0)
+    assert torch.allclose(-known / unit, narrow.bits.values, atol=1e-5)
+    monkeypatch.setattr(potts_grid, "MOST_STATES", 0)
+
+    def drawn(*_: Any, **__: Any) -> None:
+        raise AssertionError("samples were drawn")
+
+    monkeypatch.setattr(scores, "evaluate", drawn)
+    found = score_photos(model, guide, parts, progress=False)
+    bounds = []
+    with torch.no_grad():
+        for part in parts:
+            y, x = part.rows
+            of_q = guide.encode(y, x).log_prob(every)
+            log_p = model.decode(every, x).log_prob(y) + model.prior(x).log_prob(every)
+            bounds.append(float((of_q.exp() * (log_p - of_q)).sum()))
+    assert found.bits.values.tolist() == pytest.approx([-b / unit for b in bounds], rel=1e-4)
+    assert torch.equal(found.bits.values, found.elbo.values)
+    assert bool((found.bits.values > narrow.bits.values).all())
+    assert found.is_bound
+    assert "bits are those of the bound -ELBO, an upper bound of -log2 P(y | x)" in str(found)
+    with pytest.raises(AssertionError, match="samples were drawn"):
+        score_photos(model, guide, parts, method="auto", progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_kind_of_the_luma_does_not_matter(dtype: torch.dtype, photo: Photo) -> None:
+    model = trained(IndependentSegments(3, Palette(), SMALL))
+    other = Photo("other.png", photo.chroma, photo.luma.to(dtype), photo.segments)
+    one, two = (score_photos(model, Exact(model), [p], progress=False) for p in (photo, other))
+    assert one.bits.mean == two.bits.mean
+    assert one.rmse_mean.mean == two.rmse_mean.mean
+
+
 def test_photos_of_colors_that_do_not_exist_are_refused(photo: Photo) -> None:
     model = trained(IndependentSegments(3, Palette(), SMALL))
     wrong = Photo("wrong.png", photo.chroma, 255 - photo.luma)
@@ -277,6 +327,51 @@ def test_chroma_of_another_size_is_refused() -> None:
         segment_picture(
             IndependentSegments(2, Palette(), SMALL), torch.zeros(3, 4), torch.zeros(4, 3, 2)
         )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"longest": 0}, ValueError, "longest must be at least 1, got 0"),
+        ({"longest": -3}, ValueError, "longest must be at least 1, got -3"),
+        ({"longest": 2.5}, TypeError, "longest must be a whole number, got 2.5"),
+        ({"longest": "a"}, TypeError, "longest must be a whole number, got the string 'a'"),
+        ({"luma": None}, TypeError, r"the luma must be a tensor of shape \(h, w\), got None"),
+        (
+            {"chroma": [0]},
+            TypeError,
+            r"chroma must be a tensor of shape \(h, w, 2\), got an object",
+        ),
+        ({"chroma": torch.full((3, 4, 2), math.nan)}, ValueError, "12 pixels have chroma that"),
+        (
+            {"chroma": torch.full((3, 4, 2), 999)},
+            ValueError,
+            r"Y = 100 and \(Co, Cg\) = \(999, 999",
+        ),
+    ],
+)
+def test_what_cannot_be_segmented_is_said(
+    wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = IndependentSegments(2, Palette(), SMALL)
+    given = {"luma": torch.full((3, 4), 100), "chroma": torch.zeros(3, 4, 2), **wrong}
+    with pytest.raises(error, match=message):
+        segment_picture(model, **given)
+    if "chroma" not in wrong:
+        del given["chroma"]
+        with pytest.raises(error, match=message):
+            color_picture(model, **given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [({"method": "foo"}, ValueError), ({"num_samples": 0}, ValueError)]
+)
+def test_arguments_that_are_not_needed_are_checked_too(
+    wrong: dict[str, Any], error: type[Exception], photo: Photo
+) -> None:
+    model = IndependentSegments(2, Palette(), SMALL)
+    with pytest.raises(error, match=next(iter(wrong))):
+        score_photos(model, Exact(model), [photo], progress=False, **wrong)
 
 
 @pytest.mark.parametrize("colors", [Palette(), LatentColors()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,48 @@ def test_evaluate_measures_other_photos(
     assert json.loads((run / "colors.json").read_text())["num_rows"] == 2
 
 
+@pytest.mark.filterwarnings("always::ppl_vae.data.BrokenPhotoWarning")
+@pytest.mark.parametrize("longest", [(), ("--longest", "30")])
+def test_evaluate_names_broken_photos_once(
+    longest: tuple[str, ...],
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And none of those that the run was trained on."""
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "train" / "broken.png").write_text("no picture")
+    others = shutil.copytree(photos / "train", tmp_path / "others")
+    (others / "other.png").write_text("no picture")
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = (copy / "config.yaml").read_text().replace(str(photos), str(own))
+    (copy / "config.yaml").write_text(config)
+    given = [str(copy), "--data", f"folder:{others}", *longest]
+    assert main(["colorize", "evaluate", *given, "--quiet"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("it is left out") == 1
+    assert "other.png cannot be read" in told
+    assert "broken.png" not in told
+    assert "this run was trained on 4 of these 4 photos" in told
+
+
+def test_evaluate_does_without_the_photos_of_scikit_image(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = (copy / "config.yaml").read_text().replace(f"folder:{photos}", "skimage")
+    (copy / "config.yaml").write_text(config)
+    monkeypatch.setattr(sys.modules[load_photos.__module__], "find_spec", lambda _: None)
+    given = [str(copy), "--data", f"folder:{photos / 'val'}", "--quiet"]
+    assert main(["colorize", "evaluate", *given]) == 0
+    assert "bits per pixel" in capsys.readouterr().out
+
+
 def test_apply_writes_colorings_of_the_size_of_the_photo(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +206,7 @@ def test_apply_writes_colorings_of_the_size_of_the_photo(
     )
     out = tmp_path / "new" / "out"
     arguments = [*(str(tmp_path / name) for name in names), "--run", str(run), "--out", str(out)]
-    assert main(["colorize", "apply", *arguments, "--draws", "1", "--quiet"]) == 0
+    assert main(["colorize", "apply", *arguments, "--draws", "1", "--quiet"]) == 1
     told = capsys.readouterr()
     assert "broken.png cannot be read" in told.err
     assert "other is a folder: give the photos in it" in told.err
@@ -228,6 +271,23 @@ WRONG: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("evaluate",), 2, "RUN is missing"),
     (("evaluate", "nix"), 1, "nix"),
     (("evaluate", "RUN", "--data", "folder:nix"), 1, "there is no folder"),
+    (("evaluate", "RUN", "--num_samples", "0"), 1, "--num_samples must be at least 1"),
+    (("train", "--model.segments", "300"), 1, "has 300 segments: use fewer"),
+    (
+        ("train", "--guide", "SegmentationEncoder", "--guide.segments", "2"),
+        1,
+        "build the guide with segments=8",
+    ),
+    (
+        ("train", "--model", "PottsSegments", "--model.colors", "LatentColors"),
+        1,
+        "use ScanLineSegments with LatentColors and the guide WithinPicture",
+    ),
+    (
+        ("train", "--guide", "SegmentationEncoder", "--model.colors", "LatentColors"),
+        1,
+        "which SegmentationEncoder does not sample: use WithinPicture(model) as the guide",
+    ),
     (("train", "--data", "photos"), 1, "there are no photos named 'photos'"),
     (("train", "--model", "VAE"), 2, "--model VAE: there is no model of this name; known are"),
     (("train", "--patch_size", "500"), 1, "choose a patch_size of at most"),
@@ -251,6 +311,18 @@ def test_what_is_wrong_is_said_in_a_line(
     said = capsys.readouterr().err
     assert told in said
     assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()  # nothing was trained
+
+
+@pytest.mark.parametrize("command", ["refit", "train"])
+def test_a_guide_of_colors_is_known_elsewhere(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(run)] if command == "refit" else []
+    assert main([command, *given, "--guide", "SegmentationEncoder"]) == 2
+    told = capsys.readouterr().err
+    assert "it is for models of colors, which `ppl-vae colorize train` trains" in told
+    assert "full name, ppl_vae.guides.SegmentationEncoder" in told
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,24 @@ def test_the_chroma_of_a_luma_is_in_its_interval_and_all_of_it_is_some_colors(
     assert sum(len(chroma_of(luma)) for luma in range(256)) == 2**24
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
+def test_levels_of_every_kind_leave_the_same_room(dtype: torch.dtype) -> None:
+    """Bytes have no room for chroma below 0 or above 255."""
+    level = torch.arange(256)
+    expected, found = chroma_interval(level), chroma_interval(level.to(dtype))
+    assert all(torch.equal(a, b.long()) for a, b in zip(expected, found, strict=True))
+    green = expected[0]
+    after = luma_after_green(level.to(dtype), green.short())
+    assert torch.equal(after.long(), luma_after_green(level, green))
+    room = ChromaLogistic.room(level.to(dtype))
+    for chroma in (torch.tensor([-3, -4]), torch.tensor([-3.0, -4.0])):
+        check = room.check(chroma.expand(256, 2))
+        assert torch.equal(check, ChromaLogistic.room(level.double()).check(chroma.expand(256, 2)))
+        assert check[128]
+    far = torch.tensor([65536.0, 65536.0])  # 0 in int16
+    assert not bool(room.check(far.expand(256, 2)).any())
+
+
 def chroma_of(luma: int) -> Tensor:
     """All chroma that a luma leaves room for, `(count, 2)`."""
     least, greatest = (int(end) for end in chroma_interval(torch.tensor(luma)))
@@ -180,6 +198,16 @@ def test_a_segmentation_of_another_shape_is_refused(tmp_path: Path) -> None:
     assert len(data.train) + len(data.test) == 2
     with pytest.raises(ValueError, match="test_fraction must be between 0 and 1"):
         load_photos(f"folder:{tmp_path}", test_fraction=-1.0)
+
+
+def test_a_folder_of_one_photo_has_none_to_measure_on(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="one photo alone, and at least two are needed"):
+        load_photos(f"folder:{tmp_path}")
+    assert len(load_photos(f"folder:{tmp_path}", split=False).test) == 1
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"test_fraction=0\.9 leaves none of the 2 photos"):
+        load_photos(f"folder:{tmp_path}", test_fraction=0.9)
 
 
 def test_patches_are_parts_of_their_photos(tmp_path: Path) -> None:

@@ -385,8 +385,13 @@ def test_objectives_of_elements_say_what_they_need() -> None:
     model = ScanLineSegments(3, network=UNet((4,)))
     y, x = torch.zeros(2, 4, 4, 2), torch.full((2, 4, 4), 128.0)
     pair = Pair(model, Exact(model))
-    for objective in (ScoreFunctionELBO(), StraightThroughELBO(), GumbelSoftmaxELBO()):
-        with pair.scope(), pytest.raises(PairError, match="independent under the guide"):
+    guide = "independent under the guide: use a guide with independent elements, such as Segm"
+    for objective, told in (
+        (ScoreFunctionELBO(), guide),
+        (GumbelSoftmaxELBO(), guide),
+        (StraightThroughELBO(), "independent under the prior: use ELBO"),
+    ):
+        with pair.scope(), pytest.raises(PairError, match=told):
             objective(pair, find_layout(pair, (y, x)), (y, x))
 
 

@@ -12,17 +12,19 @@ from torch import Tensor
 
 from ppl_vae import diagnose, evaluate, fit
 from ppl_vae.data import simulated_regions
-from ppl_vae.guides import Exact, WithinPicture
+from ppl_vae.guides import Exact, SegmentationEncoder, WithinPicture
 from ppl_vae.models import (
     IndependentSegments,
     LatentColors,
     Palette,
+    PottsSegments,
     ScanLineSegments,
     TreeSegments,
 )
 from ppl_vae.models.colorization import SegmentedColors
 from ppl_vae.models.colorization.summed_out import ColorsOfPictures
 from ppl_vae.networks import UNet
+from ppl_vae.pairs import PairError
 
 SMALL = UNet((4, 8))
 Rung = Callable[..., SegmentedColors]
@@ -130,6 +132,14 @@ def test_what_latent_colors_need_is_said() -> None:
         model.log_evidence(y, x)
     with pytest.raises(TypeError, match=r"build it with colors=LatentColors\(\)"):
         IndependentSegments(2, network=SMALL).fit_shifts(y, x)
+    with pytest.raises(
+        PairError, match=r"does not sample: use WithinPicture\(model\) as the guide"
+    ):
+        fit(model.float(), SegmentationEncoder(2, SMALL), (y.float(), x.float()), progress=False)
+    wide = PottsSegments(3, LatentColors(), SMALL)
+    rows = torch.zeros(2, 12, 12, 2), torch.full((2, 12, 12), 100.0)
+    with pytest.raises(PairError, match="use ScanLineSegments with LatentColors"):
+        fit(wide, WithinPicture(wide), rows, progress=False)
     with pytest.raises(TypeError, match="needs a model with fit_shifts"):
         WithinPicture(SMALL.build(1, 1))
 

@@ -30,7 +30,7 @@ from ppl_vae.models.colorization import (
     chroma,
 )
 from ppl_vae.networks import UNet
-from ppl_vae.objectives import ELBO, ElementwiseELBO
+from ppl_vae.objectives import ELBO, ElementwiseELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout, marginals_of
 
 K = 3
@@ -408,6 +408,22 @@ def test_what_does_not_fit_is_said(pictures: tuple[Tensor, Tensor]) -> None:
         PairError, match=r"has 3 segments, but z goes up to .: build the guide with segments=3"
     ):
         fit(model, SegmentationEncoder(K + 4, SMALL), (y, x), max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
+def test_a_guide_with_fewer_segments_is_refused(
+    rung: Rung, pictures: tuple[Tensor, Tensor]
+) -> None:
+    rows = tuple(of.float() for of in pictures)
+    model, guide = rung(K, Palette(), SMALL), SegmentationEncoder(K - 1, SMALL)
+    told = (
+        "has 3 segments, but z of SegmentationEncoder has 2 values: build the guide with segments=3"
+    )
+    for objective in (ELBO(), TraceELBO()):
+        with pytest.raises(PairError, match=told):
+            fit(model, guide, rows, objective=objective, max_epochs=1, progress=False)
+    with pytest.raises(PairError, match=told):
+        evaluate(model, guide, rows, num_samples=2, progress=False)
 
 
 @pytest.mark.parametrize("colors", [Palette(), LatentColors()])

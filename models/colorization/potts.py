@@ -22,8 +22,8 @@ class PottsSegments(SegmentedColors):
     Pictures with K^w up to 8192, where w is the shorter side, are summed over exactly. For others neither P(z |
     x) nor the posterior is known. A guide with independent pixels, such as `SegmentationEncoder`, then gives a
     lower bound of log P(y | x), with an upper bound of the normalizer of P(z | x), and one with independent
-    lines, `StructuredMeanField`, a higher one; `Exact`, `posterior` and `log_evidence` are for narrow pictures
-    alone.
+    lines, `StructuredMeanField`, a higher one; `Exact`, `posterior`, `log_evidence` and latent colors are for
+    narrow pictures alone.
 
     Attributes:
         coupling: (a, b) across, and (a, b) down, `(2, 2)`.
@@ -38,6 +38,18 @@ class PottsSegments(SegmentedColors):
     """
 
     directions = 2
+
+    def forward(self, y: Tensor, x: Tensor) -> None:
+        """See `SegmentedColors`.
+
+        Raises:
+            ValueError: The colors are latent and the pictures too wide, or the shapes of y and x do not fit
+                together.
+        """
+        self._require_pictures(y, x)
+        if self.shifts_prior() is not None:  # given the shifts, z is summed out
+            self._require_exact(self.field(self.unary(x), x))
+        super().forward(y, x)
 
     def field(self, unary: Tensor, x: Tensor) -> PottsGrid:
         """See `SegmentedColors`."""
@@ -94,6 +106,13 @@ class PottsSegments(SegmentedColors):
     def _require_exact(self, field: PottsGrid) -> None:
         if not field.is_exact:
             height, width = field.event_shape
+            if self.shifts_prior() is not None:
+                raise ValueError(
+                    "PottsSegments with latent colors needs the sum over all segmentations, and pictures of "
+                    f"{height} x {width} pixels with {self.segments} segments are too wide for it: use "
+                    "ScanLineSegments with LatentColors and the guide WithinPicture, or PottsSegments with "
+                    "Palette and the guide StructuredMeanField"
+                )
             raise ValueError(
                 f"PottsSegments: the posterior of pictures of {height} x {width} pixels with "
                 f"{self.segments} segments is not known, as they are too wide: use "

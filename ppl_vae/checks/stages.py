@@ -43,10 +43,12 @@ from ppl_vae.pairs import (
     is_weighted,
     latent_sites,
     mean_field_violations,
+    missing_values,
     not_in_parts,
     observed_sites,
     sample_sites,
     sites_of_rows,
+    stated_by,
     trace_pair,
     unscaled,
 )
@@ -128,9 +130,29 @@ def _runs(subject: Subject) -> Iterator[Problem]:
 
 def _sites(subject: Subject) -> Iterator[Problem]:
     model_trace, guide_trace = subject.traces
+    if _lacks_shifts(subject):
+        model, guide = (type(of).__name__ for of in (subject.pair.model, subject.pair.guide))
+        yield Problem(
+            "error",
+            "shifts",
+            f"the colors of this {model} are latent, so that it sums out its segments and has the site 'shifts', "
+            f"which {guide} does not sample: use WithinPicture(model) as the guide (`--guide WithinPicture`), "
+            "or a model with other colors, such as Palette()",
+        )
+        return
     yield from _names(model_trace, guide_trace)
+    for name, site in latent_sites(model_trace).items():
+        other = guide_trace.nodes.get(name)
+        if other is not None and (wrong := missing_values(subject.pair, other["fn"], site["fn"])):
+            yield Problem("error", name, wrong)
     yield from trace_problems(subject.pair, subject.batch, subject.traces, subject.data)
     yield from observed_problems(subject.pair.guide, guide_trace)
+
+
+def _lacks_shifts(subject: Subject) -> bool:
+    """Whether a model of this library has latent colors, and a guide that is for models without."""
+    stated = stated_by(subject.pair.model, "shifts_prior")
+    return stated is not None and stated() is not None and "shifts" not in subject.traces[1].nodes
 
 
 def _starts(subject: Subject) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +22,15 @@ from ppl_vae.cli.report import write_report
 from ppl_vae.cli.setup import Setup, checked, load_rows
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.train import trained
-from ppl_vae.coloring import color_picture, score_photos, segment_picture
+from ppl_vae.coloring import (
+    ModelOfColors,
+    color_picture,
+    require_few_segments,
+    score_photos,
+    segment_picture,
+)
 from ppl_vae.colors import split_colors, to_rgb
-from ppl_vae.data import Photo, PhotoData, Photos, load_photos, read_photo
+from ppl_vae.data import BrokenPhotoWarning, Photo, PhotoData, Photos, load_photos, read_photo
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate as evaluate_pair
 from ppl_vae.models import colorization
@@ -47,9 +54,13 @@ from ppl_vae.runtime import (
     replacing,
     require_count,
     require_file,
+    require_samples,
     resolve_device,
 )
 from ppl_vae.training import Fit
+
+_DRAWS_OF_A_BOUND = 10
+"""Most samples of each patch where the ELBO of photos is known: more cost much time and say next to nothing."""
 
 _ON_A_SHEET = 8
 """Photos on the contact sheet of a run."""
@@ -82,7 +93,13 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
 
 
 def _start(setup: Setup) -> None:
-    """Lets the colors of the segments start as those of clusters of pixels."""
+    """Lets the colors of the segments start as those of clusters of pixels.
+
+    Raises:
+        ValueError: There are more segments than the pictures that follow the training can show.
+    """
+    if isinstance(setup.model, ModelOfColors):
+        require_few_segments(setup.model)
     if isinstance(setup.model, colorization.SegmentedColors):
         y, x = setup.data.train
         setup.model.initialize(y, x, seed=setup.config["seed"])
@@ -98,17 +115,17 @@ def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages:
     guide = fitted.guide
     with stages.stage("saving", told=False):
         weights = write_weights(run.path, model, guide, epochs=len(fitted.history))
-    with stages.stage("evaluation of patches"):
-        evaluation = evaluate_pair(
-            *(model, guide, setup.data.test),
-            num_samples=num_samples,
-            method="guide",
-            seed=seed,
-            progress=progress,
-        )
     with stages.stage("photos"):
         scores = score_photos(
             model, guide, photos.test, num_samples=num_samples, seed=seed, progress=progress
+        )
+    with stages.stage("evaluation of patches"):
+        evaluation = evaluate_pair(
+            *(model, guide, setup.data.test),
+            num_samples=min(num_samples, _DRAWS_OF_A_BOUND) if scores.is_bound else num_samples,
+            method="guide",
+            seed=seed,
+            progress=progress,
         )
     with stages.stage("diagnosis"):
         diagnosis = diagnose(
@@ -154,6 +171,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     """Measures a run on its test photos, or on others."""
     options, run = _opened(parser, given)
     config = checked(run.path, run.config)
+    require_samples("--num_samples", options.num_samples)
     if options.longest is not None:
         require_count("--longest", options.longest, 0)
     longest = config.get("longest") if options.longest is None else options.longest or None
@@ -163,7 +181,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         photos = load_photos(config["data"], longest=longest).test
     else:
         photos = load_photos(options.data, longest=longest, split=False).test
-        _warn_of_training_photos(config, options.data)
+        same_size = longest == config.get("longest")
+        _warn_of_training_photos(config, options.data, photos if same_size else None)
     progress = False if options.quiet else None
     model: Any = run.model
     scores = score_photos(
@@ -181,15 +200,27 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     return 0
 
 
-def _warn_of_training_photos(config: Mapping[str, Any], data: str) -> None:
-    """Says how many of other photos are ones that a run was trained on, by their pixels."""
+def _warn_of_training_photos(config: Mapping[str, Any], data: str, given: Photos | None) -> None:
+    """Says how many of other photos are ones that a run was trained on, by their pixels.
+
+    Without the photos that it was trained on nothing is said. Those that cannot be read were named before, or
+    are none of the photos that are measured.
+
+    Args:
+        config: The options of the run.
+        data: The name of the other photos.
+        given: These, if they were read at the size of the run's photos.
+    """
     size = config.get("longest")
-    try:
-        trained_on = load_photos(config["data"], longest=size).train
-    except (OSError, ValueError):  # they are no longer there
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrokenPhotoWarning)
+        try:
+            trained_on = load_photos(config["data"], longest=size).train
+            if given is None:
+                given = load_photos(data, longest=size, split=False).test
+        except (ImportError, OSError, ValueError):  # they are no longer there
+            return
     known = {digest([*photo.rows]) for photo in trained_on}
-    given = load_photos(data, longest=size, split=False).test
     same = sum(digest([*photo.rows]) in known for photo in given)
     if same:
         warn(
@@ -199,7 +230,15 @@ def _warn_of_training_photos(config: Mapping[str, Any], data: str) -> None:
 
 
 def apply(parser: ArgumentParser, given: Namespace) -> int:
-    """Colors photos of any size."""
+    """Colors photos of any size.
+
+    Returns:
+        0; 1 if a photo could not be read: it is named in a warning, and the others are written.
+
+    Raises:
+        UsageError: An option is missing, or a file is there already.
+        ValueError: None of the photos can be read.
+    """
     if not given.get("photos"):
         raise UsageError("PHOTO is missing: give one or more files to color")
     for name, what in (("run", "folder of a run"), ("out", "folder to write into")):
@@ -248,7 +287,7 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
         raise ValueError(f"none of the {len(files)} photos can be read")
     of = "" if done == len(files) else f" of {len(files)}"
     show(f"{done}{of} photo{'' if len(files) == 1 else 's'} colored: {out}")
-    return 0
+    return 0 if done == len(files) else 1
 
 
 def _opened(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run]:

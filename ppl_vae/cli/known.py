@@ -125,6 +125,12 @@ def unknown_name(role: str, name: str, kind: str = OF_ROWS) -> UsageError:
     names = known(role, kind)
     if kind == BY_EM and find_known(role, name):
         return not_by_em(name)
+    if kind == OF_ROWS and find_known(role, name, OF_COLORS):
+        full = f"; `ppl-vae refit` of such a run takes its full name, {face(role)}.{name}"
+        return UsageError(
+            f"--{role} {name}: it is for models of colors, which `ppl-vae colorize train` trains"
+            f"{'' if role == 'model' else full}"
+        )
     return UsageError(
         f"--{role} {name}: there is no {role} of this name{did_you_mean(name, names)}; known are "
         f"{', '.join(names)}, and any importable class by its full name, package.module.Class"

@@ -230,7 +230,11 @@ def _colorize_train(options: Options) -> None:
     _add_config(options)
     _add_resume(options, "colorize train", "max_epochs")
     _add_run_dir(options)
-    _add_num_samples(options, "importance samples per patch, where log P(y | x) is not known", 100)
+    what = (
+        "importance samples per patch, where log P(y | x) is not known; at most 10 where the ELBO can be "
+        "summed, which stands for it on photos"
+    )
+    _add_num_samples(options, what, 100)
     _add_report(options)
     for role, default in DEFAULTS_OF_COLORS.items():
         options.add_role(role, default, kind=OF_COLORS)
@@ -248,14 +252,18 @@ def _colorize_evaluate(options: Options) -> None:
     options.add_argument("--data", type=str, help=what)
     what = "longest side of a photo in pixels, 0 for any (default: the run's)"
     options.add_argument("--longest", type=int, help=what)
-    _add_num_samples(options, "importance samples per photo, where log P(y | x) is not known", 100)
+    what = "importance samples per photo, where neither log P(y | x) nor the ELBO can be summed"
+    _add_num_samples(options, what, 100)
     _add_seed_of_draws(options)
     _add_device(options)
     _add_flag(options, "--overwrite", "replace the run's colors.json and its pictures")
 
 
 def _colorize_apply(options: Options) -> None:
-    options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help="files to color")
+    what = (
+        "files to color; one that cannot be read is named and left out: the exit status is then 1"
+    )
+    options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
     what = "folder of a run of `colorize train`"
     options.add_argument("--run", type=str, help=what)
     _add_trust(options)

@@ -6,6 +6,7 @@ from .model import ModelOfColors as ModelOfColors
 from .pictures import (
     Coloring as Coloring,
     color_picture as color_picture,
+    require_few_segments as require_few_segments,
     segment_picture as segment_picture,
 )
 from .scores import (

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from ppl_vae.coloring.coded_pictures import code_picture
 from ppl_vae.coloring.model import ModelOfColors
-from ppl_vae.coloring.pictures import as_bytes
+from ppl_vae.coloring.pictures import as_bytes, as_chroma
 from ppl_vae.coloring.range_coder import Reader, Writer, WrongColorsError, require_constriction
 from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.data import Photo
-from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.runtime import described, digest, require_count
 
 _MAGIC, _VERSION = b"pplC", 1
@@ -84,7 +83,7 @@ def compress_colors(
     require_count("most_pixels", most_pixels, 1)
     luma, chroma = _luma_and_chroma(photo)
     luma = as_bytes(luma)
-    chroma = _possible(luma, chroma)
+    chroma = as_chroma(luma, chroma)
     height, width = luma.shape
     most_pixels = min(most_pixels, height * width)
     writer = Writer(require_constriction())
@@ -190,26 +189,6 @@ def _luma_and_chroma(photo: Photo | tuple[Tensor, Tensor]) -> tuple[Tensor, Tens
     if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
         raise TypeError(f"photo must be a Photo, or its luma and chroma, got {described(photo)}")
     return pair[0], pair[1]
-
-
-def _possible(luma: Tensor, chroma: Tensor) -> Tensor:
-    """The chroma, if all of its colors exist."""
-    if chroma.shape != (*luma.shape, 2):
-        raise ValueError(
-            f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
-            f"{tuple(chroma.shape)}"
-        )
-    chroma = chroma.cpu()
-    whatever = torch.ones(2, dtype=torch.float64)
-    impossible = ~ChromaLogistic(luma, whatever, whatever).support.check(chroma)
-    if bool(impossible.any()):
-        row, column = impossible.nonzero()[0].tolist()
-        raise ValueError(
-            f"{int(impossible.sum())} pixels have chroma that their luma leaves no room for; the first is that "
-            f"in row {row}, column {column}, with Y = {luma[row, column]} and (Co, Cg) = "
-            f"{tuple(chroma[row, column].tolist())}: take both from `ppl_vae.colors.split_colors`"
-        )
-    return chroma.short()
 
 
 def _sum_of(values: Tensor) -> int:

@@ -16,8 +16,10 @@ from ppl_vae.coloring.mixtures import mean_of_mixture, mode_of_mixture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import possible_chroma, split_colors, to_rgb
+from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.pairs import marginals_of
 from ppl_vae.runtime import (
+    described,
     device_of,
     preserve_random_state,
     require_count,
@@ -93,7 +95,9 @@ def color_picture(
         most_pixels: Most pixels of a tile.
 
     Raises:
-        ValueError: The picture has another shape or no pixels, or numbers that are no bytes.
+        TypeError: The picture is no tensor, or `longest` or `draws` is no whole number.
+        ValueError: The picture has another shape or no pixels, or numbers that are no bytes; `longest` is not
+            positive, or the model has more segments than a byte can tell apart.
 
     Example:
         >>> from ppl_vae.models import IndependentSegments
@@ -177,7 +181,10 @@ def segment_picture(
         Segments, uint8, `(h, w)`.
 
     Raises:
-        ValueError: The shapes do not fit together, or the luma has numbers that are no bytes.
+        TypeError: The luma or the chroma is no tensor, or `longest` is no whole number.
+        ValueError: The shapes do not fit together, the luma has numbers that are no bytes, or it leaves no room
+            for the chroma; `longest` is not positive, or the model has more segments than a byte can tell
+            apart.
 
     Example:
         >>> from ppl_vae.models import IndependentSegments
@@ -187,11 +194,8 @@ def segment_picture(
         torch.Size([17, 30])
     """
     luma = as_bytes(luma)
-    if chroma is not None and chroma.shape != (*luma.shape, 2):
-        raise ValueError(
-            f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
-            f"{tuple(chroma.shape)}"
-        )
+    chroma = None if chroma is None else as_chroma(luma, chroma)
+    _require_longest(longest)
     size = tuple(luma.shape)
     if longest is not None and max(size) > longest:
         if chroma is None:
@@ -234,11 +238,15 @@ def fitted_shifts(
 
 def _reduced(luma: Tensor, longest: int | None) -> Tensor:
     """The luma with no side longer than this."""
-    if longest is not None:
-        require_count("longest", longest, 1)
+    _require_longest(longest)
     if longest is None or max(luma.shape) <= longest:
         return luma
     return _resized(luma[None], longest)[0].round().clamp(0, 255).short()
+
+
+def _require_longest(longest: int | None) -> None:
+    if longest is not None:
+        require_count("longest", longest, 1)
 
 
 def _resized(channels: Tensor, longest: int) -> Tensor:
@@ -267,14 +275,29 @@ def _repeated(segments: Tensor, size: Sequence[int]) -> Tensor:
     return segments[..., rows[:, None], columns]
 
 
-@contextmanager
-def applied(model: ModelOfColors, seed: int = 0) -> Iterator[torch.device]:
-    """The model in evaluation mode, without gradients, with draws of its own; gives its device."""
+def require_few_segments(model: ModelOfColors) -> None:
+    """Raises an error for a model with more segments than a byte per pixel can tell apart.
+
+    A picture of segments is one of bytes, and a palette in a PNG file has 256 colors. So it is better asked
+    before a training than after it.
+
+    Args:
+        model: A model of colors.
+
+    Raises:
+        ValueError: It has more than 256 segments.
+    """
     if model.segments > _MOST_SEGMENTS:
         raise ValueError(
             f"pictures of segments hold numbers up to {_MOST_SEGMENTS - 1}, and this {type(model).__name__} "
             f"has {model.segments} segments: use fewer"
         )
+
+
+@contextmanager
+def applied(model: ModelOfColors, seed: int = 0) -> Iterator[torch.device]:
+    """The model in evaluation mode, without gradients, with draws of its own; gives its device."""
+    require_few_segments(model)
     module = cast(nn.Module, model)
     was_training = module.training
     module.eval()
@@ -303,8 +326,11 @@ def as_bytes(luma: Tensor) -> Tensor:
     """The luma as int16.
 
     Raises:
+        TypeError: It is no tensor.
         ValueError: It is no picture of whole numbers from 0 to 255.
     """
+    if not isinstance(luma, Tensor):
+        raise TypeError(f"the luma must be a tensor of shape (h, w), got {described(luma)}")
     if luma.dim() != 2 or not luma.numel():
         raise ValueError(
             f"the luma of a picture must have the shape (h, w), with pixels, got {tuple(luma.shape)}"
@@ -315,3 +341,33 @@ def as_bytes(luma: Tensor) -> Tensor:
             f"numbers from {luma.min():g} to {luma.max():g}"
         )
     return luma.short().cpu()
+
+
+def as_chroma(luma: Tensor, chroma: Tensor) -> Tensor:
+    """The chroma as int16, if all of its colors exist.
+
+    Args:
+        luma: The luma, from `as_bytes`.
+        chroma: (Co, Cg) of each pixel.
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: It has another shape, or there is a pixel whose luma leaves no room for its chroma.
+    """
+    if not isinstance(chroma, Tensor):
+        raise TypeError(f"chroma must be a tensor of shape (h, w, 2), got {described(chroma)}")
+    if chroma.shape != (*luma.shape, 2):
+        raise ValueError(
+            f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
+            f"{tuple(chroma.shape)}"
+        )
+    chroma = chroma.cpu()
+    impossible = ~ChromaLogistic.room(luma).check(chroma)
+    if bool(impossible.any()):
+        row, column = impossible.nonzero()[0].tolist()
+        raise ValueError(
+            f"{int(impossible.sum())} pixels have chroma that their luma leaves no room for; the first is that "
+            f"in row {row}, column {column}, with Y = {luma[row, column]} and (Co, Cg) = "
+            f"{tuple(chroma[row, column].tolist())}: take both from `ppl_vae.colors.split_colors`"
+        )
+    return chroma.short()

@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.distributions import Categorical, Independent
 
+from ppl_vae.checks import opened
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import (
     applied,
@@ -25,13 +26,29 @@ from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.data import Photo
 from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.evaluation import evaluate
-from ppl_vae.pairs import Program, kl_between
-from ppl_vae.runtime import progress_bar
+from ppl_vae.pairs import (
+    Pair,
+    Program,
+    kl_between,
+    move,
+    stated_elements,
+    states_elements,
+    sums_of_elements,
+)
+from ppl_vae.runtime import progress_bar, require_samples
 from ppl_vae.stats import (
     Estimate,
     RowResult,
     segmentation_covering,
     variation_of_information,
+)
+
+_CORNER = 8
+"""Height and width of the part of a photo on which it is found how a pair is summed over."""
+
+_BOUND = (
+    "bits are those of the bound -ELBO, an upper bound of -log2 P(y | x), which is not known of grids that are "
+    "too wide: nothing is drawn"
 )
 
 _NO_SEGMENTS = "no photo has a segmentation beside it"
@@ -42,7 +59,8 @@ class PhotoScores(RowResult):
     """Numbers of a model of colors on photos, one for each photo.
 
     Attributes:
-        bits: - log2 P(y | x) per pixel of chroma given luma; if log P(y | x) is not known, of a lower bound.
+        bits: - log2 P(y | x) per pixel of chroma given luma; if log P(y | x) is not known, of a lower bound: of
+            that by importance samples, or of the ELBO, where this is known exactly, as the notes say.
         elbo: The ELBO, in the same unit and with the same sign: - ELBO / (pixels log 2).
         rate: That of the guide, bits per pixel.
         information: KL(P(z | x, y) || P(z | x)), bits per pixel: what the colors say of the segments. Its mean
@@ -86,6 +104,11 @@ class PhotoScores(RowResult):
     def used_segments(self) -> float:
         """exp of the entropy of `usage`: so many segments, if all were used alike."""
         return math.exp(-float(torch.xlogy(self.usage, self.usage).sum()))
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the bits of some photos are those of the bound -ELBO, as log P(y | x) is not known."""
+        return _BOUND in self.notes
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result`."""
@@ -138,7 +161,10 @@ def score_photos(
 ) -> PhotoScores:
     """Measures a model of colors on photos: their code length, colorings and segments.
 
-    log P(y | x) and ELBO are those of `ppl_vae.evaluate`: exact where the segments can be summed out. Colors
+    log P(y | x) and ELBO are those of `ppl_vae.evaluate`: exact where the segments can be summed out. Where
+    only the ELBO can be summed, as with `StructuredMeanField` for a wide `PottsSegments`, -ELBO stands for the
+    bits, an upper bound, and nothing is drawn: importance samples of so many pixels cost much time, and say
+    next to nothing more. Colors
     come from `color_picture`, segments from `segment_picture`. Means and standard errors are over photos.
     With the exact guide, photos whose pixels are independent given x are measured tile by tile, so that the
     memory does not grow with them. Other photos are evaluated as a whole, at some kB per pixel: reduce large
@@ -148,20 +174,29 @@ def score_photos(
         model: A model of colors, such as `IndependentSegments`.
         guide: Its guide.
         photos: The photos, of any sizes; those of one size are evaluated together.
-        num_samples: Importance samples per photo, where log P(y | x) is not known.
-        method: How it is found then, as for `evaluate`: "auto" looks for better proposals than the guide, which
-            takes long.
+        num_samples: Importance samples per photo, where neither log P(y | x) nor the ELBO is known.
+        method: How log P(y | x) is found then, as for `evaluate`: "auto" looks for better proposals than the
+            guide, which takes long. With "auto" and "annealed" there are samples also where the ELBO is known.
         seed: Seed of all draws.
         most_pixels: Most pixels that are colored at once.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        ValueError: There are no photos.
+        TypeError: `num_samples` is no whole number.
+        ValueError: There are no photos, `num_samples` is not positive, or there is no such method.
     """
+    require_samples("num_samples", num_samples)
+    if method not in ("auto", "guide", "annealed"):
+        raise ValueError(f"method must be 'auto', 'guide' or 'annealed', got {method!r}")
     if not len(photos):
         raise ValueError("there are no photos to measure on")
     evaluated = _exactly(model, guide, photos, most_pixels)
     cautions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if evaluated is None and method == "guide":
+        evaluated = _by_elements(model, guide, photos, seed)
+        if evaluated is not None and not bool(evaluated["is_exact"].all()):
+            notes = (_BOUND,)
     if evaluated is None:
         evaluated, cautions = _evaluated(model, guide, photos, num_samples, method, seed, progress)
     columns: dict[str, list[float]] = defaultdict(list)
@@ -194,6 +229,7 @@ def score_photos(
         **estimates,
         usage=usage / len(photos),
         photo=[photo.name for photo in photos],
+        notes=notes,
         cautions=cautions,
     )
 
@@ -223,6 +259,35 @@ def _exactly(
             rates.append(rate / unit)
     found, rate_of = (torch.tensor(each, dtype=torch.float64) for each in (bits, rates))
     return {"bits": found, "elbo": found, "rate": rate_of, "information": rate_of}
+
+
+def _by_elements(
+    model: ModelOfColors, guide: Program, photos: Sequence[Photo], seed: int
+) -> dict[str, Tensor] | None:
+    """Bits, ELBO and rate of each photo by sums over the segments of each pixel; None if that cannot be.
+
+    `is_exact` says where log P(y | x) is known; elsewhere the bits are those of the ELBO.
+    """
+    if not states_elements(Pair.of(cast(Program, model), guide)):
+        return None
+    y, x = photos[0].rows  # of any photo, the sites are the same
+    corner = (y[:, :_CORNER, :_CORNER], x[:, :_CORNER, :_CORNER])
+    columns: dict[str, list[float]] = defaultdict(list)
+    with opened(cast(Program, model), guide, corner, seed=seed, progress=False) as session:
+        elements = stated_elements(session.pair, session.layout, session.first)
+        if elements is None:
+            return None
+        for photo in photos:
+            _require_colors(photo)
+            rows = move(photo.rows, session.device)
+            log_p, rate, distortion = sums_of_elements(session.pair, session.layout, rows, elements)
+            unit = photo.luma.numel() * math.log(2.0)
+            elbo = float(rate + distortion) / unit
+            columns["is_exact"].append(log_p is not None)
+            columns["bits"].append(elbo if log_p is None else -float(log_p) / unit)
+            columns["elbo"].append(elbo)
+            columns["rate"].append(float(rate) / unit)
+    return {name: torch.tensor(each, dtype=torch.float64) for name, each in columns.items()}
 
 
 def _are_independent(field: Any) -> bool:

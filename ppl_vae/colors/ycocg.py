@@ -100,14 +100,14 @@ def luma_after_green(luma: Tensor, green: Tensor) -> Tensor:
     """t = Y - floor(Cg / 2), the mean of red and blue, rounded down: what Co leaves room for depends on it.
 
     Args:
-        luma: Y, `(*batch)`, whole numbers.
+        luma: Y, `(*batch)`, whole numbers, of any kind: of bytes and short integers it is one of int32.
         green: Cg, of the same shape.
 
     Example:
         >>> luma_after_green(torch.tensor([63]), torch.tensor([-127]))
         tensor([127])
     """
-    return luma - torch.div(green, 2, rounding_mode="floor")
+    return _signed(luma) - torch.div(_signed(green), 2, rounding_mode="floor")
 
 
 def chroma_interval(level: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,15 +120,21 @@ def chroma_interval(level: Tensor) -> tuple[Tensor, Tensor]:
         level: l, whole numbers from 0 to 255, of any shape and kind.
 
     Returns:
-        Two tensors of that shape and kind.
+        Two tensors of that shape and kind; of bytes and short integers, which have no room for them, int32.
 
     Example:
         >>> chroma_interval(torch.tensor([0, 127, 255]))
         (tensor([  -1, -255,    0]), tensor([  1, 255,   0]))
     """
+    level = _signed(level)
     room = 2 * (LEVELS - 1 - level)
     least = torch.maximum(-2 * level - 1, -room)
     return least, torch.minimum(2 * level + 1, room)
+
+
+def _signed(values: Tensor) -> Tensor:
+    """Integers as int32 at least, so that nothing overflows; other numbers as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.int32))
 
 
 def _whole(values: Tensor) -> Tensor:

@@ -208,14 +208,19 @@ def load_photos(
             _read(_photo_files(held_out[0]), longest),
         )
     files = _photo_files(folder)
+    if len(files) < 2:
+        raise ValueError(
+            f"the folder {folder} has one photo alone, and at least two are needed: one to train on, and one "
+            "to measure on"
+        )
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, round(test_fraction * len(files)))
     if held >= len(files):
         raise ValueError(
-            f"the folder {folder} has {len(files)} photos, too few to keep some apart: give it train/ "
-            "and test/, or a smaller test_fraction"
+            f"test_fraction={test_fraction} leaves none of the {len(files)} photos in {folder} to train on: "
+            "choose a smaller one"
         )
     test_files, train_files = (
         sorted(files[i] for i in part) for part in (order[:held], order[held:])

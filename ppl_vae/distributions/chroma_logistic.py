@@ -308,7 +308,9 @@ class _Room(constraints.Constraint):
         self.luma = luma
 
     def check(self, value: Tensor) -> Tensor:
-        orange, green = value.to(self.luma.dtype).unbind(-1)
+        # A byte holds no chroma below 0, and a float may hold numbers that no integer does.
+        wide = torch.promote_types(self.luma.dtype, torch.int32)
+        orange, green = value.to(torch.promote_types(value.dtype, wide)).unbind(-1)
         first = chroma_interval(self.luma)
         second = chroma_interval(luma_after_green(self.luma, green))
         inside = (first[0] <= green) & (green <= first[1])

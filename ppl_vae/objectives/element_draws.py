@@ -99,8 +99,8 @@ class StraightThroughELBO(OfElements):
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         tables = element_tables(pair, layout, batch, self.elements(pair, layout, batch))
         n, name = num_rows(batch), type(self).__name__
+        log_prior = independent_elements(tables.log_prior, name, "prior")
         q = independent_elements(tables.log_q, name).exp()
-        log_prior = independent_elements(tables.log_prior, name)
         hard = one_hot(q.argmax(0), len(q)).movedim(-1, 0).to(q)
         y = hard + q - q.detach()
         likelihood = mean_of_elements((y * tables.log_likelihood).sum(0), layout, n)

@@ -137,20 +137,22 @@ def _log_evidence(pair: Pair) -> Callable[..., Tensor] | None:
     return found if callable(is_posterior_of) and is_posterior_of(pair.model) else None
 
 
-def independent_elements(table: Tensor | None, name: str) -> Tensor:
+def independent_elements(table: Tensor | None, name: str, of: str = "guide") -> Tensor:
     """A table of `ElementTables` that there is only for independent elements.
 
     Args:
         table: The table.
         name: Of the objective that needs it.
+        of: Whether it is the table of the guide or of the prior.
 
     Raises:
         PairError: There is none.
     """
     if table is None:
+        other = "use a guide with independent elements, such as SegmentationEncoder, or "
         raise PairError(
-            f"{name} is for elements that are independent under the guide (and, for StraightThroughELBO, under "
-            "the prior): use ELBO, which takes the exact expectation"
+            f"{name} is for elements that are independent under the {of}: {other if of == 'guide' else 'use '}"
+            "ELBO, which takes the exact expectation"
         )
     return table
 

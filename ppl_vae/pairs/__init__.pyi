@@ -55,9 +55,11 @@ from .elements import (
     elements_of as elements_of,
     evidence_of_elements as evidence_of_elements,
     marginals_of as marginals_of,
+    missing_values as missing_values,
     stated_elements as stated_elements,
     states_elements as states_elements,
     summed_elements as summed_elements,
+    sums_of_elements as sums_of_elements,
 )
 from .errors import (
     PLAIN as PLAIN,

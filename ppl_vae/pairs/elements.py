@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_vae.pairs.analytic_kl import expected_value, kl_between
 from ppl_vae.pairs.densities import sample_rows
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.finite import SummedRows
 from ppl_vae.pairs.handlers import Substitute
 from ppl_vae.pairs.layout import (
@@ -82,6 +83,39 @@ def stated_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None
 def states_elements(pair: Pair) -> bool:
     """Whether the model is one of this library that states what each element adds to its likelihood."""
     return stated_by(pair.model, "log_likelihoods") is not None
+
+
+def missing_values(pair: Pair, q: Any, p: Any) -> str:
+    """What is wrong with a guide whose elements have fewer values than those of a model of this library.
+
+    The guide of a stranger's model may leave out values for good.
+
+    Args:
+        pair: The pair.
+        q: The guide's distribution of the elements.
+        p: The model's.
+
+    Returns:
+        A sentence; empty if nothing is wrong.
+    """
+    if not states_elements(pair):
+        return ""
+    fewer, count = _number_of_values(q), _number_of_values(p)
+    if fewer is None or count is None or fewer >= count:
+        return ""
+    return (
+        f"{type(pair.model).__name__} has {count} segments, but z of {type(pair.guide).__name__} has "
+        f"{fewer} values: build the guide with segments={count}"
+    )
+
+
+def _number_of_values(fn: Any) -> int | None:
+    """How many values an element has; None if that is not stated."""
+    base = innermost(fn)
+    if isinstance(base, torch.distributions.Categorical):
+        return int(base.logits.shape[-1])
+    stated = getattr(base, "segments", None)
+    return stated if isinstance(stated, int) else None
 
 
 def elements_of(
@@ -178,6 +212,7 @@ def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements)
     Raises:
         NotImplementedError: A density cannot be taken apart, or there is no formula of the marginals or the KL.
         LayoutChangedError: The programs have other sites on this batch than the layout.
+        PairError: The guide has fewer values than a model of this library: see `missing_values`.
     """
     args, name = as_args(batch), elements.site
     of_guide, of_model = _Keep(name, elements.values[0]), _Keep(name)
@@ -196,6 +231,8 @@ def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements)
             model = Substitute({name: value[0] if count == 1 else value})(of_model(pair.model))
             model_trace = poutine.trace(model).get_trace(*args)
         layout.require(model_trace, guide_trace)
+        if wrong := missing_values(pair, q, of_model.fn):
+            raise PairError(wrong)
         if stated is not None:
             terms = [stated(*args).movedim(-1, 0)]
         else:
@@ -233,10 +270,24 @@ def summed_elements(
         batch: n rows.
         elements: The elements of its latent.
     """
+    log_p, rate, distortion = sums_of_elements(pair, layout, batch, elements)
+    return None if log_p is None else SummedRows(log_p, rate, distortion)
+
+
+def sums_of_elements(
+    pair: Pair, layout: Layout, batch: Batch, elements: Elements
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """log p(x), rate and distortion of each row, `(1, n)` each, as `summed_elements`: None for log p(x) alone.
+
+    Call it inside `pair.scope()`. The arguments are those of `summed_elements`.
+
+    Raises:
+        LayoutChangedError: The programs have other sites on this batch than the layout.
+    """
     with sharing_work():
         tables = element_tables(pair, layout, batch, elements)
         log_p = evidence_of_elements(pair, layout, batch, tables)
-    return None if log_p is None else SummedRows(log_p, *_of_tables(tables, layout, batch))
+    return log_p, *_of_tables(tables, layout, batch)
 
 
 def elbo_of_elements(
