@@ -136,8 +136,8 @@ def _sites(subject: Subject) -> Iterator[Problem]:
             "error",
             "shifts",
             f"the colors of this {model} are latent, so that it sums out its segments and has the site "
-            f"'shifts', which {guide} does not sample: use WithinPicture(model) as the guide (`--guide WithinPicture`), "
-            "or a model with other colors, such as Palette()",
+            f"'shifts', which {guide} does not sample: use WithinPicture(model) as the guide "
+            "(`--guide WithinPicture`), or a model with other colors, such as Palette()",
         )
         return
     yield from _names(model_trace, guide_trace)
