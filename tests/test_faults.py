@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import ppl_vae
 from ppl_vae import diagnose, evaluate
+from ppl_vae.diagnosis import faults
 from ppl_vae.diagnosis.faults import MomentGap, overfitting
 from ppl_vae.evaluation import Evaluation
-from ppl_vae.guides import Exact, MeanField
-from ppl_vae.models import VAE, ProbabilisticPCA
-from ppl_vae.networks import MLP
+from ppl_vae.guides import Exact, MeanField, WithinPicture
+from ppl_vae.models import VAE, IndependentSegments, LatentColors, ProbabilisticPCA
+from ppl_vae.networks import MLP, UNet
 from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate
 from ppl_vae.stats import Estimate
 
@@ -218,6 +219,21 @@ def test_a_low_beta_is_named_as_a_cause_of_that() -> None:
     model, guide, _, held = true_pair(shift=2.0)
     found = diagnose(model, guide, held, beta=0.1, seed=0)
     assert "raise beta, which is 0.1, or give the model" in found.faults["prior mismatch"]
+
+
+def test_the_advice_for_models_of_colors_is_about_them() -> None:
+    """They take no MixturePrior, and their commands no method."""
+    model = IndependentSegments(2, LatentColors(), UNet((4,)))
+    y, x = torch.zeros(2, 4, 4, 2), torch.full((2, 4, 4), 128.0)
+    off = faults.off_the_prior(Estimate(torch.full((9,), 5.0)), False, 0.0, 1.0, model)
+    assert off["prior mismatch"].endswith(
+        "; train longer or on more photos: the scale of the latent colors is learned."
+    )
+    evaluation = evaluate(model, WithinPicture(model), (y, x), num_samples=100, method="guide")
+    doubted = replace(evaluation, pareto_k=torch.full((2,), 2.0))
+    told = faults.not_trusted(doubted, 1.0, model)["log p(x) not trusted"]
+    assert told.endswith("; evaluate(..., method='auto') looks for better proposals.")
+    assert "the default" not in told
 
 
 def test_latents_that_are_not_normal_have_no_bound_by_moments() -> None:

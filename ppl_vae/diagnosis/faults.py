@@ -208,7 +208,9 @@ def overfitting_in_history(
     )
 
 
-def off_the_prior(marginal: Estimate, bounded: bool, least: float, beta: float) -> dict[str, str]:
+def off_the_prior(
+    marginal: Estimate, bounded: bool, least: float, beta: float, model: object = None
+) -> dict[str, str]:
     """Whether the aggregate posterior is not the prior.
 
     Args:
@@ -216,6 +218,7 @@ def off_the_prior(marginal: Estimate, bounded: bool, least: float, beta: float) 
         bounded: Whether that is an upper bound only.
         least: A lower bound on it.
         beta: The weight of the KL that the pair was trained with.
+        model: The model. Models of colors have a prior of their own, whose scale is learned.
     """
     nats = least if bounded else marginal.mean
     if not nats > OFF_THE_PRIOR:  # or it is not known
@@ -224,21 +227,28 @@ def off_the_prior(marginal: Estimate, bounded: bool, least: float, beta: float) 
         return {}
     size = f"at least {nats:.1f} nats" if bounded else f"{marginal.numbers('.1f')} nats"
     raise_beta = f"raise beta, which is {beta:g}, or " if beta < 1 else ""
+    if is_ours(model, "models.colorization"):
+        remedy = "train longer or on more photos: the scale of the latent colors is learned."
+    else:
+        remedy = (
+            "give the model a richer prior (such as MixturePrior or FlowPrior), or fit one afterwards "
+            "(refit_prior)."
+        )
     return {
         "prior mismatch": (
-            f"The aggregate posterior is off the prior, by a KL of {size}; {raise_beta}give the model a richer "
-            "prior (such as MixturePrior or FlowPrior), or fit one afterwards (refit_prior)."
+            f"The aggregate posterior is off the prior, by a KL of {size}; {raise_beta}{remedy}"
         )
     }
 
 
-def not_trusted(evaluation: Evaluated, beta: float) -> dict[str, str]:
+def not_trusted(evaluation: Evaluated, beta: float, model: object = None) -> dict[str, str]:
     """Whether log p(x), or the guide's own weights, say little on many rows.
 
     Args:
         evaluation: What `evaluate` found.
         beta: The weight of the KL that the pair was trained with: the best q under another than 1 is none of
             the posterior.
+        model: The model: the commands for models of colors look for no better proposals.
     """
     found: dict[str, str] = {}
     bad = evaluation.unreliable
@@ -249,6 +259,8 @@ def not_trusted(evaluation: Evaluated, beta: float) -> dict[str, str]:
             few = getattr(evaluation, "num_samples", FEWEST_SAMPLES) < FEWEST_SAMPLES
             why = f" (below {FEWEST_SAMPLES} no better proposals are looked for)" if few else ""
             looked = "" if few else "; method='auto', the default, looks for better proposals"
+            if is_ours(model, "models.colorization"):
+                why, looked = "", "; evaluate(..., method='auto') looks for better proposals"
             remedy = f"raise num_samples{why}, or use a better guide{looked}"
         else:
             remedy = "evaluate with method='annealed', or by annealed_importance_sampling"

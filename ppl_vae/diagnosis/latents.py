@@ -234,9 +234,10 @@ def diagnose(
         "dead encoder",
     ):  # one posterior for all
         saturated = found.mutual.mean > found.limit - SATURATED
-        faults |= off_the_prior(found.marginal_kl, saturated, gathered.moment_gap.nats, beta)
+        least = gathered.moment_gap.nats
+        faults |= off_the_prior(found.marginal_kl, saturated, least, beta, model)
     if evaluation is not None:
-        faults |= not_trusted(evaluation, beta)
+        faults |= not_trusted(evaluation, beta, model)
     # With a committed rate the prior, or the guide, takes independent latents alone.
     typed = {} if least_rate(session.pair) else what_to_type_against(faults, guide, beta)
     return Diagnosis(
