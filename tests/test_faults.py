@@ -226,11 +226,10 @@ def test_the_advice_for_models_of_colors_is_about_them() -> None:
     model = IndependentSegments(2, LatentColors(), UNet((4,)))
     y, x = torch.zeros(2, 4, 4, 2), torch.full((2, 4, 4), 128.0)
     off = faults.off_the_prior(Estimate(torch.full((9,), 5.0)), False, 0.0, 1.0, model)
-    assert off["prior mismatch"].endswith(
-        "; train longer or on more photos: the scale of the latent colors is learned."
-    )
+    assert off["prior mismatch"].endswith("the scale of the latent colors is learned.")
+    assert "MixturePrior" not in off["prior mismatch"]
     evaluation = evaluate(model, WithinPicture(model), (y, x), num_samples=100, method="guide")
-    doubted = replace(evaluation, pareto_k=torch.full((2,), 2.0))
+    doubted = replace(evaluation, khat=torch.full((2,), math.nan))
     told = faults.not_trusted(doubted, 1.0, model)["log p(x) not trusted"]
     assert told.endswith("; evaluate(..., method='auto') looks for better proposals.")
     assert "the default" not in told
