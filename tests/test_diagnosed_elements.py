@@ -149,6 +149,45 @@ class FromThePrior(SegmentationEncoder):
         return dist.Independent(dist.Categorical(logits=logits, validate_args=False), 2)
 
 
+@pytest.mark.parametrize(
+    "colors", [Palette(), pytest.param(PictureColors(SMALL), marks=pytest.mark.slow)]
+)
+def test_a_weight_of_the_kl_that_is_too_large_is_named_and_mended(
+    colors: Any, pictures: tuple[Tensor, Tensor]
+) -> None:
+    """Photos did the same at weight 10; the advice was to train again with that weight."""
+    torch.manual_seed(0)
+    model = IndependentSegments(3, colors, SMALL)
+    model.initialize(*pictures)
+    beta = 300.0
+    guide = Exact(model, beta=beta)
+    some = {"batch_size": 5, "learning_rate": 5e-3, "seed": 0, "progress": False}
+    objective = ppl_vae.objectives.ELBO(beta=beta)
+    fitted = fit(model, guide, pictures, objective=objective, max_epochs=60, **cast(Any, some))
+    found = diagnose(model, guide, pictures, fit=fitted, seed=0, progress=False)
+    cause = found.causes["z"]
+    assert cause.name == "large beta"
+    assert "beta is 300" in cause.meaning
+    # By hand: the best mixture with the same shares for all, at this weight and at 1.
+    with torch.no_grad():
+        log_p = model.log_likelihoods(*pictures)
+        now = model.log_evidence(*pictures).mean() / 144
+        best = max(
+            (log_p + torch.tensor(shares).log()).logsumexp(-1).mean() - now
+            for a in range(1, 98)
+            for b in range(1, 99 - a)
+            if (shares := (a / 99, b / 99, (99 - a - b) / 99))
+        )
+    said = float(cause.evidence.split("would rise by ")[1].split()[0])
+    assert said == pytest.approx(best.item(), rel=0.06)
+    exec(cause.code, {"ppl_vae": ppl_vae, "model": model, "guide": guide, "x": pictures})
+    again = diagnose(model, guide, pictures, seed=0, progress=False)
+    assert again.cause == "none"
+    assert again.of_elements is not None
+    assert again.of_elements.gain > 1
+    assert again.of_elements.used_values > 2
+
+
 def with_a_prior_that_sees(
     rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
 ) -> SegmentedColors:

@@ -61,6 +61,7 @@ class _Rows:
             it is not known.
         lost: By how much log p(x) would rise, if all elements had the same probabilities of their values, those
             that suit these rows best; NaN if it is not known.
+        weighed: By how much the objective with the weight beta would rise then.
         usage: q(z_i = k), the mean over elements, `(n, K)`.
         elements: Number of elements.
     """
@@ -69,6 +70,7 @@ class _Rows:
     gain: Tensor
     possible: Tensor
     lost: Tensor
+    weighed: Tensor
     usage: Tensor
     elements: int
 
@@ -86,14 +88,15 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
         session.layouts.run(chunk, partial(_look, session.pair, chunk, elements, facts.beta))
         for chunk in session.chunks(max(2, size // len(elements.values)), "diagnose")
     ]
-    rate, gain, possible, lost, usage = (
+    rate, gain, possible, lost, weighed, usage = (
         torch.cat([getattr(each, name) for each in rows])
-        for name in ("rate", "gain", "possible", "lost", "usage")
+        for name in ("rate", "gain", "possible", "lost", "weighed", "usage")
     )
     count = sum(each.elements * len(each.rate) for each in rows) / len(rate)
     each_rate, each_gain = float(rate.mean()) / count, float(gain.nanmean()) / count
     each_possible = float(possible.mean()) / count
     each_lost = float(lost.mean()) / count
+    each_weighed = float(weighed.mean()) / count
     # A guide may be far from p(z) because it is far from the posterior, too: the decoder gains nothing of that.
     tells_nothing = each_possible < COLLAPSED  # False where it is not known
     tells = each_rate >= COLLAPSED and not tells_nothing
@@ -109,7 +112,7 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
         gain=each_gain,
     )
     facts = replace(facts, rate=float(rate.mean()), unused=1, least_epochs=_EPOCHS)
-    cause = _cause(used, lags, each_possible, each_lost, facts, len(rate))
+    cause = _cause(used, lags, each_possible, each_lost, each_weighed, facts, len(rate))
     unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     notes = session.findings.notes
     if is_used and each_rate < COLLAPSED:
@@ -170,17 +173,20 @@ def _look(pair: Pair, batch: Batch, elements: Elements, beta: float, layout: Lay
         possible = rows(expected_value(best_q.exp(), best_q - tables.log_prior, 0))
     elif best is not None:
         possible = sum_to_rows(best, layout, 1, n)[0].double().cpu()
-    lost = torch.full_like(own, math.nan)
+    kl = sum_to_rows(tables.kl, layout, 1, n)[0].double().cpu()
+    lost, weighed = torch.full_like(own, math.nan), torch.full_like(own, math.nan)
     if log_evidence is not None:
-        shares = log_shares(log_p.detach())
-        lost = rows((log_p.movedim(0, -1) + shares).logsumexp(-1)) - log_evidence[0].double().cpu()
+        lost = rows(_alike(log_p)) - log_evidence[0].double().cpu()
+        if beta > 1:
+            weighed = rows(beta * _alike(log_p / beta)) - (own - beta * kl)
     others = [d for d in range(1, q.dim()) if d != dim]
     usage = q.mean(others).T.double().cpu() if others else q.T.double().cpu()
     return _Rows(
-        sum_to_rows(tables.kl, layout, 1, n)[0].double().cpu(),
+        kl,
         gain,
         possible,
         lost,
+        weighed,
         usage.expand(n, -1),
         q[0].numel() // n,
     )
@@ -206,6 +212,11 @@ def _best_rate(
     return None
 
 
+def _alike(log_p: Tensor) -> Tensor:
+    """log p(x_i) of each element, if all had the same probabilities, those that suit them best."""
+    return (log_p.movedim(0, -1) + log_shares(log_p.detach())).logsumexp(-1)
+
+
 def log_shares(log_p: Tensor, steps: int = 50) -> Tensor:
     """Logarithms of the K probabilities of a mixture that suit its elements best, by EM, `(K,)`.
 
@@ -225,7 +236,13 @@ def log_shares(log_p: Tensor, steps: int = 50) -> Tensor:
 
 
 def _cause(
-    used: UseOfElements, lags: bool, possible: float, lost: float, facts: Facts, num: int
+    used: UseOfElements,
+    lags: bool,
+    possible: float,
+    lost: float,
+    weighed: float,
+    facts: Facts,
+    num: int,
 ) -> Cause:
     """Why the latent is not used, by what `num` rows say."""
     if lags:
@@ -245,6 +262,23 @@ def _cause(
         options = (options[0], *named, *options[1:]) if ours else ()
         return Cause("lagging guide", text.meaning, evidence, text.remedy, code, options)
     rate = f"the rate is {used.rate:.2g} nats per element"
+    if lost >= COLLAPSED and weighed < lost / 2:  # NaN at beta = 1
+        text = CAUSES["large beta"]
+        code, options = what_to_type("large beta", facts)
+        if getattr(facts.guide, "beta", 1.0) != 1.0 and is_ours(facts.guide, "guides"):
+            code = f"guide.beta = 1.0; {code}"  # it was the best one for the other weight
+            options = (*options, "--guide.beta", "1")
+        if is_ours(facts.model, "models.colorization"):
+            options = ("colors", *options[1:])
+        return Cause(
+            "large beta",
+            text.meaning.format(beta=facts.beta),
+            f"{rate}; with the same probabilities of its values for all elements, log p(x) would rise by "
+            f"{lost:.2g} nats per element; what is maximised at this weight, by {weighed:.2g}",
+            text.remedy,
+            code,
+            options,
+        )
     if lost >= COLLAPSED:
         code, options = begin_again(facts)
         if is_ours(facts.model, "models.colorization"):
