@@ -37,6 +37,10 @@ OUTER, INNER = 0.15, 0.38
 """How far the two regions of the posterior are from the background, on the way to the color of text."""
 
 
+_LEAST_WIDTH = 0.02
+"""Nats that an axis of gaps spans at least: they are written with two places."""
+
+
 def posterior_contours(
     grid: PosteriorGrid,
     guides: Mapping[str, ArrayLike | Tensor],
@@ -301,7 +305,8 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     high = max(f.log_likelihood.mean for f in gaps.values())
     ends = [f.best_elbo.mean + _finite(f.approximation_gap.standard_error) for f in gaps.values()]
     edge = max(high, *ends)
-    width = max(edge - low, 1e-6)
+    width = max(edge - low, _LEAST_WIDTH)  # the posterior itself has no gaps
+    high = max(high, low + width) if edge - low < width else high
     for place, found in enumerate(gaps.values()):
         missing = found.approximation_gap.mean
         sign = "−" if missing < -0.005 else "+"  # of the wrong sign: log p(x) is too low
@@ -310,6 +315,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     axes.set_xlim(low - 0.04 * width, edge + 0.4 * width)
     ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
     axes.set_xticks([tick for tick in ticks if low <= tick <= high + 0.01 * width])
+    axes.ticklabel_format(axis="x", useOffset=False)
     axes.set_yticks(range(len(gaps)), list(gaps))
     axes.set_ylim(len(gaps) - 0.5, -0.5)
     annotate(axes, x="nats per row, from the ELBO up to log p(x)")
