@@ -34,6 +34,9 @@ TITLES = {
 }
 MARKERS = {"palette": "o", "latent": "D", "luma": "s", "picture": "^"}
 HUES = {"palette": "#0072B2", "latent": "#009E73", "luma": "#CC79A7", "picture": "#D55E00"}
+BESIDE = {"palette": (6, 5), "latent": (6, -14), "luma": (-24, 5), "picture": (-24, -14)}
+"""Where a point's weight of the KL stands, so that those of points at one place do not hide each other."""
+
 GRAY = "#8C8C8C"
 
 BASE = Point("palette")
@@ -303,7 +306,9 @@ def picture(
     first, second = figure.axes
     first.set_ylabel("adjusted Rand index with people's segments", fontsize=14)
     if curves:
-        second.legend(fontsize=12, frameon=False, loc="lower right")
+        second.legend(
+            title="(numbers: weight of the KL)", fontsize=12, frameon=False, loc="lower right"
+        )
     return figure
 
 
@@ -327,7 +332,7 @@ def _curve(axes: Any, name: str, points: Sequence[tuple[float, Estimate, Estimat
         axes.annotate(
             f"{beta:g}",
             (x.mean, y.mean),
-            xytext=(6, 5),
+            xytext=BESIDE[name],
             textcoords="offset points",
             fontsize=10,
             color=HUES[name],

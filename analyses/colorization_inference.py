@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,8 @@ from ppl_vae.objectives import (
 )
 from ppl_vae.stats import Estimate
 
-BITS = 1 / torch.log(torch.tensor(2.0)).item()
+BITS = 1 / math.log(2)
+"""In a nat."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Way:
 
     title: str
     guide: Callable[[SegmentedColors], nn.Module]
-    objective: Objective = ELBO()  # noqa: RUF009 (frozen)
+    objective: Objective = field(default_factory=ELBO)
 
 
 @dataclass(frozen=True)

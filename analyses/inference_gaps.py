@@ -204,7 +204,7 @@ def _error(truth: Annealed) -> float:
 
 
 def _nats(estimate: Estimate) -> str:
-    return estimate.numbers("z.2f")
+    return estimate.numbers(".2f")
 
 
 if __name__ == "__main__":

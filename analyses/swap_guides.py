@@ -73,7 +73,7 @@ def main(
         gaps = [Estimate(truth.values - e.elbo.values) for e in found]
         for q, e, gap, s in zip(names, found, gaps, seconds, strict=True):
             values = (e.elbo, e.rate, e.distortion, e.log_likelihood, gap)
-            cells = [v.numbers("z.3f") for v in values]
+            cells = [v.numbers(".3f") for v in values]
             cells += [f"{e.unreliable.double().mean():.1%}", f"{s:.0f}"]
             table.row([f"{name}, {q}", *cells])
         errors = [1.96 * gap.standard_error for gap in gaps]

@@ -47,8 +47,8 @@ _CORNER = 8
 """Height and width of the part of a photo on which it is found how a pair is summed over."""
 
 _BOUND = (
-    "bits are those of the bound -ELBO, an upper bound of -log2 P(y | x), which is not known of grids that are "
-    "too wide: nothing is drawn"
+    "bits are those of the bound -ELBO, an upper bound of -log2 P(y | x): grids of this width cannot be summed "
+    "over, and nothing is drawn"
 )
 
 _NO_SEGMENTS = "no photo has a segmentation beside it"
@@ -164,11 +164,12 @@ def score_photos(
     log P(y | x) and ELBO are those of `ppl_vae.evaluate`: exact where the segments can be summed out. Where
     only the ELBO can be summed, as with `StructuredMeanField` for a wide `PottsSegments`, -ELBO stands for the
     bits, an upper bound, and nothing is drawn: importance samples of so many pixels cost much time, and say
-    next to nothing more. Colors
-    come from `color_picture`, segments from `segment_picture`. Means and standard errors are over photos.
-    With the exact guide, photos whose pixels are independent given x are measured tile by tile, so that the
-    memory does not grow with them. Other photos are evaluated as a whole, at some kB per pixel: reduce large
-    ones when they are read (`longest`).
+    next to nothing more.
+
+    Colors come from `color_picture`, segments from `segment_picture`. Means and standard errors are over
+    photos. With the exact guide, photos whose pixels are independent given x are measured tile by tile, so that
+    the memory does not grow with them. Other photos are evaluated as a whole, at some kB per pixel: reduce
+    large ones when they are read (`longest`).
 
     Args:
         model: A model of colors, such as `IndependentSegments`.

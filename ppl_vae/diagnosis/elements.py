@@ -268,21 +268,17 @@ def _cause(
         if getattr(facts.guide, "beta", 1.0) != 1.0 and is_ours(facts.guide, "guides"):
             code = f"guide.beta = 1.0; {code}"  # it was the best one for the other weight
             options = (*options, "--guide.beta", "1")
-        if is_ours(facts.model, "models.colorization"):
-            options = ("colors", *options[1:])
         return Cause(
             "large beta",
             text.meaning.format(beta=facts.beta),
             f"{rate}; with the same probabilities of its values for all elements, log p(x) would rise by "
-            f"{lost:.2g} nats per element; what is maximised at this weight, by {weighed:.2g}",
+            f"{lost:.2g} nats per element, and the objective with this beta by {weighed:.2g}",
             text.remedy,
             code,
-            options,
+            _typed(options, facts),
         )
     if lost >= COLLAPSED:
         code, options = begin_again(facts)
-        if is_ours(facts.model, "models.colorization"):
-            options = ("colors", *options[1:])
         return Cause(
             "local optimum",
             "p(z) gives its probability to other values than the decoder needs, and values without probability "
@@ -291,7 +287,7 @@ def _cause(
             f"{lost:.2g} nats per element",
             "train again with new weights and a smaller learning rate, or with clip_grad_norm",
             code,
-            options,
+            _typed(options, facts),
         )
     if used.rate >= COLLAPSED:
         rate = f"that of the exact posterior is {possible:.2g}, though {rate} under this guide"
@@ -303,3 +299,9 @@ def _cause(
         "let the decoder see less of what the rows come with (of models of colors, Palette or LumaColors in "
         "place of PictureColors), start with values of z that differ, or hold the rate (TargetRate)",
     )
+
+
+def _typed(options: tuple[str, ...], facts: Facts) -> tuple[str, ...]:
+    """Options of a training, for the command that trains such a model."""
+    colors = is_ours(facts.model, "models.colorization")
+    return ("colors", *options[1:]) if colors and options else options

@@ -306,7 +306,8 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     ends = [f.best_elbo.mean + _finite(f.approximation_gap.standard_error) for f in gaps.values()]
     edge = max(high, *ends)
     width = max(edge - low, _LEAST_WIDTH)  # the posterior itself has no gaps
-    high = max(high, low + width) if edge - low < width else high
+    if edge - low < width:
+        high = low + width
     for place, found in enumerate(gaps.values()):
         missing = found.approximation_gap.mean
         sign = "−" if missing < -0.005 else "+"  # of the wrong sign: log p(x) is too low

@@ -131,7 +131,7 @@ class FrozenDecoderCurve(Result):
         """A line for each point, with its header first."""
         rows = [["slope", "beta", "rate", "distortion", "ELBO", "ESS, median"]]
         for p in self:
-            numbers = [estimate.numbers("z.3f") for estimate in (p.rate, p.distortion, p.elbo)]
+            numbers = [estimate.numbers(".3f") for estimate in (p.rate, p.distortion, p.elbo)]
             ess = f"{float(p.ess.double().median()):.1f} of {self.num_chains}"
             rows.append([f"{p.slope:.4g}", f"{p.beta:.4g}", *numbers, ess])
         return rows

@@ -68,8 +68,11 @@ class Estimate:
             >>> import torch
             >>> Estimate(torch.tensor([1.0, 3.0])).numbers("+.2f"), Estimate(torch.ones(1)).numbers()
             ('+2.00 ± 1.00', '1.000')
+            >>> Estimate(torch.tensor([-1e-9])).numbers()
+            '0.000'
         """
-        mean = format(self.mean, spec)
+        sign = spec[: spec.startswith("+")]
+        mean = format(self.mean, f"{sign}z{spec[len(sign) :]}")  # no -0.000
         if len(self._counted()[0]) == 1:
             return mean
         return f"{mean} ± {format(self.standard_error, spec.lstrip('+'))}"
