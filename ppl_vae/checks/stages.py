@@ -53,6 +53,9 @@ from ppl_vae.pairs import (
     unscaled,
 )
 
+_FEW_ELEMENTS = 4
+"""So few elements of a discrete latent can be drawn: the noise of the gradient grows with their number."""
+
 _MOST_VALUES = 1_000_000
 """Most numbers of values of a discrete latent, over all rows, that are tried: whether they can be summed."""
 
@@ -389,7 +392,7 @@ def _drawn_elements(subject: Subject) -> Iterator[Problem]:
     guide_trace = subject.traces[1]
     for name in subject.layout.discrete:
         event = guide_trace.nodes[name]["fn"].event_shape
-        if event.numel() == 1:
+        if event.numel() <= _FEW_ELEMENTS:
             continue
         try:
             found = elements_of(subject.pair, subject.layout, subject.batch, _MOST_VALUES)
