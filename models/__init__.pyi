@@ -1,4 +1,5 @@
 from . import colorization as colorization, priors as priors
+from .codes.vqvae import VQVAE as VQVAE
 from .colorization.colors import (
     LumaColors as LumaColors,
     Palette as Palette,
@@ -20,6 +21,11 @@ from .mixtures.bernoulli_mixture import BernoulliMixture as BernoulliMixture
 from .mixtures.gaussian_mixture import GaussianMixture as GaussianMixture
 from .mixtures.mixture_of_pca import MixtureOfPCA as MixtureOfPCA
 from .priors.autoregressive import AutoregressivePrior as AutoregressivePrior
+from .priors.codes import (
+    CodePrior as CodePrior,
+    IndependentCodes as IndependentCodes,
+    UniformCodes as UniformCodes,
+)
 from .priors.flow import FlowPrior as FlowPrior
 from .priors.mixture import MixturePrior as MixturePrior
 from .priors.normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal

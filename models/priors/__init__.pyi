@@ -1,5 +1,10 @@
 from .autoregressive import AutoregressivePrior as AutoregressivePrior
 from .base import Prior as Prior
+from .codes import (
+    CodePrior as CodePrior,
+    IndependentCodes as IndependentCodes,
+    UniformCodes as UniformCodes,
+)
 from .flow import FlowPrior as FlowPrior
 from .mixture import MixturePrior as MixturePrior
 from .normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal

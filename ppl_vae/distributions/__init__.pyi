@@ -20,6 +20,7 @@ from .normal_mixture import (
     DiagonalNormalMixture as DiagonalNormalMixture,
     NormalMixture as NormalMixture,
 )
+from .point_mass import PointMass as PointMass
 from .potts_field import PottsField as PottsField, ScanLines as ScanLines
 from .potts_grid import PottsGrid as PottsGrid
 from .potts_tree import PottsTree as PottsTree

@@ -23,6 +23,11 @@ from .context import (
     require_one_each as require_one_each,
 )
 from .convolutional import Convolutional as Convolutional
+from .grids import (
+    ConvolutionalGrid as ConvolutionalGrid,
+    GridNetwork as GridNetwork,
+    Slots as Slots,
+)
 from .mlp import MLP as MLP
 from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of
 from .unet import UNet as UNet

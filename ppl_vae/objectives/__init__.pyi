@@ -26,5 +26,10 @@ from .elementwise import ElementwiseELBO as ElementwiseELBO
 from .from_pyro import as_objective as as_objective
 from .gumbel_softmax import GumbelSoftmaxELBO as GumbelSoftmaxELBO
 from .importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
+from .quantized import (
+    QuantizedELBO as QuantizedELBO,
+    marked_sites as marked_sites,
+    straight_through as straight_through,
+)
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO

@@ -23,6 +23,7 @@ from ppl_vae.objectives.path_gradients import (
     draws_of,
     require_reparameterized,
 )
+from ppl_vae.objectives.quantized import QuantizedELBO, marked_sites
 from ppl_vae.objectives.schedules import require_bool
 from ppl_vae.pairs import (
     Batch,
@@ -56,6 +57,7 @@ class ELBO(Objective):
 
     The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
     `ElementwiseELBO` for a model of this library whose only latent is discrete, with many elements;
+    `QuantizedELBO` if the guide marks codes as chosen by a quantizer;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
     otherwise `TraceELBO`.
@@ -96,6 +98,8 @@ class ELBO(Objective):
             stated_elements(pair, find_layout(pair, batch), batch) is not None
         ):
             chosen = ElementwiseELBO
+        elif marked_sites(guide_trace):
+            return QuantizedELBO(beta=self.beta, num_particles=self.num_particles)
         elif (
             # Pyro's analytic KL ignores the log_density of a Delta.
             all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ppl_vae.objectives import Objective
+from ppl_vae.objectives import Objective, marked_sites
 from ppl_vae.pairs import (
     Layout,
     Trace,
@@ -58,7 +58,8 @@ class Agreement:
         """Stops watching if loss and ELBO are meant to differ on a kind of rows.
 
         That is so where a program weights its own sites (`poutine.scale`) or has a term that belongs to no row,
-        or the guide has one that is no density. The steps on rows of other kinds cannot be told apart from
+        or the guide has one that is no density, or chooses codes by a quantizer, whose terms are in the loss
+        alone. The steps on rows of other kinds cannot be told apart from
         then on: a recorded step does not say of which kind its rows are.
 
         Args:
@@ -70,6 +71,7 @@ class Agreement:
             self.watches
             and len(layout.observed) == len(observed_sites(model_trace))
             and observed_sites(guide_trace).keys() <= set(layout.factors)
+            and not marked_sites(guide_trace)
             and not any(
                 is_weighted(site)
                 for trace in (model_trace, guide_trace)

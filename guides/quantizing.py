@@ -1,0 +1,129 @@
+"""The guide of codes: an encoder, and the codes nearest to what it says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_vae.distributions import PointMass
+from ppl_vae.networks import (
+    ConvolutionalGrid,
+    GridNetwork,
+    Rebuildable,
+    full_precision,
+    require_numbers,
+    require_object,
+)
+
+
+class QuantizingEncoder(Rebuildable, nn.Module):
+    """q(z | x): each vector L of an encoder becomes the nearest code, or a code near it.
+
+        temperature = 0:    q(z = k | x) = 1 for the k that minimizes |L - C_k|^2
+        temperature T > 0:  q(z = k | x) proportional to exp(-|L - C_k|^2 / T)
+
+    The first is vector quantization (arXiv:1711.00937), with the rate -log p(z) exactly. The second is its soft
+    relative, with an entropy that counts in the ELBO; it becomes the first as T goes to 0, as EM becomes hard
+    EM. The codes are the model's.
+
+    The site `z` is drawn inside `pyro.plate("data", n, dim=-1)` and marked `infer={"quantizes": "vectors"}`:
+    it stands for what the deterministic site `vectors` holds, and `QuantizedELBO`, which `ELBO` then chooses,
+    passes the decoder's gradient there.
+
+    Args:
+        model: A model of codes, such as `VQVAE`.
+        network: What builds the encoder; its grid must be the model's.
+        temperature: T, in squared units of the vectors.
+
+    Raises:
+        TypeError: The model has no quantizer, or an argument is not what it must be.
+        ValueError: The grids of model and network differ, or `temperature` is negative.
+
+    Example:
+        >>> from ppl_vae.codes import VectorQuantizer
+        >>> from ppl_vae.models import VQVAE
+        >>> from ppl_vae.networks import MLP, Slots
+        >>> network = Slots(4, MLP(hidden=(32,)))
+        >>> model = VQVAE((1, 8, 8), VectorQuantizer(codes=8, dim=2), network)
+        >>> guide = QuantizingEncoder(model, network)
+        >>> guide.codes(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: GridNetwork = ConvolutionalGrid(),  # frozen
+        temperature: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require_object(self, "network", network, "grid_encoder", "ConvolutionalGrid()")
+        require_numbers(self, temperature=temperature)
+        if not (temperature >= 0 and math.isfinite(temperature)):
+            raise ValueError(
+                f"QuantizingEncoder.temperature must be finite and at least 0, got {temperature}"
+            )
+        quantizer, data_shape = getattr(model, "quantizer", None), getattr(model, "data_shape", None)
+        if not callable(getattr(quantizer, "nearest", None)) or data_shape is None:
+            raise TypeError(
+                "QuantizingEncoder needs a model with a quantizer and a data_shape, such as VQVAE, but "
+                f"{type(model).__name__} has none"
+            )
+        grid, own = getattr(model, "grid", None), network.positions(data_shape)
+        if grid != own:
+            raise ValueError(
+                f"the model has codes on a grid of {grid}, but the guide's network one of {own}: give both the "
+                "same network"
+            )
+        if temperature and quantizer.depth > 1:
+            raise ValueError(
+                f"{type(quantizer).__name__} has {quantizer.depth} codes per vector, each given those before "
+                "it: choose temperature=0"
+            )
+        self.temperature = temperature
+        # In a tuple: as an attribute it would be registered, and so would its parameters, which are the model's.
+        self._quantizer: tuple[Any, ...] = (quantizer,)
+        self.encoder = network.grid_encoder(data_shape, quantizer.dim)
+        self.event_dim = len(own) + 1
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """The encoder's vectors L where the codes are, `(*batch, *grid, dim)`."""
+        projected: Tensor = self._quantizer[0].project(full_precision(self.encoder(x)))
+        return projected
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The nearest code of each vector, `(*batch, *positions)`."""
+        z: Tensor = self._quantizer[0].nearest(self.vectors(x))
+        return z
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`, event shape `positions`."""
+        return self._family(self.vectors(x))[0]
+
+    def forward(self, x: Tensor) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`."""
+        quantizer = self._quantizer[0]
+        vectors = self.vectors(x)
+        q, nearest = self._family(vectors)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.deterministic("vectors", vectors, event_dim=self.event_dim)
+            z = pyro.sample("z", q, infer={"quantizes": "vectors"})  # type: ignore[typeddict-unknown-key]
+            penalty = quantizer.regularizer(vectors)
+            if penalty is not None:
+                # Its value is 0: it only adds the gradient.
+                pyro.factor("regularizer", penalty - penalty.detach(), has_rsample=True)
+        quantizer.gather(vectors, z if nearest is None else nearest)
+
+    def _family(self, vectors: Tensor) -> tuple[dist.TorchDistribution, Tensor | None]:
+        """q(z | x), and the codes if they are certain."""
+        quantizer = self._quantizer[0]
+        if self.temperature:
+            logits = quantizer.log_weights(vectors, self.temperature)
+            return dist.Categorical(logits=logits).to_event(self.event_dim - 1), None
+        z = quantizer.nearest(vectors)
+        event_dim = self.event_dim - 1 + (quantizer.depth > 1)
+        return PointMass(z, quantizer.codes).to_event(event_dim), z

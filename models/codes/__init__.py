@@ -1,0 +1,1 @@
+"""Models whose latent is codes of a quantizer."""

@@ -1,0 +1,7 @@
+"""Quantizers: finitely many vectors, and which of them stands for a vector of an encoder."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,160 @@
+"""A codebook that learns: vector quantization."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn.functional import embedding, normalize
+
+from ppl_vae.codes.base import Quantizer, squared_distances
+from ppl_vae.codes.learners import EMA, CodebookLearner, random_points
+from ppl_vae.codes.starts import CodebookStart, KMeansStart, picked
+from ppl_vae.networks import require_at_least_one, require_numbers, require_object, require_room
+from ppl_vae.runtime import require_flags
+
+_MEMORY = 0.99
+"""Weight of earlier steps in how often a code is used."""
+
+_SHARE = 0.25
+"""A code is not restarted that is used so often, in units of the mean over codes."""
+
+
+class VectorQuantizer(Quantizer):
+    """The nearest of K vectors that learn ("Neural Discrete Representation Learning", arXiv:1711.00937).
+
+        z(L) = argmin_k |L - C_k|^2
+
+    Codes die: one that is nearest to nothing gets no gradient and no members, and stays where it is. Three
+    things are done about that, each of which can be left out: the codebook begins among the encoder's vectors
+    (`start`), a code that is hardly used moves to a vector of the batch (`restarts`), and the vectors are short
+    (`dim`): in few dimensions more codes are near (arXiv:2110.04627).
+
+    Args:
+        codes: Number K of codes.
+        dim: Size of a vector.
+        learner: How the vectors learn: `EMA()`, `Gradient()` or `SimVQ()`.
+        start: Where they begin: `KMeansStart()` or `RandomStart()`.
+        restarts: A code that is used less than so often per batch, on average, is moved to a vector of the
+            batch, drawn at random; 0 moves none. Where batches have fewer than 4 vectors for each code and
+            restart, the limit is a fourth of the mean use.
+        cosine: Whether vectors and codes are brought to length 1, so that the code at the smallest angle is
+            the nearest.
+
+    Attributes:
+        usage: How often each code is used per batch, a running mean, `(K,)`.
+
+    Raises:
+        TypeError: An argument is not what it must be.
+        ValueError: A number is out of its range.
+
+    Example:
+        >>> from ppl_vae.codes import RandomStart
+        >>> quantizer = VectorQuantizer(codes=4, dim=2, start=RandomStart())
+        >>> quantizer.nearest(quantizer.embed(torch.tensor([3, 0, 1])))
+        tensor([3, 0, 1])
+    """
+
+    usage: Tensor
+    steps_left: Tensor
+
+    def __init__(
+        self,
+        codes: int = 512,
+        dim: int = 16,
+        learner: CodebookLearner = EMA(),  # frozen, as the next one
+        start: CodebookStart = KMeansStart(),
+        restarts: float = 1.0,
+        cosine: bool = False,
+    ) -> None:
+        super().__init__()
+        require_at_least_one(self, codes=codes, dim=dim)
+        require_object(self, "learner", learner, "build", "EMA()")
+        require_object(self, "start", start, "points", "KMeansStart()")
+        require_numbers(self, restarts=restarts)
+        require_flags(cosine=cosine)
+        if restarts < 0:
+            raise ValueError(f"VectorQuantizer.restarts must be at least 0, got {restarts}")
+        require_room(self, "choose fewer codes, or a smaller dim", codes, dim)
+        self.codes = codes
+        self.dim = dim
+        self.restarts = restarts
+        self.cosine = cosine
+        self.start = start
+        self.codebook = learner.build(random_points(codes, dim))
+        self.register_buffer("usage", torch.ones(codes))
+        self.register_buffer("steps_left", torch.tensor(start.steps))
+        self._starting = start.steps > 0
+        self._gathered: tuple[Tensor, Tensor] | None = None
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """The vectors, of length 1 if angles are compared."""
+        return normalize(vectors, dim=-1) if self.cosine else vectors
+
+    def points(self) -> Tensor:
+        """The K vectors, `(K, dim)`."""
+        points: Tensor = self.codebook()
+        return normalize(points, dim=-1) if self.cosine else points
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        with torch.no_grad():
+            return squared_distances(vectors, self.points()).argmin(-1)
+
+    def embed(self, z: Tensor) -> Tensor:
+        return embedding(z, self.points())
+
+    def gather(self, vectors: Tensor, z: Tensor) -> None:
+        if self.training and torch.is_grad_enabled():
+            self._gathered = vectors.detach().reshape(-1, self.dim), z.reshape(-1)
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        gathered, self._gathered = self._gathered, None
+        if gathered is None or not self.training:
+            return
+        vectors, z = gathered
+        if self._starting:
+            self._starting = bool(self.steps_left)  # a run that goes on may have begun before
+        if self._starting:
+            self._begin(vectors)
+            return
+        counts = vectors.new_zeros(self.codes).index_add_(0, z, vectors.new_ones(len(z)))
+        sums = torch.zeros_like(self.points()).index_add_(0, z, vectors)
+        total = torch.full_like(counts[:1], len(z))
+        for each in (counts, sums, total):
+            _over_processes(each)
+        self.codebook.follow(counts, sums)
+        self.usage.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
+        if self.restarts:
+            mean = total / self.codes
+            rare = self.usage < (_SHARE * mean).clamp_max(self.restarts)
+            self.codebook.place(_of_first_process(picked(vectors, self.codes)), rare)
+            # It is judged once it had the time to find members.
+            self.usage.copy_(torch.where(rare, mean, self.usage))
+
+    def _begin(self, vectors: Tensor) -> None:
+        """A step of the start: the codes are vectors of this batch, and in the last one what is asked for."""
+        self.steps_left.sub_(1)
+        self._starting = bool(self.steps_left)
+        points = (
+            picked(vectors, self.codes)
+            if self._starting
+            else self.start.points(vectors, self.codes)
+        )
+        everywhere = torch.ones_like(self.usage, dtype=torch.bool)
+        self.codebook.place(_of_first_process(points), everywhere)
+        self.usage.fill_(len(vectors) / self.codes)
+
+
+def _over_processes(value: Tensor) -> None:
+    """The sum over all processes of a training, in place."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+
+
+def _of_first_process(value: Tensor) -> Tensor:
+    """The value of the first process, for all of a training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.contiguous()
+        torch.distributed.broadcast(value, 0)
+    return value

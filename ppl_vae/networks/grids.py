@@ -1,0 +1,227 @@
+"""Encoders to a grid of vectors, and decoders from it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from ppl_vae.networks.arguments import require_at_least, require_at_least_one, require_object, require_room
+from ppl_vae.networks.base import Network, linear_head
+from ppl_vae.networks.mlp import MLP
+from ppl_vae.networks.convolutional import as_picture
+
+
+class GridNetwork(ABC):
+    """What a model of codes and its guide need: several vectors for each row, on a grid.
+
+    To write one of your own, derive from this class.
+    """
+
+    @abstractmethod
+    def positions(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the grid for rows of a shape.
+
+        Raises:
+            ValueError: It has none for such rows.
+        """
+
+    @abstractmethod
+    def grid_encoder(self, data_shape: Sequence[int], dim: int) -> nn.Module:
+        """A module that maps rows `(*batch, *data_shape)` to vectors `(*batch, *positions, dim)`."""
+
+    @abstractmethod
+    def grid_decoder(self, dim: int, out_shape: Sequence[int]) -> nn.Module:
+        """A module that maps vectors `(*batch, *positions, dim)` to `(*batch, *out_shape)`.
+
+        `out_shape` is `(num_params, *data_shape)`: the positions are those of rows of that shape.
+        """
+
+
+@dataclass(frozen=True)
+class Slots(GridNetwork):
+    """So many vectors from a network that knows no grid, such as an MLP: all of them read the whole row.
+
+    Args:
+        count: Number of vectors.
+        network: What builds encoder and decoder.
+
+    Raises:
+        TypeError: `count` is no whole number, or `network` no network.
+        ValueError: `count` is not positive.
+
+    Example:
+        >>> network = Slots(4, MLP(hidden=(32,)))
+        >>> network.grid_encoder((1, 8, 8), dim=3)(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 4, 3])
+    """
+
+    count: int = 4
+    network: Network = MLP()  # frozen
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, count=self.count)
+        require_object(self, "network", self.network, "encoder", "MLP()")
+
+    def positions(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """See `GridNetwork.positions`."""
+        return (self.count,)
+
+    def grid_encoder(self, data_shape: Sequence[int], dim: int) -> nn.Module:
+        """See `GridNetwork.grid_encoder`."""
+        encoder = self.network.encoder(data_shape)
+        head = linear_head(encoder, self.count * dim)
+        return nn.Sequential(encoder, head, nn.Unflatten(-1, (self.count, dim)))
+
+    def grid_decoder(self, dim: int, out_shape: Sequence[int]) -> nn.Module:
+        """See `GridNetwork.grid_decoder`."""
+        return nn.Sequential(nn.Flatten(-2), self.network.decoder(self.count * dim, out_shape))
+
+
+@dataclass(frozen=True)
+class ConvolutionalGrid(GridNetwork):
+    """The network of the VQ-VAE: strided convolutions, then residual blocks ("Neural Discrete Representation
+    Learning", arXiv:1711.00937).
+
+    Each of `halvings` convolutions (4x4, stride 2) halves the picture; `blocks` residual blocks (ReLU, 3x3,
+    ReLU, 1x1) follow. The decoder goes the way back. There is no normalization over rows, and nothing knows the
+    size of the picture, so that the built networks take pictures of other sizes, too: the vector at a position
+    depends on the pixels up to `radius` away.
+
+    Args:
+        channels: Channels inside.
+        halvings: How often the picture is halved; height and width must be multiples of 2^halvings.
+        blocks: Number of residual blocks, in the encoder and in the decoder.
+
+    Raises:
+        TypeError: An argument is no whole number.
+        ValueError: One is out of its range; or, of the methods, the picture cannot be halved so often.
+
+    Example:
+        >>> network = ConvolutionalGrid(channels=8, halvings=2)
+        >>> network.positions((3, 32, 48))
+        (8, 12)
+        >>> network.grid_encoder((3, 32, 48), dim=5)(torch.rand(2, 3, 32, 48)).shape
+        torch.Size([2, 8, 12, 5])
+        >>> network.grid_decoder(5, (2, 3, 32, 48))(torch.rand(2, 8, 12, 5)).shape
+        torch.Size([2, 2, 3, 32, 48])
+    """
+
+    channels: int = 64
+    halvings: int = 2
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, channels=self.channels)
+        require_at_least(self, 0, halvings=self.halvings, blocks=self.blocks)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per position, in height and in width."""
+        return int(2**self.halvings)
+
+    @property
+    def radius(self) -> int:
+        """How many pixels beside those of a position its vector depends on."""
+        return self.stride * (self.blocks + 1) + self.stride - 1
+
+    def positions(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """See `GridNetwork.positions`."""
+        _, height, width = as_picture(data_shape, "ConvolutionalGrid")
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"ConvolutionalGrid(halvings={self.halvings}) needs pictures whose height and width are "
+                f"multiples of {self.stride}, got {height} x {width}: choose fewer halvings, or pad the pictures"
+            )
+        return height // self.stride, width // self.stride
+
+    def grid_encoder(self, data_shape: Sequence[int], dim: int) -> nn.Module:
+        """See `GridNetwork.grid_encoder`."""
+        self.positions(data_shape)
+        channels = as_picture(data_shape, "ConvolutionalGrid")[0]
+        self._require_room(channels, dim)
+        width = self.channels
+        layers: list[nn.Module] = []
+        for i in range(self.halvings):
+            layers += [nn.Conv2d(width if i else channels, width, 4, 2, 1), nn.ReLU()]
+        layers.append(nn.Conv2d(width if self.halvings else channels, width, 3, padding=1))
+        layers += [_Residual(width) for _ in range(self.blocks)]
+        layers += [nn.ReLU(), nn.Conv2d(width, dim, 1)]
+        return _ToGrid(nn.Sequential(*layers), tuple(data_shape), channels)
+
+    def grid_decoder(self, dim: int, out_shape: Sequence[int]) -> nn.Module:
+        """See `GridNetwork.grid_decoder`."""
+        num_params, *data_shape = out_shape
+        self.positions(data_shape)
+        channels = num_params * as_picture(data_shape, "ConvolutionalGrid")[0]
+        self._require_room(channels, dim)
+        width = self.channels
+        layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
+        layers += [_Residual(width) for _ in range(self.blocks)]
+        layers.append(nn.ReLU())
+        for i in range(self.halvings):
+            last = i == self.halvings - 1
+            layers.append(nn.ConvTranspose2d(width, channels if last else width, 4, 2, 1))
+            if not last:
+                layers.append(nn.ReLU())
+        if not self.halvings:
+            layers.append(nn.Conv2d(width, channels, 1))
+        return _FromGrid(nn.Sequential(*layers), tuple(out_shape))
+
+    def _require_room(self, channels: int, dim: int) -> None:
+        advice = "choose fewer ConvolutionalGrid.channels, or a smaller dim"
+        require_room(self, advice, self.channels, max(self.channels, channels, dim), 4, 4)
+
+
+class _Residual(nn.Module):
+    """x plus two convolutions of it; the first has half of the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inside = max(1, channels // 2)
+        self.first = nn.Conv2d(channels, inside, 3, padding=1)
+        self.second = nn.Conv2d(inside, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.second(relu(self.first(relu(x))))
+        return x + added
+
+
+class _ToGrid(nn.Module):
+    """Pictures `(*batch, *channels, h, w)` to vectors `(*batch, h', w', dim)`."""
+
+    def __init__(self, net: nn.Module, data_shape: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.net = net
+        self.event_dim = len(data_shape)
+        self.data_shape = data_shape
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.dim() - self.event_dim]
+        if x.dim() < self.event_dim or math.prod(x.shape[len(batch) : -2]) != self.channels:
+            raise ValueError(
+                f"the network was built for pictures of shape {self.data_shape}, but the input has shape "
+                f"{tuple(x.shape)}"
+            )
+        vectors: Tensor = self.net(x.reshape(-1, self.channels, *x.shape[-2:]))
+        return vectors.movedim(-3, -1).reshape(*batch, *vectors.shape[-2:], vectors.shape[-3])
+
+
+class _FromGrid(nn.Module):
+    """Vectors `(*batch, h', w', dim)` to numbers of pictures, `(*batch, num_params, *channels, h, w)`."""
+
+    def __init__(self, net: nn.Module, out_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net = net
+        self.leading = out_shape[:-2]
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        batch = vectors.shape[:-3]
+        out: Tensor = self.net(vectors.reshape(-1, *vectors.shape[-3:]).movedim(-1, -3))
+        return out.reshape(*batch, *self.leading, *out.shape[-2:])
