@@ -35,6 +35,8 @@ class PointMass(dist.TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_enumerate_support = True
+    is_certain = True
+    """That there is one value only, for rooms that do not know this class."""
 
     def __init__(self, value: Tensor, categories: int, validate_args: bool | None = None) -> None:
         self.value = value

@@ -25,14 +25,17 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     Program,
+    as_args,
     covers_posterior,
     finite_latents,
+    innermost,
     is_posterior,
     notes_on_discrete,
     num_rows,
     sample_rows,
     stated_elements,
     summed_elements,
+    trace_guide,
 )
 from ppl_vae.runtime import require_flags, require_samples
 from ppl_vae.stats import Estimate, StreamingWeights
@@ -140,9 +143,12 @@ def _evaluate(
         summed: dict[tuple[str, ...], FiniteLatents] = {}
         drawn: dict[str, None] = {}
         by_element = _ByElement(session.pair)
+        certain = _CertainCodes(session.pair)
         for chunk in session.chunks(rows, "evaluate"):
             layout, finite = sampler.discrete(chunk)
             exact = by_element.rows(layout, chunk, num_samples) if finite is None else None
+            if exact is None and finite is None and not trust.is_posterior:
+                exact = certain.rows(layout, chunk)
             part = exact or _evaluate_rows(
                 sampler, chunk, num_samples, samples, layout, finite, trust
             )
@@ -161,14 +167,14 @@ def _evaluate(
             parts.append(part)
             counts.add(chunk)
             conditions.add(chunk)
-            if ladder is not None:
+            if ladder is not None and not certain.names:
                 ladder.look(chunk, layout, part)
         if ladder is not None:
             ladder.finish()
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     drawn_rows = joined.pop("drawn")
     notes, cautions = _describe(session, summed, drawn, drawn_rows, trust)
-    notes = (*conditions.notes, *by_element.notes, *notes)
+    notes = (*conditions.notes, *by_element.notes, *certain.notes, *notes)
     joined["rung"] = torch.zeros(len(drawn_rows))
     if ladder is not None:
         ladder.improve(joined)
@@ -178,7 +184,7 @@ def _evaluate(
         elbo=Estimate(-(rate + distortion)),
         rate=Estimate(rate),
         distortion=Estimate(distortion),
-        log_likelihood=Estimate(joined["log_likelihood"], missing=points.missing),
+        log_likelihood=Estimate(joined["log_likelihood"], missing=points.missing or certain.missing),
         log_likelihood_error=joined["error"],
         ess=joined["ess"],
         khat=joined["khat"],
@@ -186,6 +192,7 @@ def _evaluate(
         num_values=counts.num_values,
         drawn=drawn_rows if bool(drawn_rows.any()) else None,
         rung=joined["rung"].long() if bool(joined["rung"].any()) else None,
+        certain=bool(certain.names) and bool(joined["log_likelihood"].isnan().all()),
         notes=notes,
         cautions=(*points.cautions, *cautions),
     )
@@ -277,6 +284,64 @@ class _ByElement:
         names = _quoted(self._summed)
         return (
             f"latents {names} are summed over element by element, not drawn: log p(x) and the ELBO are exact",
+        )
+
+
+class _CertainCodes:
+    """Rows of which the guide gives all mass to one value of each latent, as a quantizer does.
+
+    Their ELBO is exact, and importance sampling would find nothing else, however many samples there are.
+
+    Args:
+        pair: The pair.
+
+    Attributes:
+        names: The latents of such rows so far.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._certain: dict[object, bool] = {}
+        self.names: dict[str, None] = {}
+
+    def rows(self, layout: Layout, batch: Batch) -> dict[str, Tensor] | None:
+        """What `_evaluate_rows` finds, from one run of the pair; None if the guide draws something."""
+        if not layout.discrete or layout.shared or set(layout.draws) != set(layout.discrete):
+            return None
+        if layout.signature not in self._certain:
+            trace = trace_guide(self._pair.guide, *as_args(batch))
+            self._certain[layout.signature] = all(
+                getattr(innermost(trace.nodes[name]["fn"]), "is_certain", False)
+                for name in layout.draws
+                if name in trace.nodes
+            )
+        if not self._certain[layout.signature]:
+            return None
+        found = sample_rows(self._pair, layout, batch, 1)
+        self.names |= dict.fromkeys(layout.draws)
+        rate = (found.log_guide - found.log_prior)[0].double().cpu()
+        unknown = torch.full_like(rate, math.nan)
+        return {
+            "rate": rate,
+            "distortion": -found.log_likelihood[0].double().cpu(),
+            **dict.fromkeys(("log_likelihood", "error", "ess", "khat"), unknown),
+            "drawn": torch.zeros_like(rate, dtype=torch.bool),
+        }
+
+    @property
+    def missing(self) -> str:
+        """What to print in place of log p(x); empty if there are no such rows."""
+        return "known only to be at least the ELBO" if self.names else ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why the ELBO is exact, and log p(x) is not known."""
+        if not self.names:
+            return ()
+        return (
+            f"the guide puts all of its mass on one value of {_quoted(self.names)}: ELBO, rate and distortion "
+            "are exact, and importance sampling would see no other value, so that log p(x) is known only to be "
+            "at least the ELBO",
         )
 
 

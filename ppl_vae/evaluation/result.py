@@ -104,6 +104,8 @@ class Evaluation(DataResult):
         drawn: Rows with discrete latents that are drawn, because their values are too many to sum over, `(n,)`;
             None if no row has any. No number shows what the guide does not draw. Rows of a guide that is known
             to leave out nothing (`StructuredMeanField` of the model) are not among them.
+        certain: Whether the guide puts all of its mass on one value of each latent, as a quantizer does. Then
+            ELBO, rate and distortion are exact, and log p(x), which is at least the ELBO, is NaN.
     """
 
     elbo: Estimate
@@ -117,6 +119,7 @@ class Evaluation(DataResult):
     num_values: int | Tensor
     drawn: Tensor | None = None
     rung: Tensor | None = None
+    certain: bool = False
 
     derived: ClassVar = (*DataResult.derived, "method", "unreliable")
     hidden: ClassVar = ("rung",)
@@ -229,6 +232,10 @@ class Evaluation(DataResult):
             ("rate", str(self.rate)),
             ("distortion", str(self.distortion)),
         ]
+        if n == 0 and self.certain:
+            bits = bits_per_dim(self.elbo, self.num_values)
+            most = bits.missing or f"at most {bits.mean:.4f}, by the ELBO"
+            return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
         if n == 0:
             return [*bounds, ("log p(x)", "not defined")]
         bits = self.bits_line
