@@ -44,6 +44,7 @@ class QuantizingEncoder(Rebuildable, nn.Module):
         ValueError: The grids of model and network differ, or `temperature` is negative.
 
     Example:
+        >>> import torch
         >>> from ppl_vae.codes import VectorQuantizer
         >>> from ppl_vae.models import VQVAE
         >>> from ppl_vae.networks import MLP, Slots
@@ -67,7 +68,10 @@ class QuantizingEncoder(Rebuildable, nn.Module):
             raise ValueError(
                 f"QuantizingEncoder.temperature must be finite and at least 0, got {temperature}"
             )
-        quantizer, data_shape = getattr(model, "quantizer", None), getattr(model, "data_shape", None)
+        quantizer, data_shape = (
+            getattr(model, "quantizer", None),
+            getattr(model, "data_shape", None),
+        )
         if not callable(getattr(quantizer, "nearest", None)) or data_shape is None:
             raise TypeError(
                 "QuantizingEncoder needs a model with a quantizer and a data_shape, such as VQVAE, but "
@@ -85,7 +89,7 @@ class QuantizingEncoder(Rebuildable, nn.Module):
                 "it: choose temperature=0"
             )
         self.temperature = temperature
-        # In a tuple: as an attribute it would be registered, and so would its parameters, which are the model's.
+        # In a tuple: as an attribute it would be registered, and so would the model's parameters.
         self._quantizer: tuple[Any, ...] = (quantizer,)
         self.encoder = network.grid_encoder(data_shape, quantizer.dim)
         self.event_dim = len(own) + 1

@@ -80,7 +80,9 @@ class VQVAE(RowModel):
 
     def _program(self, x: Tensor) -> None:
         z = pyro.sample("z", self.prior())
-        vectors = pyro.deterministic("vectors", self.quantizer.embed(z), event_dim=len(self.grid) + 1)
+        vectors = pyro.deterministic(
+            "vectors", self.quantizer.embed(z), event_dim=len(self.grid) + 1
+        )
         pyro.sample("x", self.decode_vectors(vectors), obs=x)
         self.quantizer.learn()
 

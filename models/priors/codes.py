@@ -76,7 +76,7 @@ class IndependentCodes(CodePrior):
     Example:
         >>> prior = IndependentCodes(pseudocount=1.0).build_codes((2,), codes=2)
         >>> prior.fit_to_codes(torch.tensor([[0, 1], [0, 0]]))
-        >>> prior().base_dist.probs
+        >>> prior().base_dist.probs.detach()
         tensor([[0.7500, 0.2500],
                 [0.5000, 0.5000]])
     """
@@ -105,6 +105,8 @@ class _Independent(nn.Module):
     def fit_to_codes(self, z: Tensor) -> None:
         """Sets the probabilities to the shares among codes `(n, *positions)`."""
         counts = torch.full_like(self.logits, self.pseudocount)
-        for position, of_position in zip(z.flatten(1).T, counts.view(-1, counts.shape[-1]), strict=True):
+        for position, of_position in zip(
+            z.flatten(1).T, counts.view(-1, counts.shape[-1]), strict=True
+        ):
             of_position += position.bincount(minlength=len(of_position))
         self.logits.copy_((counts / counts.sum(-1, keepdim=True)).log())

@@ -7,5 +7,9 @@ from .learners import (
 )
 from .residual import ResidualQuantizer as ResidualQuantizer
 from .scalar import FSQ as FSQ, LFQ as LFQ
-from .starts import CodebookStart as CodebookStart, KMeansStart as KMeansStart, RandomStart as RandomStart
+from .starts import (
+    CodebookStart as CodebookStart,
+    KMeansStart as KMeansStart,
+    RandomStart as RandomStart,
+)
 from .vector import VectorQuantizer as VectorQuantizer

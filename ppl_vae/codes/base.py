@@ -80,7 +80,5 @@ def squared_distances(vectors: Tensor, points: Tensor) -> Tensor:
     By |L|^2 - 2 L C_k + |C_k|^2: a matrix product. Rounding may make it slightly less than 0.
     """
     return (
-        vectors.square().sum(-1, keepdim=True)
-        - 2 * vectors @ points.mT
-        + points.square().sum(-1)
+        vectors.square().sum(-1, keepdim=True) - 2 * vectors @ points.mT + points.square().sum(-1)
     )

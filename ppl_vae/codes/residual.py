@@ -55,6 +55,9 @@ class ResidualQuantizer(Quantizer):
         self.levels = nn.ModuleList(
             VectorQuantizer(codes, dim, learner, start, restarts) for _ in range(depth)
         )
+        for i, level in enumerate(self._levels()):
+            # Each begins a step after the one before, and so sees what that one leaves.
+            level.steps_left += i * (start.steps > 0)
 
     def nearest(self, vectors: Tensor) -> Tensor:
         with torch.no_grad():
@@ -65,7 +68,9 @@ class ResidualQuantizer(Quantizer):
             return torch.stack(found, -1)
 
     def embed(self, z: Tensor) -> Tensor:
-        parts = [level.embed(code) for level, code in zip(self._levels(), z.unbind(-1), strict=True)]
+        parts = [
+            level.embed(code) for level, code in zip(self._levels(), z.unbind(-1), strict=True)
+        ]
         return torch.stack(parts).sum(0)
 
     def gather(self, vectors: Tensor, z: Tensor) -> None:

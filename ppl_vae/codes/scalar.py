@@ -22,9 +22,9 @@ class FSQ(Quantizer):
         y_i = h_i tanh(L_i + s_i) - o_i,    rounded, and divided by floor(levels_i / 2)
 
     with h_i just above (levels_i - 1) / 2, and o_i = 1/2 for an even number of levels, 0 for an odd one; s_i
-    makes y_i 0 where L_i is ("Finite Scalar Quantization: VQ-VAE Made Simple", arXiv:2309.15505). The K =
-    prod_i levels_i codes fill a box. There is nothing to learn, and so nothing that dies. z counts them with
-    the first number as the fastest.
+    makes y_i 0 where L_i is, but of two levels s_i is 0, so that they meet there ("Finite Scalar Quantization:
+    VQ-VAE Made Simple", arXiv:2309.15505). The K = prod_i levels_i codes fill a box. There is nothing to learn,
+    and so nothing that dies. z counts them with the first number as the fastest.
 
     Args:
         levels: Levels of each number; (8, 5, 5, 5) makes 1000 codes.
@@ -58,13 +58,16 @@ class FSQ(Quantizer):
     def project(self, vectors: Tensor) -> Tensor:
         half = (self.sizes - 1) / 2 * 1.001
         offset = (self.sizes % 2 == 0) * 0.5
-        bounded = (vectors + (offset / half).atanh()).tanh() * half - offset
+        shift = torch.where(self.sizes == 2, 0.0, (offset / half).atanh())
+        bounded = (vectors + shift).tanh() * half - offset
         return bounded / self._unit
 
     def nearest(self, vectors: Tensor) -> Tensor:
         with torch.no_grad():
             rounded = (vectors * self._unit).round().long() + self._unit
-            return (rounded.clamp(min=torch.zeros_like(self.sizes), max=self.sizes - 1) * self.basis).sum(-1)
+            return (
+                rounded.clamp(min=torch.zeros_like(self.sizes), max=self.sizes - 1) * self.basis
+            ).sum(-1)
 
     def embed(self, z: Tensor) -> Tensor:
         digits = z.unsqueeze(-1) // self.basis % self.sizes
@@ -115,7 +118,9 @@ class LFQ(Quantizer):
         require_at_least_one(self, bits=bits)
         require_numbers(self, entropy=entropy, diversity=diversity, temperature=temperature)
         if bits > 62:
-            raise ValueError(f"LFQ.bits must be at most 62, as z is a whole number of 64 bits, got {bits}")
+            raise ValueError(
+                f"LFQ.bits must be at most 62, as z is a whole number of 64 bits, got {bits}"
+            )
         if entropy < 0 or diversity < 0 or temperature <= 0:
             raise ValueError(
                 "LFQ.entropy and LFQ.diversity must be at least 0 and LFQ.temperature positive, got "

@@ -77,4 +77,3 @@ class KMeansStart(CodebookStart):
 def picked(vectors: Tensor, count: int) -> Tensor:
     """So many of the vectors `(n, dim)`, drawn at random with replacement, `(count, dim)`."""
     return vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
-

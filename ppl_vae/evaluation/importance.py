@@ -184,7 +184,9 @@ def _evaluate(
         elbo=Estimate(-(rate + distortion)),
         rate=Estimate(rate),
         distortion=Estimate(distortion),
-        log_likelihood=Estimate(joined["log_likelihood"], missing=points.missing or certain.missing),
+        log_likelihood=Estimate(
+            joined["log_likelihood"], missing=points.missing or certain.missing
+        ),
         log_likelihood_error=joined["error"],
         ess=joined["ess"],
         khat=joined["khat"],

@@ -7,14 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from ppl_vae.networks.arguments import require_at_least, require_at_least_one, require_object, require_room
+from ppl_vae.networks.arguments import (
+    require_at_least,
+    require_at_least_one,
+    require_object,
+    require_room,
+)
 from ppl_vae.networks.base import Network, linear_head
-from ppl_vae.networks.mlp import MLP
 from ppl_vae.networks.convolutional import as_picture
+from ppl_vae.networks.mlp import MLP
 
 
 class GridNetwork(ABC):
@@ -136,7 +140,7 @@ class ConvolutionalGrid(GridNetwork):
         if height % self.stride or width % self.stride:
             raise ValueError(
                 f"ConvolutionalGrid(halvings={self.halvings}) needs pictures whose height and width are "
-                f"multiples of {self.stride}, got {height} x {width}: choose fewer halvings, or pad the pictures"
+                f"multiples of {self.stride}, got {height} x {width}: choose fewer halvings, or pad them"
             )
         return height // self.stride, width // self.stride
 

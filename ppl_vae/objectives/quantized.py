@@ -40,10 +40,10 @@ class QuantizedELBO(Objective):
         - log p(x | z) + beta (log q(z | x) - log p(z)) + commitment sum |L - sg(C_z)|^2 + sum |sg(L) - C_z|^2
 
     where sg stops the gradient, and the sums are over the vectors of a row. Then the gradient by L is that of
-    the decoder at C_z plus 2 commitment (L - C_z), exactly, and that by a code 2 sum (C_k - L) over its members.
-    The two roles that one weight has in the first paper are two settings: `commitment` holds the encoder to
-    its codes, and the codebook has a step size of its own (`Gradient(rate=...)`, or `EMA(decay=...)`, which
-    has no such term). A weight of the last term would do nothing under Adam.
+    the decoder at C_z plus 2 commitment (L - C_z), exactly, and that by a code 2 sum (C_k - L) over those that
+    chose it. The two roles that one weight has in the first paper are two settings: `commitment` holds the
+    encoder to its codes, and the codebook has a step size of its own (`Gradient(rate=...)`, or
+    `EMA(decay=...)`, which has no such term). A weight of the last term would do nothing under Adam.
 
     With all mass of q on one code, the ELBO, rate and distortion are exact. Otherwise z is drawn, and its KL is
     the analytic one, whose gradient counts.
@@ -81,9 +81,10 @@ class QuantizedELBO(Objective):
         ...         vector = pyro.deterministic("vector", encoder(x), event_dim=1)
         ...         nearest = torch.cdist(vector, pyro.param("codebook", codebook)).argmin(-1)
         ...         pyro.sample("z", PointMass(nearest, 4), infer={"quantizes": "vector"})
-        >>> found = fit(model, guide, torch.randn(64, 6), max_epochs=1)
-        >>> found.objective
-        QuantizedELBO(beta=1.0, free_bits=0.0, num_particles=1, commitment=0.25, ...)
+        >>> objective = QuantizedELBO(commitment=0.5)
+        >>> found = fit(model, guide, torch.randn(64, 6), objective=objective, max_epochs=1)
+        >>> found.epochs
+        1
     """
 
     commitment: float = 0.25
@@ -266,4 +267,3 @@ class _StraightThrough(torch.autograd.Function):
             + 2 * (gradient * b).sum(-1, keepdim=True) * a
         )
         return turned * (of_code / length), None, None
-

@@ -1,0 +1,418 @@
+"""Codes as the latent of a pair: gradients by hand, and bounds beside sums over all codes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import check, evaluate, fit
+from ppl_vae.codes import (
+    EMA,
+    FSQ,
+    LFQ,
+    CodebookLearner,
+    Gradient,
+    KMeansStart,
+    Quantizer,
+    RandomStart,
+    ResidualQuantizer,
+    SimVQ,
+    VectorQuantizer,
+)
+from ppl_vae.distributions import PointMass
+from ppl_vae.guides import QuantizingEncoder
+from ppl_vae.models import VQVAE, IndependentCodes
+from ppl_vae.networks import MLP, ConvolutionalGrid, GridNetwork, Slots
+from ppl_vae.objectives import ELBO, QuantizedELBO, TraceELBO
+from ppl_vae.pairs import Pair, PairError, find_layout
+
+SLOTS = Slots(4, MLP(hidden=(8,), activation=nn.Tanh))
+
+
+def pair_of(
+    quantizer: Quantizer, network: GridNetwork = SLOTS, temperature: float = 0.0, **options: Any
+) -> tuple[VQVAE, QuantizingEncoder]:
+    model = VQVAE((1, 4, 4), quantizer, network, **options)
+    return model, QuantizingEncoder(model, network, temperature)
+
+
+def still(pair: tuple[VQVAE, QuantizingEncoder]) -> tuple[VQVAE, QuantizingEncoder]:
+    """The pair in evaluation mode, in which no codebook moves."""
+    model, guide = pair
+    return model.eval(), guide.eval()
+
+
+@pytest.fixture
+def in_double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def rows(n: int = 12) -> Tensor:
+    return (torch.rand(n, 1, 4, 4) > 0.5).to(torch.get_default_dtype())
+
+
+def loss_of(model: Any, guide: Any, x: Tensor, objective: QuantizedELBO, beta: float = 1.0) -> Any:
+    pair = Pair(model, guide)
+    with pair.scope():
+        return objective(pair, find_layout(pair, x), x, beta)
+
+
+def plain(codes: int, dim: int, learner: CodebookLearner) -> VectorQuantizer:
+    return VectorQuantizer(codes, dim, learner, RandomStart(), restarts=0)
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("commitment", [0.0, 0.25, 3.0])
+def test_the_gradient_goes_straight_through(commitment: float) -> None:
+    model, guide = pair_of(plain(5, 3, Gradient()))
+    x = rows()
+    kept: dict[str, Tensor] = {}
+    vectors_of = guide.vectors
+
+    def keeping(x: Tensor) -> Tensor:
+        kept["L"] = vectors_of(x)
+        if kept["L"].requires_grad:
+            kept["L"].retain_grad()
+        return kept["L"]
+
+    guide.vectors = keeping  # type: ignore[method-assign]
+    loss = loss_of(model, guide, x, QuantizedELBO(commitment=commitment)).loss
+    loss.backward()
+    given = kept["L"]
+    n, z, vectors = len(x), guide.codes(x), given.detach()
+    points = model.quantizer.points().detach()
+    # The decoder's gradient at the codes' vectors, by hand.
+    read = points[z].requires_grad_()
+    (-model.decode_vectors(read).log_prob(x).sum() / n).backward()
+    assert read.grad is not None
+    by_hand = read.grad + 2 * commitment * (vectors - points[z]) / n
+    torch.testing.assert_close(given.grad, by_hand)
+    of_codes = torch.zeros_like(points)
+    for k in range(5):
+        of_codes[k] = 2 * (points[k] - vectors[z == k]).sum(0) / n
+    torch.testing.assert_close(model.quantizer.codebook.points.grad, of_codes)
+    expected = (
+        -model.decode(z).log_prob(x).mean()
+        + 4 * math.log(5)
+        + (1 + commitment) * (vectors - points[z]).square().sum() / n
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_running_codebook_has_no_gradient_and_no_term_in_the_loss() -> None:
+    model, guide = still(pair_of(plain(5, 3, EMA())))
+    x = rows()
+    with_term = loss_of(model, guide, x, QuantizedELBO(commitment=0.5))
+    z, vectors = guide.codes(x), guide.vectors(x)
+    apart = (vectors - model.quantizer.embed(z)).square().sum() / len(x)
+    torch.testing.assert_close(with_term.loss.detach(), (-with_term.elbo + 0.5 * apart).detach())
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
+def test_beta_weighs_the_rate(beta: float) -> None:
+    model, guide = still(pair_of(plain(5, 3, EMA()), prior=IndependentCodes()))
+    with torch.no_grad():
+        model.prior.logits.normal_()
+    found = loss_of(model, guide, rows(), QuantizedELBO(commitment=0.0), beta)
+    torch.testing.assert_close(found.loss.detach(), found.distortion + beta * found.rate)
+    torch.testing.assert_close(found.elbo, -(found.distortion + found.rate))
+
+
+@pytest.mark.usefixtures("in_double")
+def test_the_rate_is_the_prior_of_the_codes_and_the_bound_holds() -> None:
+    """4^4 joint codes: log p(x) by their sum; the gap is -log p(z | x) of the one that the guide chooses."""
+    model, guide = pair_of(plain(4, 2, EMA()), prior=IndependentCodes())
+    with torch.no_grad():
+        model.prior.logits.normal_()
+    x = rows()
+    every = torch.tensor(list(itertools.product(range(4), repeat=4)))
+    with torch.no_grad():
+        joint = model.decode(every[:, None]).log_prob(x) + model.prior().log_prob(every)[:, None]
+        z = guide.codes(x)
+        log_posterior = (joint - joint.logsumexp(0)).gather(0, _number(z)[None])[0]
+    found = evaluate(model, guide, x)
+    torch.testing.assert_close(found.rate.values, -model.prior().log_prob(z).detach())
+    torch.testing.assert_close(
+        found.log_likelihood.values, joint.logsumexp(0)
+    )  # exact: they are few
+    torch.testing.assert_close(found.log_likelihood.values - found.elbo.values, -log_posterior)
+    assert bool((found.elbo.values <= found.log_likelihood.values).all())
+
+
+def _number(z: Tensor) -> Tensor:
+    return (z * 4 ** torch.arange(3, -1, -1)).sum(-1)
+
+
+def test_of_many_codes_the_elbo_is_exact_and_log_p_is_not_claimed() -> None:
+    model, guide = pair_of(plain(16, 2, EMA()))
+    x = rows()
+    found = evaluate(model, guide, x, num_samples=100, seed=0)
+    z = guide.codes(x)
+    exact = model.decode(z).log_prob(x) - 4 * math.log(16)
+    torch.testing.assert_close(found.elbo.values, exact.detach().double(), check_dtype=False)
+    assert bool(found.log_likelihood.values.isnan().all())
+    assert found.certain
+    text = str(found)
+    assert "log p(x)            at least the ELBO" in text
+    assert f"at most {-float(found.elbo.mean) / 16 / math.log(2):.4f}, by the ELBO" in text
+    assert "the guide puts all of its mass on one value of 'z'" in text
+    assert "warning" not in text
+    again = evaluate(model, guide, x, num_samples=7)
+    assert torch.equal(found.elbo.values, again.elbo.values)
+
+
+class Stranger(nn.Module):
+    """A vector-quantized autoencoder in plain Pyro."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(16, 6), nn.Linear(6, 16)
+        self.codebook = nn.Parameter(torch.randn(3, 2))
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("stranger", self)
+        with pyro.plate("rows", len(x)):
+            code = pyro.sample("code", dist.Categorical(torch.ones(3, 3) / 3).to_event(1))
+            vector = pyro.deterministic("vector", self.codebook[code], event_dim=2)
+            logits = self.decoder(vector.flatten(-2)).unflatten(-1, (1, 4, 4))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            vector = self.encoder(x.flatten(1)).unflatten(-1, (3, 2))
+            vector = pyro.deterministic("vector", vector, event_dim=2)
+            nearest = torch.cdist(vector, self.codebook).argmin(-1)
+            q = PointMass(nearest, 3).to_event(1)
+            pyro.sample("code", q, infer={"quantizes": "vector"})
+
+
+def test_a_pair_in_plain_pyro_is_trained_and_evaluated() -> None:
+    stranger, x = Stranger(), rows(64)
+    assert not check(stranger.model, stranger.guide, x).problems
+    before = evaluate(stranger.model, stranger.guide, x).elbo.mean
+    found = fit(stranger.model, stranger.guide, x, max_epochs=60, learning_rate=0.02)
+    assert not found.warnings
+    after = evaluate(stranger.model, stranger.guide, x)
+    assert after.elbo.mean > before + 1
+    assert "27 joint values" in str(after)
+
+
+def test_the_default_objective_is_the_quantized_one_and_others_are_told_apart() -> None:
+    model, guide = pair_of(plain(5, 3, EMA()))
+    assert isinstance(ELBO(beta=0.5).resolve(Pair(model, guide), rows()), QuantizedELBO)
+    with pytest.warns(UserWarning, match="no gradient"):
+        fit(model, guide, rows(), objective=TraceELBO(), max_epochs=1)
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
+def test_the_decoder_reads_the_codes_exactly(gradient: Any) -> None:
+    model, guide = still(pair_of(plain(5, 3, EMA())))
+    read: list[Tensor] = []
+    model.decoder.register_forward_hook(lambda module, given, out: read.append(given[0]))
+    x = rows()
+    loss_of(model, guide, x, QuantizedELBO(gradient=gradient))
+    assert torch.equal(read[-1], model.quantizer.embed(guide.codes(x)))
+
+
+def test_a_rotated_gradient_is_another_gradient() -> None:
+    def gradient(kind: Any) -> Tensor:
+        torch.manual_seed(0)
+        model, guide = pair_of(plain(5, 3, EMA()))
+        loss_of(model, guide, rows(), QuantizedELBO(gradient=kind, commitment=0.0)).loss.backward()
+        return torch.cat([p.grad.flatten() for p in guide.parameters() if p.grad is not None])
+
+    assert not torch.allclose(gradient("straight-through"), gradient("rotation"), rtol=0.1)
+
+
+QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
+    "EMA": lambda: VectorQuantizer(6, 3, start=KMeansStart(steps=2)),
+    "Gradient": lambda: VectorQuantizer(6, 3, Gradient(), KMeansStart(steps=2)),
+    "SimVQ": lambda: VectorQuantizer(6, 3, SimVQ(), KMeansStart(steps=2)),
+    "cosine": lambda: VectorQuantizer(6, 3, Gradient(), KMeansStart(steps=2), cosine=True),
+    "FSQ": lambda: FSQ((4, 3)),
+    "LFQ": lambda: LFQ(bits=3),
+    "residual": lambda: ResidualQuantizer(4, 3, 2, start=KMeansStart(steps=2)),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_recorded_training_is_that_of_pyro(name: str) -> None:
+    def trained(capture: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model, guide = pair_of(QUANTIZERS[name](), ConvolutionalGrid(6, 1, 1))
+        x = rows(64)
+        found = fit(model, guide, x, max_epochs=6, batch_size=16, seed=0, capture=capture)
+        assert not found.warnings
+        return {**model.state_dict(), **{f"guide.{k}": v for k, v in guide.state_dict().items()}}
+
+    recorded, run = trained(True), trained(False)
+    for each, value in run.items():
+        torch.testing.assert_close(recorded[each], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["EMA", "Gradient"])
+def test_a_training_that_goes_on_is_the_one_that_was_not_interrupted(
+    name: str, tmp_path: Any
+) -> None:
+    def trained(*epochs: int, folder: str) -> dict[str, Tensor]:
+        x = (torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+        for until in epochs:
+            torch.manual_seed(0)
+            model, guide = pair_of(QUANTIZERS[name](), ConvolutionalGrid(6, 1, 1))
+            fit(
+                model,
+                guide,
+                x,
+                max_epochs=until,
+                batch_size=16,
+                seed=0,
+                run_dir=tmp_path / folder,
+                resume=until != epochs[0],
+            )
+        return {**model.state_dict(), **{f"guide.{k}": v for k, v in guide.state_dict().items()}}
+
+    whole, parts = trained(5, folder="a"), trained(2, 5, folder="b")
+    for each, value in whole.items():
+        assert torch.equal(parts[each], value), each
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_drawn_codes_have_their_entropy_in_the_bound(temperature: float) -> None:
+    model, guide = still(pair_of(plain(3, 2, EMA()), temperature=temperature))
+    x = rows(4)
+    q = guide.encode(x).base_dist
+    assert isinstance(q, dist.Categorical)
+    squared = (guide.vectors(x)[..., None, :] - model.quantizer.points()).square().sum(-1)
+    torch.testing.assert_close(q.probs, (-squared / temperature).softmax(-1))
+    found = evaluate(model, guide, x)  # a sum over 3^4 codes
+    kl = (q.probs * (q.logits + math.log(3))).sum((-1, -2))
+    torch.testing.assert_close(found.rate.values, kl.detach())
+    # The gradient of the encoder is that of the analytic KL, where the likelihood says nothing.
+    loss = loss_of(model, guide, x, QuantizedELBO(commitment=0.0))
+    torch.testing.assert_close(loss.rate, kl.mean().detach())
+    parameters = list(guide.parameters())
+    of_rate = torch.autograd.grad(kl.mean(), parameters)
+    many = [
+        torch.autograd.grad(
+            loss_of(model, guide, x, QuantizedELBO(commitment=0.0), 1e6).loss, parameters
+        )
+        for _ in range(2)
+    ]
+    for found_, again, expected in zip(*many, of_rate, strict=True):
+        torch.testing.assert_close(found_ / 1e6, expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(again / 1e6, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_several_particles_are_their_mean() -> None:
+    model, guide = still(pair_of(plain(5, 3, EMA())))
+    x = rows()
+    one, many = (loss_of(model, guide, x, QuantizedELBO(num_particles=k)) for k in (1, 3))
+    torch.testing.assert_close(one.loss, many.loss)
+    torch.testing.assert_close(one.rate, many.rate)
+
+
+# -- networks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("halvings", "blocks"), [(0, 1), (1, 0), (2, 2), (3, 1)])
+def test_a_vector_depends_on_the_pixels_in_its_radius(halvings: int, blocks: int) -> None:
+    network = ConvolutionalGrid(16, halvings, blocks)
+    size = 16 * network.stride
+    encoder = network.grid_encoder((1, size, size), 3).double()
+    x = torch.randn(1, 1, size, size, dtype=torch.float64, requires_grad=True)
+    encoder(x)[0, 8, 8].sum().backward()
+    assert x.grad is not None
+    reached = x.grad[0, 0].abs().sum(0).nonzero().flatten()
+    first, last = 8 * network.stride - network.radius, 9 * network.stride - 1 + network.radius
+    assert (int(reached.min()), int(reached.max())) == (first, last)
+
+
+def test_networks_of_a_grid_take_pictures_of_other_sizes() -> None:
+    network = ConvolutionalGrid(4, 2, 1)
+    encoder, decoder = network.grid_encoder((3, 8, 8), 5), network.grid_decoder(5, (2, 3, 8, 8))
+    vectors = encoder(torch.rand(7, 2, 3, 16, 12))
+    assert vectors.shape == (7, 2, 4, 3, 5)
+    assert decoder(vectors).shape == (7, 2, 2, 3, 16, 12)
+    with pytest.raises(ValueError, match=r"built for pictures of shape \(3, 8, 8\)"):
+        encoder(torch.rand(2, 1, 8, 8))
+
+
+# -- what is wrong ---------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_told() -> None:
+    model, guide = pair_of(plain(5, 3, EMA()))
+    with pytest.raises(ValueError, match="multiples of 4, got 6 x 8"):
+        VQVAE((1, 6, 8))
+    with pytest.raises(
+        ValueError, match=r"a grid of \(4,\), but the guide's network one of \(2,\)"
+    ):
+        QuantizingEncoder(model, Slots(2))
+    with pytest.raises(TypeError, match="needs a model with a quantizer"):
+        QuantizingEncoder(nn.Linear(2, 2), SLOTS)
+    with pytest.raises(ValueError, match="finite and at least 0, got -1"):
+        QuantizingEncoder(model, SLOTS, temperature=-1)
+    with pytest.raises(ValueError, match="commitment must be finite"):
+        QuantizedELBO(commitment=-1)
+    with pytest.raises(ValueError, match="gradient must be 'straight-through' or 'rotation'"):
+        QuantizedELBO(gradient="copy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there are no free bits for codes"):
+        QuantizedELBO(free_bits=1.0)
+    with pytest.raises(TypeError, match="network"):
+        VQVAE((1, 4, 4), network=MLP())  # type: ignore[arg-type]
+    residual = ResidualQuantizer(4, 3, 2)
+    with pytest.raises(ValueError, match="choose temperature=0"):
+        QuantizingEncoder(VQVAE((1, 4, 4), residual, SLOTS), SLOTS, temperature=1.0)
+    del guide
+
+
+@pytest.mark.parametrize(
+    ("hidden", "told"),
+    [
+        ("code", "no site of the guide is marked as computed from vectors"),
+        ("guide", "the guide has no deterministic site of that name"),
+        ("model", "the model has no deterministic site of that name"),
+    ],
+)
+def test_marks_and_sites_that_are_missing_are_told(hidden: str, told: str) -> None:
+    stranger = Stranger()
+    model, guide = stranger.model, stranger.guide
+    if hidden == "code":
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("rows", len(x)):
+                pyro.sample("code", PointMass(torch.zeros(len(x), 3).long(), 3).to_event(1))
+
+    elif hidden == "guide":
+        guide = poutine.block(guide, hide=["vector"])
+    else:
+        model = poutine.block(model, hide=["vector"])
+    with pytest.raises(PairError, match=told):
+        loss_of(model, guide, rows(), QuantizedELBO())
+
+
+def test_vectors_of_another_shape_are_told() -> None:
+    stranger = Stranger()
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.deterministic("vector", stranger.encoder(x.flatten(1)), event_dim=1)
+            q = PointMass(torch.zeros(len(x), 3).long(), 3).to_event(1)
+            pyro.sample("code", q, infer={"quantizes": "vector"})
+
+    with pytest.raises(
+        PairError, match=r"the shape \(12, 6\) in the guide and \(12, 3, 2\) in the model"
+    ):
+        loss_of(stranger.model, guide, rows(), QuantizedELBO())
