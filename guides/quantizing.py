@@ -19,6 +19,9 @@ from ppl_vae.networks import (
     require_object,
 )
 
+_MARK: Any = {"quantizes": "vectors"}
+"""What `QuantizedELBO` looks for. (Pyro's type of `infer` knows no keys but its own.)"""
+
 
 class QuantizingEncoder(Rebuildable, nn.Module):
     """q(z | x): each vector L of an encoder becomes the nearest code, or a code near it.
@@ -68,10 +71,8 @@ class QuantizingEncoder(Rebuildable, nn.Module):
             raise ValueError(
                 f"QuantizingEncoder.temperature must be finite and at least 0, got {temperature}"
             )
-        quantizer, data_shape = (
-            getattr(model, "quantizer", None),
-            getattr(model, "data_shape", None),
-        )
+        quantizer: Any = getattr(model, "quantizer", None)
+        data_shape = getattr(model, "data_shape", None)
         if not callable(getattr(quantizer, "nearest", None)) or data_shape is None:
             raise TypeError(
                 "QuantizingEncoder needs a model with a quantizer and a data_shape, such as VQVAE, but "
@@ -115,7 +116,7 @@ class QuantizingEncoder(Rebuildable, nn.Module):
         q, nearest = self._family(vectors)
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.deterministic("vectors", vectors, event_dim=self.event_dim)
-            z = pyro.sample("z", q, infer={"quantizes": "vectors"})  # type: ignore[typeddict-unknown-key]
+            z = pyro.sample("z", q, infer=_MARK)
             penalty = quantizer.regularizer(vectors)
             if penalty is not None:
                 # Its value is 0: it only adds the gradient.
@@ -127,7 +128,7 @@ class QuantizingEncoder(Rebuildable, nn.Module):
         quantizer = self._quantizer[0]
         if self.temperature:
             logits = quantizer.log_weights(vectors, self.temperature)
-            return dist.Categorical(logits=logits).to_event(self.event_dim - 1), None
+            return dist.Independent(dist.Categorical(logits=logits), self.event_dim - 1), None
         z = quantizer.nearest(vectors)
         event_dim = self.event_dim - 1 + (quantizer.depth > 1)
-        return PointMass(z, quantizer.codes).to_event(event_dim), z
+        return dist.Independent(PointMass(z, quantizer.codes), event_dim), z

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import likelihoods
+from ppl_vae.codes import FSQ, LFQ, Gradient, Quantizer, RandomStart, ResidualQuantizer, SimVQ, VectorQuantizer
 from ppl_vae.colors import split_colors
 from ppl_vae.guides import (
     BottomUp,
@@ -28,6 +29,7 @@ from ppl_vae.guides import (
     MixtureOfGaussians,
     NeuralSpline,
     PerRow,
+    QuantizingEncoder,
     Recurrent,
     SegmentationEncoder,
     SemiAmortized,
@@ -39,6 +41,7 @@ from ppl_vae.guides import (
 from ppl_vae.models import (
     CTC,
     VAE,
+    VQVAE,
     Autoregressive,
     AutoregressivePrior,
     BernoulliMixture,
@@ -72,8 +75,11 @@ from ppl_vae.networks import (
     Attributes,
     AutoregressiveDecoder,
     Convolutional,
+    ConvolutionalGrid,
+    GridNetwork,
     Labels,
     Network,
+    Slots,
     UNet,
 )
 from ppl_vae.objectives import (
@@ -85,6 +91,7 @@ from ppl_vae.objectives import (
     LinearWarmup,
     MeanFieldELBO,
     Objective,
+    QuantizedELBO,
     ScoreFunctionELBO,
     SemiSupervisedELBO,
     StraightThroughELBO,
@@ -137,6 +144,20 @@ PRIORS: dict[str, Prior] = {
     "AutoregressivePrior": AutoregressivePrior(correlation=0.5),
 }
 
+GRIDS: dict[str, GridNetwork] = {
+    "Slots": Slots(4, MLP(hidden=(8,))),
+    "ConvolutionalGrid": ConvolutionalGrid(4, halvings=2, blocks=1),
+}
+
+QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
+    "VectorQuantizer": lambda: VectorQuantizer(5, 3),
+    "VectorQuantizer-Gradient": lambda: VectorQuantizer(5, 3, Gradient(), RandomStart()),
+    "VectorQuantizer-SimVQ": lambda: VectorQuantizer(5, 3, SimVQ(), cosine=True),
+    "ResidualQuantizer": lambda: ResidualQuantizer(4, 3, depth=2),
+    "FSQ": lambda: FSQ((5, 3)),
+    "LFQ": lambda: LFQ(bits=3),
+}
+
 COLORS: dict[str, Colors] = {
     "Palette": Palette(),
     "LumaColors": LumaColors(hidden=4),
@@ -171,6 +192,7 @@ OBJECTIVES: dict[str, Objective] = {
     "StraightThroughELBO": StraightThroughELBO(),
     "GumbelSoftmaxELBO": GumbelSoftmaxELBO(),
     "SemiSupervisedELBO": SemiSupervisedELBO(classification=2.0),
+    "QuantizedELBO": QuantizedELBO(gradient="rotation"),
 }
 
 
@@ -253,6 +275,14 @@ def given_context(guide: str, network: str) -> MakeGuide:
         2,
         NETWORKS[network],
         context=model.context,  # type: ignore[call-arg]
+    )
+
+
+def quantized(quantizer: str, network: str = "ConvolutionalGrid", temperature: float = 0.0) -> MakePair:
+    """A row of a vector-quantized autoencoder and its guide."""
+    return pair(
+        lambda: VQVAE(SHAPE, QUANTIZERS[quantizer](), GRIDS[network], likelihoods.Gaussian(0.5)),
+        lambda model, x: QuantizingEncoder(model, GRIDS[network], temperature),
     )
 
 
@@ -392,6 +422,9 @@ PAIRS: dict[str, MakePair] = {
         lambda model, x: StructuredMeanField(model, sweeps=3),
         lambda u: of_colors(u[..., :3]),
     ),
+    **{f"VQVAE-{quantizer}": quantized(quantizer) for quantizer in QUANTIZERS},
+    "VQVAE-Slots": quantized("VectorQuantizer", "Slots"),
+    "VQVAE-drawn": quantized("VectorQuantizer-Gradient", "Slots", temperature=1.0),
     "Hierarchical-BottomUp": pair(
         hierarchical,
         lambda model, x: BottomUp(SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,))),

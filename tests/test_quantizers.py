@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,6 @@ from ppl_vae.codes import (
     CodebookLearner,
     Gradient,
     KMeansStart,
-    Quantizer,
     RandomStart,
     ResidualQuantizer,
     SimVQ,
@@ -35,17 +35,15 @@ from ppl_vae.models import GaussianMixture
 from ppl_vae.objectives import straight_through
 
 
-def plain(
-    codes: int, dim: int, learner: CodebookLearner, *, cosine: bool = False
-) -> VectorQuantizer:
+def plain(codes: int, dim: int, learner: CodebookLearner, *, cosine: bool = False) -> Any:
     """A codebook that begins with draws, and of which no code is moved."""
     return VectorQuantizer(codes, dim, learner, RandomStart(), restarts=0, cosine=cosine).double()
 
 
-def taught(quantizer: Quantizer, vectors: Tensor) -> Tensor:
+def taught(quantizer: Any, vectors: Tensor) -> Tensor:
     """Lets a quantizer learn from vectors once; their codes before."""
     projected = quantizer.project(vectors)
-    z = quantizer.nearest(projected)
+    z: Tensor = quantizer.nearest(projected)
     quantizer.gather(projected, z)
     quantizer.learn()
     return z
@@ -166,6 +164,8 @@ def test_all_codes_of_a_mapped_codebook_move_with_the_gradient_of_one() -> None:
 def test_codes_that_nobody_uses_are_moved_among_the_vectors(
     learner: CodebookLearner, clusters: Tensor
 ) -> None:
+    kept: Any
+    moved: Any
     kept, moved = (
         VectorQuantizer(16, 2, learner, RandomStart(), restarts=restarts).double()
         for restarts in (0.0, 1.0)
@@ -186,7 +186,7 @@ def test_codes_that_nobody_uses_are_moved_among_the_vectors(
 
 
 def test_a_codebook_begins_where_k_means_ends(clusters: Tensor) -> None:
-    quantizer = VectorQuantizer(4, 2, EMA(), KMeansStart(steps=3), restarts=0).double()
+    quantizer: Any = VectorQuantizer(4, 2, EMA(), KMeansStart(steps=3), restarts=0).double()
     drawn = quantizer.points().clone()
     for step in (1, 2):
         taught(quantizer, clusters)
@@ -299,7 +299,8 @@ def test_adam_ignores_a_weight_of_the_codebooks_term_but_not_its_rate(rate: floa
             z = quantizer.nearest(vectors)
             (weight * (vectors - quantizer.embed(z)).square().sum()).backward()
             adam.step()
-        return quantizer.points().detach() - before
+        after: Tensor = quantizer.points().detach()
+        return after - before
 
     torch.testing.assert_close(moved(1.0, 1.0), moved(rate, 1.0))  # the weight does nothing
     first = moved(1.0, rate)
@@ -391,7 +392,7 @@ def test_the_entropy_of_many_bits_is_bound_by_that_of_each() -> None:
 
 
 def test_a_residual_is_quantized_by_what_is_left() -> None:
-    quantizer = ResidualQuantizer(16, 3, depth=3).double()
+    quantizer: Any = ResidualQuantizer(16, 3, depth=3).double()
     vectors = torch.randn(40, 3, dtype=torch.float64)
     z = quantizer.nearest(vectors)
     left = vectors.clone()
@@ -404,7 +405,7 @@ def test_a_residual_is_quantized_by_what_is_left() -> None:
 
 def test_residual_codes_are_those_of_another_library(clusters: Tensor) -> None:
     other = ResidualVQ(dim=2, codebook_size=8, num_quantizers=3).double().eval()
-    quantizer = ResidualQuantizer(8, 2, depth=3, start=RandomStart()).double()
+    quantizer: Any = ResidualQuantizer(8, 2, depth=3, start=RandomStart()).double()
     for level, layer in zip(quantizer.levels, other.layers, strict=True):
         layer._codebook.embed.copy_(level.points()[None])
     read, z, _ = other(clusters[None])
@@ -413,7 +414,7 @@ def test_residual_codes_are_those_of_another_library(clusters: Tensor) -> None:
 
 
 def test_each_codebook_learns_from_what_those_before_have_left(clusters: Tensor) -> None:
-    quantizer = ResidualQuantizer(
+    quantizer: Any = ResidualQuantizer(
         4, 2, 2, EMA(decay=0.0), KMeansStart(steps=1), restarts=0
     ).double()
     for _ in range(60):
@@ -435,7 +436,6 @@ def test_at_twice_its_variance_the_weights_are_the_posterior_of_a_mixture(cluste
     with torch.no_grad():
         mixture.means.copy_(quantizer.points())
         mixture.centre.zero_()
-        mixture.log_weights.zero_() if hasattr(mixture, "log_weights") else None
         for log_scale in mixture.covariance.parameters():
             log_scale.fill_(math.log(sigma))
     weights = quantizer.log_weights(clusters, 2 * sigma**2).softmax(-1)

@@ -35,17 +35,18 @@ from ppl_vae.networks import MLP, ConvolutionalGrid, GridNetwork, Slots
 from ppl_vae.objectives import ELBO, QuantizedELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout
 
+MARK: Any = {"quantizes": "vector"}
 SLOTS = Slots(4, MLP(hidden=(8,), activation=nn.Tanh))
 
 
 def pair_of(
     quantizer: Quantizer, network: GridNetwork = SLOTS, temperature: float = 0.0, **options: Any
-) -> tuple[VQVAE, QuantizingEncoder]:
+) -> tuple[Any, Any]:
     model = VQVAE((1, 4, 4), quantizer, network, **options)
     return model, QuantizingEncoder(model, network, temperature)
 
 
-def still(pair: tuple[VQVAE, QuantizingEncoder]) -> tuple[VQVAE, QuantizingEncoder]:
+def still(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     """The pair in evaluation mode, in which no codebook moves."""
     model, guide = pair
     return model.eval(), guide.eval()
@@ -86,7 +87,7 @@ def test_the_gradient_goes_straight_through(commitment: float) -> None:
             kept["L"].retain_grad()
         return kept["L"]
 
-    guide.vectors = keeping  # type: ignore[method-assign]
+    guide.vectors = keeping
     loss = loss_of(model, guide, x, QuantizedELBO(commitment=commitment)).loss
     loss.backward()
     given = kept["L"]
@@ -183,7 +184,7 @@ class Stranger(nn.Module):
     def model(self, x: Tensor) -> None:
         pyro.module("stranger", self)
         with pyro.plate("rows", len(x)):
-            code = pyro.sample("code", dist.Categorical(torch.ones(3, 3) / 3).to_event(1))
+            code = pyro.sample("code", dist.Independent(dist.Categorical(torch.ones(3, 3) / 3), 1))
             vector = pyro.deterministic("vector", self.codebook[code], event_dim=2)
             logits = self.decoder(vector.flatten(-2)).unflatten(-1, (1, 4, 4))
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
@@ -193,8 +194,8 @@ class Stranger(nn.Module):
             vector = self.encoder(x.flatten(1)).unflatten(-1, (3, 2))
             vector = pyro.deterministic("vector", vector, event_dim=2)
             nearest = torch.cdist(vector, self.codebook).argmin(-1)
-            q = PointMass(nearest, 3).to_event(1)
-            pyro.sample("code", q, infer={"quantizes": "vector"})
+            q = dist.Independent(PointMass(nearest, 3), 1)
+            pyro.sample("code", q, infer=MARK)
 
 
 def test_a_pair_in_plain_pyro_is_trained_and_evaluated() -> None:
@@ -393,7 +394,9 @@ def test_marks_and_sites_that_are_missing_are_told(hidden: str, told: str) -> No
 
         def guide(x: Tensor) -> None:
             with pyro.plate("rows", len(x)):
-                pyro.sample("code", PointMass(torch.zeros(len(x), 3).long(), 3).to_event(1))
+                pyro.sample(
+                    "code", dist.Independent(PointMass(torch.zeros(len(x), 3).long(), 3), 1)
+                )
 
     elif hidden == "guide":
         guide = poutine.block(guide, hide=["vector"])
@@ -409,8 +412,8 @@ def test_vectors_of_another_shape_are_told() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("rows", len(x)):
             pyro.deterministic("vector", stranger.encoder(x.flatten(1)), event_dim=1)
-            q = PointMass(torch.zeros(len(x), 3).long(), 3).to_event(1)
-            pyro.sample("code", q, infer={"quantizes": "vector"})
+            q = dist.Independent(PointMass(torch.zeros(len(x), 3).long(), 3), 1)
+            pyro.sample("code", q, infer=MARK)
 
     with pytest.raises(
         PairError, match=r"the shape \(12, 6\) in the guide and \(12, 3, 2\) in the model"

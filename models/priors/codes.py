@@ -57,7 +57,8 @@ class _Uniform(nn.Module):
         self.register_buffer("logits", torch.zeros(codes), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Categorical(logits=self.logits).expand(self.positions).to_event()
+        each = dist.Categorical(logits=self.logits).expand(self.positions)
+        return dist.Independent(each, len(self.positions))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Independent(nn.Module):
         self.logits = nn.Parameter(torch.zeros(*positions, codes))
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Categorical(logits=self.logits).to_event()
+        return dist.Independent(dist.Categorical(logits=self.logits), self.logits.dim() - 1)
 
     @torch.no_grad()
     def fit_to_codes(self, z: Tensor) -> None:

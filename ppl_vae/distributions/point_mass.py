@@ -46,7 +46,7 @@ class PointMass(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> Any:
         """Whole numbers from 0 to `categories - 1`."""
-        return constraints.integer_interval(0, self.categories - 1)  # type: ignore[no-untyped-call]  # of torch
+        return constraints.integer_interval(0, self.categories - 1)
 
     @property
     def marginals(self) -> Tensor:
@@ -79,12 +79,12 @@ class PointMass(dist.TorchDistribution):
         return values.expand(-1, *self.batch_shape) if expand else values
 
 
-@register_kl(PointMass, torch.distributions.Categorical)
+@register_kl(PointMass, torch.distributions.Categorical)  # type: ignore[untyped-decorator]
 def _kl(q: PointMass, p: torch.distributions.Categorical) -> Tensor:
     log_p: Tensor = p.log_prob(q.value)
     return -log_p
 
 
-@register_kl(PointMass, PointMass)
+@register_kl(PointMass, PointMass)  # type: ignore[untyped-decorator]
 def _kl_of_two(q: PointMass, p: PointMass) -> Tensor:
     return -p.log_prob(q.value)

@@ -233,8 +233,8 @@ class Evaluation(DataResult):
             ("distortion", str(self.distortion)),
         ]
         if n == 0 and self.certain:
-            bits = bits_per_dim(self.elbo, self.num_values)
-            most = bits.missing or f"at most {bits.mean:.4f}, by the ELBO"
+            of_elbo = bits_per_dim(self.elbo, self.num_values)
+            most = of_elbo.missing or f"at most {of_elbo.mean:.4f}, by the ELBO"
             return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
         if n == 0:
             return [*bounds, ("log p(x)", "not defined")]

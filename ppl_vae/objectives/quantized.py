@@ -139,7 +139,7 @@ class QuantizedELBO(Objective):
         """What turns the sampled rate of a marked site into its analytic KL, per row."""
         q, p = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
         if isinstance(innermost(q["fn"]), PointMass):
-            return rows.log_guide.new_zeros(())
+            return torch.zeros(())
         try:
             kl = kl_between(q["fn"], p["fn"])
         except NotImplementedError as error:
@@ -236,7 +236,7 @@ def straight_through(vectors: Tensor, codes: Tensor, *, rotate: bool = False) ->
         >>> read, torch.autograd.grad(read[0, 1], vectors)[0]  # along L, twice as long
         (tensor([[ 0., 10.]], grad_fn=<...>), tensor([[1.2000, 1.6000]]))
     """
-    found: Tensor = _StraightThrough.apply(vectors, codes.detach(), rotate)  # type: ignore[no-untyped-call]
+    found: Tensor = _StraightThrough.apply(vectors, codes.detach(), rotate)
     return found
 
 
