@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import likelihoods
-from ppl_vae.codes import FSQ, LFQ, Gradient, Quantizer, RandomStart, ResidualQuantizer, SimVQ, VectorQuantizer
+from ppl_vae.codes import (
+    FSQ,
+    LFQ,
+    Gradient,
+    Quantizer,
+    RandomStart,
+    ResidualQuantizer,
+    SimVQ,
+    VectorQuantizer,
+)
 from ppl_vae.colors import split_colors
 from ppl_vae.guides import (
     BottomUp,
@@ -53,6 +62,7 @@ from ppl_vae.models import (
     GaussianHMM,
     GaussianMixture,
     HierarchicalVAE,
+    IndependentCodes,
     IndependentSegments,
     LatentColors,
     LumaColors,
@@ -66,10 +76,11 @@ from ppl_vae.models import (
     SemiSupervisedVAE,
     StandardNormal,
     TreeSegments,
+    UniformCodes,
     VampPrior,
 )
 from ppl_vae.models.colorization import Colors
-from ppl_vae.models.priors import Prior
+from ppl_vae.models.priors import CodePrior, Prior
 from ppl_vae.networks import (
     MLP,
     Attributes,
@@ -146,7 +157,7 @@ PRIORS: dict[str, Prior] = {
 
 GRIDS: dict[str, GridNetwork] = {
     "Slots": Slots(4, MLP(hidden=(8,))),
-    "ConvolutionalGrid": ConvolutionalGrid(4, halvings=2, blocks=1),
+    "ConvolutionalGrid": ConvolutionalGrid(12, halvings=2, blocks=1),
 }
 
 QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
@@ -154,8 +165,13 @@ QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
     "VectorQuantizer-Gradient": lambda: VectorQuantizer(5, 3, Gradient(), RandomStart()),
     "VectorQuantizer-SimVQ": lambda: VectorQuantizer(5, 3, SimVQ(), cosine=True),
     "ResidualQuantizer": lambda: ResidualQuantizer(4, 3, depth=2),
-    "FSQ": lambda: FSQ((5, 3)),
+    "FSQ": lambda: FSQ((2, 2, 3)),
     "LFQ": lambda: LFQ(bits=3),
+}
+
+CODE_PRIORS: dict[str, CodePrior] = {
+    "UniformCodes": UniformCodes(),
+    "IndependentCodes": IndependentCodes(),
 }
 
 COLORS: dict[str, Colors] = {
@@ -278,10 +294,21 @@ def given_context(guide: str, network: str) -> MakeGuide:
     )
 
 
-def quantized(quantizer: str, network: str = "ConvolutionalGrid", temperature: float = 0.0) -> MakePair:
+def quantized(
+    quantizer: str,
+    network: str = "ConvolutionalGrid",
+    temperature: float = 0.0,
+    prior: str = "UniformCodes",
+) -> MakePair:
     """A row of a vector-quantized autoencoder and its guide."""
     return pair(
-        lambda: VQVAE(SHAPE, QUANTIZERS[quantizer](), GRIDS[network], likelihoods.Gaussian(0.5)),
+        lambda: VQVAE(
+            SHAPE,
+            QUANTIZERS[quantizer](),
+            GRIDS[network],
+            likelihoods.Gaussian(0.5),
+            CODE_PRIORS[prior],
+        ),
         lambda model, x: QuantizingEncoder(model, GRIDS[network], temperature),
     )
 
@@ -423,7 +450,10 @@ PAIRS: dict[str, MakePair] = {
         lambda u: of_colors(u[..., :3]),
     ),
     **{f"VQVAE-{quantizer}": quantized(quantizer) for quantizer in QUANTIZERS},
-    "VQVAE-Slots": quantized("VectorQuantizer", "Slots"),
+    **{
+        f"VQVAE-{prior}": quantized("VectorQuantizer", "Slots", prior=prior)
+        for prior in CODE_PRIORS
+    },
     "VQVAE-drawn": quantized("VectorQuantizer-Gradient", "Slots", temperature=1.0),
     "Hierarchical-BottomUp": pair(
         hierarchical,
@@ -445,6 +475,7 @@ SEGMENTED = (
     "PottsSegments-SegmentationEncoder",
     "PottsSegments-StructuredMeanField",
 )
+CHOSEN = tuple(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS))
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
     "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),
@@ -452,6 +483,7 @@ ONLY = {
     "EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent", "SemiSupervised"),
     "GumbelSoftmaxELBO": (*DISCRETE, "IndependentSegments-SegmentationEncoder"),
     "SemiSupervisedELBO": ("SemiSupervised",),
+    "QuantizedELBO": (*CHOSEN, "VQVAE-drawn"),
 }
 
 # Objectives that are wrong for a pair, and what `check` says of each.
@@ -462,6 +494,11 @@ FOR_CONTINUOUS = {
     "stick-the-landing": NO_SAMPLER.format("stick_the_landing"),
     "doubly-reparameterized": NO_SAMPLER.format("doubly_reparameterized"),
 }
+FOR_CHOSEN = {
+    **dict.fromkeys(FOR_CONTINUOUS, "passes no gradient through that"),
+    **dict.fromkeys(("TraceELBO", "ImportanceWeightedELBO"), "passes no gradient through that"),
+    "free-bits": "QuantizedELBO: there are no free bits",
+}
 UNSUITED: dict[str, dict[str, str]] = {
     **dict.fromkeys(
         SEGMENTED, FOR_CONTINUOUS | {"free-bits": "ElementwiseELBO: there are no free bits"}
@@ -470,6 +507,8 @@ UNSUITED: dict[str, dict[str, str]] = {
     "GaussianMixture-CategoricalEncoder": FOR_CONTINUOUS,
     "GaussianHMM-Recurrent": FOR_CONTINUOUS,
     "SemiSupervised": FOR_CONTINUOUS,
+    "VQVAE-drawn": FOR_CONTINUOUS | {"free-bits": "QuantizedELBO: there are no free bits"},
+    **dict.fromkeys(CHOSEN, FOR_CHOSEN),
     "Hierarchical-BottomUp": {
         "MeanFieldELBO": "the analytic KL of site 'z1' is wrong for this pair"
     },

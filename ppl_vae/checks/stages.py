@@ -22,8 +22,10 @@ from ppl_vae.objectives import (
     ImportanceWeightedELBO,
     MeanFieldELBO,
     Objective,
+    QuantizedELBO,
     TraceELBO,
     checked,
+    marked_sites,
     no_gradient,
     without_parameters,
 )
@@ -39,6 +41,7 @@ from ppl_vae.pairs import (
     elements_of,
     first_bad_site,
     first_line,
+    innermost,
     is_enumerated,
     is_weighted,
     latent_sites,
@@ -247,6 +250,9 @@ def objective_problems(
 def _of_estimator(
     pair: Pair, batch: Batch, traces: tuple[Trace, Trace], objective: Objective
 ) -> Iterator[Problem]:
+    if wrong := _through_codes(traces[1], objective):
+        yield wrong
+        return
     yield from _weights(*traces, objective)
     yield from _samplers(*traces, objective)
     if isinstance(objective, MeanFieldELBO):
@@ -261,8 +267,29 @@ def _of_estimator(
             )
 
 
+def _through_codes(guide_trace: Trace, objective: Objective) -> Problem | None:
+    """Codes that a quantizer chooses, if the objective passes no gradient through the choice."""
+    ours = type(objective).__module__.startswith(
+        "ppl_vae."
+    )  # one of the user's own may do as it likes
+    if isinstance(objective, QuantizedELBO) or not ours:
+        return None
+    for site in marked_sites(guide_trace):
+        if getattr(innermost(guide_trace.nodes[site]["fn"]), "is_certain", False):
+            return Problem(
+                "error",
+                site,
+                f"the guide chooses the codes '{site}' by a quantizer, and {type(objective).__name__} passes "
+                "no gradient through that, so that the encoder would not be trained: use ELBO (the default), "
+                "which selects QuantizedELBO",
+            )
+    return None
+
+
 def _estimator(subject: Subject) -> Iterator[Problem]:
     yield from _of_estimator(subject.pair, subject.batch, subject.traces, subject.objective)
+    if _through_codes(subject.traces[1], subject.objective):
+        return
     yield from _drawn_elements(subject)
     try:
         yield from _gradients(subject)

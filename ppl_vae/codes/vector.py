@@ -105,7 +105,8 @@ class VectorQuantizer(Quantizer):
 
     def gather(self, vectors: Tensor, z: Tensor) -> None:
         if self.training and torch.is_grad_enabled():
-            self._gathered = vectors.detach().reshape(-1, self.dim), z.reshape(-1)
+            each = vectors.detach().expand(*z.shape, self.dim)  # of several draws
+            self._gathered = each.reshape(-1, self.dim), z.reshape(-1)
 
     @torch.no_grad()
     def learn(self) -> None:

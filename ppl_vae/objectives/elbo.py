@@ -99,7 +99,7 @@ class ELBO(Objective):
         ):
             chosen = ElementwiseELBO
         elif marked_sites(guide_trace):
-            return QuantizedELBO(beta=self.beta, num_particles=self.num_particles)
+            chosen = QuantizedELBO
         elif (
             # Pyro's analytic KL ignores the log_density of a Delta.
             all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())

@@ -43,7 +43,15 @@ class _Role(NamedTuple):
 
 _PARTS = tuple(
     f"ppl_vae.{room}"
-    for room in ("models", "guides", "networks", "likelihoods", "objectives", "distributions")
+    for room in (
+        "models",
+        "guides",
+        "networks",
+        "codes",
+        "likelihoods",
+        "objectives",
+        "distributions",
+    )
 )
 _MODULE = "torch.nn.modules"
 _ROLES = {
