@@ -42,6 +42,7 @@ SUITED = {
     },
     "HierarchicalVAE": {"guide": "ppl_vae.guides.TopDown"},
     "PottsSegments": {"guide": "ppl_vae.guides.StructuredMeanField"},
+    "VQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
     "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
 """The default classes of other roles for models, or colors of models, that those above do not suit."""
@@ -62,7 +63,7 @@ _BY_EM = {"posterior", "log_evidence", "expected_statistics", "maximize"}
 """The methods of a model that `ppl-vae em` can fit: its steps have closed forms."""
 
 
-_NO_MODELS_OF_ROWS = ("Prior", "Colors", "SegmentedColors")
+_NO_MODELS_OF_ROWS = ("Prior", "CodePrior", "Colors", "SegmentedColors")
 """Bases of what stands among the models, but is none of the data that `train` loads."""
 
 _OF_COLORS = {
