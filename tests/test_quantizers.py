@@ -299,8 +299,8 @@ def test_adam_ignores_a_weight_of_the_codebooks_term_but_not_its_rate(rate: floa
             z = quantizer.nearest(vectors)
             (weight * (vectors - quantizer.embed(z)).square().sum()).backward()
             adam.step()
-        after: Tensor = quantizer.points().detach()
-        return after - before
+        after: Tensor = quantizer.points().detach() - before
+        return after
 
     torch.testing.assert_close(moved(1.0, 1.0), moved(rate, 1.0))  # the weight does nothing
     first = moved(1.0, rate)

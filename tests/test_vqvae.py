@@ -212,7 +212,7 @@ def test_a_pair_in_plain_pyro_is_trained_and_evaluated() -> None:
 def test_the_default_objective_is_the_quantized_one_and_others_are_told_apart() -> None:
     model, guide = pair_of(plain(5, 3, EMA()))
     assert isinstance(ELBO(beta=0.5).resolve(Pair(model, guide), rows()), QuantizedELBO)
-    with pytest.warns(UserWarning, match="no gradient"):
+    with pytest.raises(PairError, match="passes no gradient through that"):
         fit(model, guide, rows(), objective=TraceELBO(), max_epochs=1)
 
 
@@ -322,6 +322,40 @@ def test_several_particles_are_their_mean() -> None:
     one, many = (loss_of(model, guide, x, QuantizedELBO(num_particles=k)) for k in (1, 3))
     torch.testing.assert_close(one.loss, many.loss)
     torch.testing.assert_close(one.rate, many.rate)
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.RMSprop], ids=str)
+@pytest.mark.parametrize("learner", [Gradient(rate=7.0), SimVQ(rate=0.2)], ids=str)
+def test_a_codebook_has_a_step_size_of_its_own(learner: Any, optimizer: Any) -> None:
+    """The first step of Adam is the step size times the gradient's sign, and that of RMSprop 10 times it."""
+    model, guide = pair_of(plain(2, 3, learner))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    fit(model, guide, rows(), optimizer=optimizer, learning_rate=1e-3, max_epochs=1, seed=0)
+    step = 1e-3 if optimizer is None else 1e-2
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs().max()
+        rate = learner.rate if "codebook" in name else 1.0
+        torch.testing.assert_close(moved, torch.tensor(step * rate), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("name", ["vector", "FSQ", "residual"])
+def test_the_uses_of_an_epoch_are_those_of_all_its_rows(name: str, capture: bool) -> None:
+    kinds: dict[str, Quantizer] = {
+        "vector": plain(9, 3, Gradient()),
+        "FSQ": FSQ((2, 2, 3)),
+        "residual": ResidualQuantizer(4, 3, 2, Gradient(), RandomStart(), restarts=0),
+    }
+    quantizer = kinds[name]
+    model, guide = pair_of(quantizer)
+    x = rows(64)
+    found = fit(model, guide, x, max_epochs=5, batch_size=16, learning_rate=1e-12, capture=capture)
+    z = guide.codes(x).reshape(-1, quantizer.depth)
+    counts = torch.cat([each.bincount(minlength=quantizer.codes) for each in z.T]).double()
+    p = counts / counts.sum()
+    for row in found.history:
+        assert row["codes_used"] == int((counts > 0).sum())
+        assert row["perplexity"] == pytest.approx(float((-torch.special.xlogy(p, p).sum()).exp()))
 
 
 # -- networks --------------------------------------------------------------------------------------------

@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from ppl_vae.networks import Rebuildable
+
+_COUNTED = 2**20
+"""Most codes whose uses are counted."""
 
 
 class Quantizer(Rebuildable, nn.Module, ABC):
@@ -28,6 +32,8 @@ class Quantizer(Rebuildable, nn.Module, ABC):
     codes: int
     dim: int
     depth: int = 1
+    uses: Tensor
+    _gathered: tuple[Tensor, Tensor] | None
 
     def project(self, vectors: Tensor) -> Tensor:
         """The vectors of an encoder, brought to where the codes are: `(*batch, dim)` to `(*batch, dim)`."""
@@ -69,9 +75,68 @@ class Quantizer(Rebuildable, nn.Module, ABC):
 
     def gather(self, vectors: Tensor, z: Tensor) -> None:
         """Shows it projected vectors of a training batch and their codes. Nothing changes before `learn`."""
+        if self.training and torch.is_grad_enabled():
+            at = z.shape[: z.dim() - (self.depth > 1)]
+            each = vectors.detach().expand(*at, self.dim)  # of several draws
+            self._gathered = each.reshape(-1, self.dim), z.reshape(-1, *z.shape[len(at) :])
 
+    @torch.no_grad()
     def learn(self) -> None:
-        """Learns from what was gathered since the last call, if it is in training mode."""
+        """Counts what was gathered since the last call, and learns from it, if it is in training mode."""
+        gathered, self._gathered = self._gathered, None
+        if gathered is None or not self.training:
+            return
+        vectors, z = gathered
+        counts = vectors.new_zeros(self.uses.shape)
+        if len(self.uses):
+            counts.index_add_(0, z, vectors.new_ones(len(z)))
+            sum_over_processes(counts)
+            self.uses.add_(counts)
+        self.follow(vectors, z, counts)
+
+    def follow(self, vectors: Tensor, z: Tensor, counts: Tensor) -> None:
+        """Learns from vectors `(n, dim)`, their codes `(n,)` and how often each code is among them, `(K,)`."""
+
+    def usage(self) -> Tensor:
+        """How often each code was used in training since `reset_usage`, `(K,)`; empty if not counted."""
+        return self.uses
+
+    def reset_usage(self) -> None:
+        """Begins to count anew."""
+        self.uses.zero_()
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """What `fit` logs after each epoch: how many codes were used in it, and their perplexity exp(entropy).
+
+        Then it begins to count anew.
+        """
+        uses = self.usage().double()
+        self.reset_usage()
+        if not len(uses) or not bool(uses.any()):
+            return {}
+        return {"codes_used": float((uses > 0).sum()), "perplexity": perplexity(uses)}
+
+    def _count_uses(self) -> None:
+        """Makes room for the counts, once K is known."""
+        self.register_buffer("uses", torch.zeros(self.codes if self.codes <= _COUNTED else 0))
+        self._gathered = None
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp(entropy) of the shares of counts, `(K,)`: K if all are the same, 1 if there is one alone.
+
+    Example:
+        >>> round(perplexity(torch.tensor([5.0, 5.0, 0.0])), 3)
+        2.0
+    """
+    p = counts.double() / counts.sum()
+    return float((-torch.special.xlogy(p, p).sum()).exp())
+
+
+def sum_over_processes(value: Tensor) -> None:
+    """The sum over all processes of a training, in place."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
 
 
 def squared_distances(vectors: Tensor, points: Tensor) -> Tensor:

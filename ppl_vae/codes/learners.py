@@ -104,8 +104,7 @@ class Gradient(CodebookLearner):
 
     That gradient is 2 sum (C_k - L) over the members of a code, and vanishes where C_k is their mean. A weight
     of the term would do nothing: Adam's steps are the same for any multiple of a gradient. What does something
-    is the codebook's own step size, which `fit` sets for the optimizer that it makes by itself: a group of
-    parameters of its own.
+    is the codebook's own step size: `fit` makes it a group of parameters of its own, in any optimizer.
 
     Args:
         rate: The codebook's learning rate, in units of that of `fit`.

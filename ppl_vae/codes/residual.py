@@ -83,5 +83,13 @@ class ResidualQuantizer(Quantizer):
         for level in self._levels():
             level.learn()
 
+    def usage(self) -> Tensor:
+        """How often each code of each codebook was used since `reset_usage`, `(depth * K,)`."""
+        return torch.cat([level.uses for level in self._levels()])
+
+    def reset_usage(self) -> None:
+        for level in self._levels():
+            level.reset_usage()
+
     def _levels(self) -> list[VectorQuantizer]:
         return [level for level in self.levels if isinstance(level, VectorQuantizer)]

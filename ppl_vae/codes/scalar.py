@@ -54,6 +54,7 @@ class FSQ(Quantizer):
         basis = torch.cat([torch.ones(1, dtype=torch.long), sizes[:-1]]).cumprod(0)
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("basis", basis, persistent=False)
+        self._count_uses()
 
     def project(self, vectors: Tensor) -> Tensor:
         half = (self.sizes - 1) / 2 * 1.001
@@ -132,6 +133,7 @@ class LFQ(Quantizer):
         self.diversity = diversity
         self.temperature = temperature
         self.register_buffer("basis", 2 ** torch.arange(bits), persistent=False)
+        self._count_uses()
 
     def nearest(self, vectors: Tensor) -> Tensor:
         with torch.no_grad():

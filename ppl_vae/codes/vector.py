@@ -7,7 +7,7 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
-from ppl_vae.codes.base import Quantizer, squared_distances
+from ppl_vae.codes.base import Quantizer, squared_distances, sum_over_processes
 from ppl_vae.codes.learners import EMA, CodebookLearner, random_points
 from ppl_vae.codes.starts import CodebookStart, KMeansStart, picked
 from ppl_vae.networks import require_at_least_one, require_numbers, require_object, require_room
@@ -42,7 +42,7 @@ class VectorQuantizer(Quantizer):
             the nearest.
 
     Attributes:
-        usage: How often each code is used per batch, a running mean, `(K,)`.
+        recent: How often each code is used per batch, a running mean, `(K,)`.
 
     Raises:
         TypeError: An argument is not what it must be.
@@ -55,7 +55,7 @@ class VectorQuantizer(Quantizer):
         tensor([3, 0, 1])
     """
 
-    usage: Tensor
+    recent: Tensor
     steps_left: Tensor
 
     def __init__(
@@ -82,10 +82,10 @@ class VectorQuantizer(Quantizer):
         self.cosine = cosine
         self.start = start
         self.codebook = learner.build(random_points(codes, dim))
-        self.register_buffer("usage", torch.ones(codes))
+        self.register_buffer("recent", torch.ones(codes))
         self.register_buffer("steps_left", torch.tensor(start.steps))
         self._starting = start.steps > 0
-        self._gathered: tuple[Tensor, Tensor] | None = None
+        self._count_uses()
 
     def project(self, vectors: Tensor) -> Tensor:
         """The vectors, of length 1 if angles are compared."""
@@ -103,35 +103,22 @@ class VectorQuantizer(Quantizer):
     def embed(self, z: Tensor) -> Tensor:
         return embedding(z, self.points())
 
-    def gather(self, vectors: Tensor, z: Tensor) -> None:
-        if self.training and torch.is_grad_enabled():
-            each = vectors.detach().expand(*z.shape, self.dim)  # of several draws
-            self._gathered = each.reshape(-1, self.dim), z.reshape(-1)
-
-    @torch.no_grad()
-    def learn(self) -> None:
-        gathered, self._gathered = self._gathered, None
-        if gathered is None or not self.training:
-            return
-        vectors, z = gathered
+    def follow(self, vectors: Tensor, z: Tensor, counts: Tensor) -> None:
         if self._starting:
             self._starting = bool(self.steps_left)  # a run that goes on may have begun before
         if self._starting:
             self._begin(vectors)
             return
-        counts = vectors.new_zeros(self.codes).index_add_(0, z, vectors.new_ones(len(z)))
-        sums = torch.zeros_like(self.points()).index_add_(0, z, vectors)
-        total = torch.full_like(counts[:1], len(z))
-        for each in (counts, sums, total):
-            _over_processes(each)
+        sums = vectors.new_zeros(self.codes, self.dim).index_add_(0, z, vectors)
+        sum_over_processes(sums)
         self.codebook.follow(counts, sums)
-        self.usage.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
+        self.recent.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
         if self.restarts:
-            mean = total / self.codes
-            rare = self.usage < (_SHARE * mean).clamp_max(self.restarts)
+            mean = counts.mean()
+            rare = self.recent < (_SHARE * mean).clamp_max(self.restarts)
             self.codebook.place(_of_first_process(picked(vectors, self.codes)), rare)
             # It is judged once it had the time to find members.
-            self.usage.copy_(torch.where(rare, mean, self.usage))
+            self.recent.copy_(torch.where(rare, mean, self.recent))
 
     def _begin(self, vectors: Tensor) -> None:
         """A step of the start: the codes are vectors of this batch, and in the last one what is asked for."""
@@ -142,15 +129,9 @@ class VectorQuantizer(Quantizer):
             if self._starting
             else self.start.points(vectors, self.codes)
         )
-        everywhere = torch.ones_like(self.usage, dtype=torch.bool)
+        everywhere = torch.ones_like(self.recent, dtype=torch.bool)
         self.codebook.place(_of_first_process(points), everywhere)
-        self.usage.fill_(len(vectors) / self.codes)
-
-
-def _over_processes(value: Tensor) -> None:
-    """The sum over all processes of a training, in place."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
+        self.recent.fill_(len(vectors) / self.codes)
 
 
 def _of_first_process(value: Tensor) -> Tensor:

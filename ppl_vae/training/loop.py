@@ -57,7 +57,13 @@ from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
-from ppl_vae.training.optimizers import make_optimizer, make_scheduler, step_scheduler
+from ppl_vae.training.optimizers import (
+    make_optimizer,
+    make_scheduler,
+    own_rates,
+    step_scheduler,
+    with_own_rates,
+)
 from ppl_vae.training.processes import Processes
 from ppl_vae.training.progress import Progress
 from ppl_vae.training.rows import TrainingRows
@@ -153,6 +159,8 @@ class Training:
         kept = {"keeps_best": patience is not None, "writes": folder is not None}
         require_memory(leaves, moments, **kept)
         self.optimizer = make_optimizer(leaves, optimizer, learning_rate)
+        parts = (part for root in pair.modules().values() for part in root.modules())
+        with_own_rates(self.optimizer, own_rates(parts))
         self.scheduler = make_scheduler(self.optimizer, lr_scheduler)
         per_epoch = self.rows.per_epoch
         self.total_steps = None if per_epoch is None else per_epoch * max_epochs
@@ -436,6 +444,7 @@ class Training:
         if self._aggression is not None:
             state_after = self._aggression.after_epoch(row["mutual_information"])
             progress.aggression = [*astuple(state_after)]
+        row |= _of_modules(self.pair)
         row["beta"] = beta
         rate = self.optimizer.param_groups[0].get("lr")
         if rate is not None:  # AdagradRMSProp of Pyro has another name for it
@@ -496,6 +505,23 @@ class Training:
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self.seed, self.best)
+
+
+def _of_modules(pair: Pair) -> dict[str, float]:
+    """What modules log after each epoch, by a method `epoch_metrics`; of several ones with their names."""
+    found: dict[str, dict[str, float]] = {}
+    for root, module in pair.modules().items():
+        for path, part in module.named_modules():
+            name = ".".join(filter(None, (root, path)))
+            inside = any(name.startswith(f"{other}.") for other in found)
+            if callable(stated := getattr(part, "epoch_metrics", None)) and not inside:
+                found[name] = stated()
+    one = len(found) == 1
+    return {
+        metric if one else f"{metric}_{name.removeprefix('model.')}": value
+        for name, metrics in found.items()
+        for metric, value in metrics.items()
+    }
 
 
 def _of_scheduler(scheduler: LRScheduler | ReduceLROnPlateau | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -74,6 +74,50 @@ def make_optimizer(
             f"trained; {_OPTIMIZER.expected}"
         )
     return made
+
+
+def with_own_rates(optimizer: Optimizer, rates: Sequence[tuple[Tensor, float]]) -> None:
+    """Gives some parameters a learning rate of their own: each becomes a group of parameters.
+
+    The groups have all other settings of the one that the parameter was in. Parameters that are not trained,
+    and optimizers without a step size, are left alone.
+
+    Args:
+        optimizer: An optimizer that has not yet taken a step.
+        rates: Parameters, and their learning rates in units of that of their group.
+
+    Example:
+        >>> a, b = torch.zeros(1, requires_grad=True), torch.zeros(2, requires_grad=True)
+        >>> adam = torch.optim.Adam([a, b], lr=0.1)
+        >>> with_own_rates(adam, [(b, 0.5)])
+        >>> [(len(group["params"]), group["lr"]) for group in adam.param_groups]
+        [(1, 0.1), (1, 0.05)]
+    """
+    for parameter, rate in rates:
+        if rate == 1.0:
+            continue
+        for group in list(optimizer.param_groups):
+            left = [p for p in group["params"] if p is not parameter]
+            if len(left) == len(group["params"]) or "lr" not in group:
+                continue
+            settings = {name: value for name, value in group.items() if name != "params"}
+            settings["lr"] = settings["lr"] * rate
+            if left:
+                group["params"] = left
+                optimizer.add_param_group({"params": [parameter], **settings})
+            else:
+                group.update(settings)
+
+
+def own_rates(modules: Iterable[object]) -> list[tuple[Tensor, float]]:
+    """What modules say of the learning rates of their parameters, by a method `learning_rates`."""
+    found = {
+        id(parameter): (parameter, rate)
+        for module in modules
+        if callable(stated := getattr(module, "learning_rates", None))
+        for parameter, rate in stated()
+    }
+    return list(found.values())
 
 
 def make_scheduler(
