@@ -16,6 +16,8 @@
 | `SegmentationEncoder` | any categorical for each pixel, independently, for the segments of a picture |
 | `WithinPicture` | Normal with independent dimensions, by EM within each picture: latent colors of segments |
 | `StructuredMeanField` | lines that are Markov chains, by ascent within each picture: segments on a grid |
+| `QuantizingEncoder` | all mass on the nearest code of a quantizer, or codes near it by their distance |
+| `HierarchicalQuantizingEncoder` | all mass on one code, at each level given those above |
 | `Recurrent` | any Markov chain, for the path of a hidden Markov model |
 | `PerRow` | that of another guide, with free numbers for each row: no amortization |
 | `Exact` | the posterior of a model that has it in closed form |

@@ -13,7 +13,10 @@ from .low_rank import LowRank as LowRank
 from .mean_field import MeanField as MeanField
 from .mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
 from .per_row import PerRow as PerRow
-from .quantizing import QuantizingEncoder as QuantizingEncoder
+from .quantizing import (
+    HierarchicalQuantizingEncoder as HierarchicalQuantizingEncoder,
+    QuantizingEncoder as QuantizingEncoder,
+)
 from .recurrent import Recurrent as Recurrent
 from .segmentation import SegmentationEncoder as SegmentationEncoder
 from .semi_amortized import SemiAmortized as SemiAmortized

@@ -12,6 +12,8 @@
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 | `GaussianHMM`, `CategoricalHMM` | a path of states | evidence, posterior, EM step |
 | `HierarchicalVAE` | two layers, the top standard normal | |
+| `VQVAE` | a grid of codes | |
+| `VQVAE2` | grids of codes, each coarser than the one below | |
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 | `IndependentSegments`, `ScanLineSegments` | a segment per pixel of a gray picture | evidence, posterior |
@@ -32,6 +34,13 @@ A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, 
 | `AutoregressivePrior` | chains of correlated normals, which independent posteriors cannot match |
 
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
+
+| prior of codes | p(z) |
+| --- | --- |
+| `UniformCodes` | the same for all codes: what a VQ-VAE is trained with |
+| `IndependentCodes` | how often each code is used at each position |
+
+They are descriptions for `VQVAE` and `VQVAE2`, and for `refit_prior` of such a model.
 
 | colors of segments | P(y given z, x) sees |
 | --- | --- |

@@ -1,5 +1,6 @@
 from . import colorization as colorization, priors as priors
 from .codes.vqvae import VQVAE as VQVAE
+from .codes.vqvae2 import VQVAE2 as VQVAE2
 from .colorization.colors import (
     LumaColors as LumaColors,
     Palette as Palette,

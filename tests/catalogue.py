@@ -31,6 +31,7 @@ from ppl_vae.guides import (
     Enumerated,
     Exact,
     FullCovariance,
+    HierarchicalQuantizingEncoder,
     InverseAutoregressive,
     LowRank,
     MaskedAutoregressive,
@@ -51,6 +52,7 @@ from ppl_vae.models import (
     CTC,
     VAE,
     VQVAE,
+    VQVAE2,
     Autoregressive,
     AutoregressivePrior,
     BernoulliMixture,
@@ -88,6 +90,7 @@ from ppl_vae.networks import (
     Convolutional,
     ConvolutionalGrid,
     GridNetwork,
+    GridPyramid,
     Labels,
     Network,
     Slots,
@@ -159,6 +162,8 @@ GRIDS: dict[str, GridNetwork] = {
     "Slots": Slots(4, MLP(hidden=(8,))),
     "ConvolutionalGrid": ConvolutionalGrid(12, halvings=2, blocks=1),
 }
+
+PYRAMID = GridPyramid(12, halvings=(2, 1), blocks=1)
 
 QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
     "VectorQuantizer": lambda: VectorQuantizer(5, 3),
@@ -454,6 +459,15 @@ PAIRS: dict[str, MakePair] = {
         f"VQVAE-{prior}": quantized("VectorQuantizer", "Slots", prior=prior)
         for prior in CODE_PRIORS
     },
+    "VQVAE2": pair(
+        lambda: VQVAE2(
+            SHAPE,
+            [VectorQuantizer(5, 3), VectorQuantizer(4, 2, Gradient())],
+            PYRAMID,
+            likelihoods.Gaussian(0.5),
+        ),
+        lambda model, x: HierarchicalQuantizingEncoder(model, PYRAMID),
+    ),
     "VQVAE-drawn": quantized("VectorQuantizer-Gradient", "Slots", temperature=1.0),
     "Hierarchical-BottomUp": pair(
         hierarchical,
@@ -475,7 +489,7 @@ SEGMENTED = (
     "PottsSegments-SegmentationEncoder",
     "PottsSegments-StructuredMeanField",
 )
-CHOSEN = tuple(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS))
+CHOSEN = ("VQVAE2", *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)))
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
     "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),

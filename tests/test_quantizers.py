@@ -32,7 +32,7 @@ from ppl_vae.codes import (
     VectorQuantizer,
 )
 from ppl_vae.models import GaussianMixture
-from ppl_vae.objectives import straight_through
+from ppl_vae.networks import straight_through
 
 
 def plain(codes: int, dim: int, learner: CodebookLearner, *, cosine: bool = False) -> Any:

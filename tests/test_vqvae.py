@@ -29,9 +29,9 @@ from ppl_vae.codes import (
     VectorQuantizer,
 )
 from ppl_vae.distributions import PointMass
-from ppl_vae.guides import QuantizingEncoder
-from ppl_vae.models import VQVAE, IndependentCodes
-from ppl_vae.networks import MLP, ConvolutionalGrid, GridNetwork, Slots
+from ppl_vae.guides import HierarchicalQuantizingEncoder, QuantizingEncoder
+from ppl_vae.models import VQVAE, VQVAE2, IndependentCodes
+from ppl_vae.networks import MLP, ConvolutionalGrid, GridNetwork, GridPyramid, Slots
 from ppl_vae.objectives import ELBO, QuantizedELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout
 
@@ -356,6 +356,83 @@ def test_the_uses_of_an_epoch_are_those_of_all_its_rows(name: str, capture: bool
     for row in found.history:
         assert row["codes_used"] == int((counts > 0).sum())
         assert row["perplexity"] == pytest.approx(float((-torch.special.xlogy(p, p).sum()).exp()))
+
+
+# -- several levels --------------------------------------------------------------------------------------
+
+
+def levels(*codes: int, learner: CodebookLearner = EMA()) -> tuple[Any, Any]:  # frozen
+    """Codes on grids of 4 x 4, 2 x 2 and so on, for rows of 8 x 8."""
+    network = GridPyramid(6, halvings=(1,) * len(codes), blocks=1)
+    model = VQVAE2((1, 8, 8), [plain(k, 2, learner) for k in codes], network)
+    return model, HierarchicalQuantizingEncoder(model, network)
+
+
+@pytest.mark.parametrize("codes", [(5, 3), (5, 4, 3)], ids=str)
+def test_the_rate_of_several_levels_is_the_sum_of_theirs(codes: tuple[int, ...]) -> None:
+    model, guide = still(levels(*codes))
+    x = (torch.rand(6, 1, 8, 8) > 0.5).float()
+    found = evaluate(model, guide, x)
+    sizes = [(8 // 2 ** (i + 1)) ** 2 for i in range(len(codes))]
+    rate = sum(size * math.log(k) for size, k in zip(sizes, codes, strict=True))
+    torch.testing.assert_close(found.rate.values, torch.full((6,), rate).double(), rtol=1e-6, atol=0)
+    likelihood = model.decode(*guide.codes(x)).log_prob(x).detach()
+    torch.testing.assert_close(found.distortion.values, -likelihood.double())
+
+
+def test_the_lower_level_is_chosen_by_what_is_above() -> None:
+    model, guide = still(levels(64, 3))
+    x = (torch.rand(6, 1, 8, 8) > 0.5).float()
+    features = guide.encoder.features(x)
+    vectors = [
+        guide.encoder.vectors(0, features, guide.encoder.context(1, above, None))
+        for above in (torch.zeros(6, 2, 2, 2), torch.ones(6, 2, 2, 2))
+    ]
+    assert not torch.allclose(*vectors)
+    z1, z2 = guide.codes(x)
+    above = guide.encoder.context(1, model.quantizer(1).embed(z2), None)
+    lowest = guide.encoder.vectors(0, features, above)
+    assert torch.equal(model.quantizer(0).nearest(lowest), z1)
+
+
+@pytest.mark.usefixtures("in_double")
+def test_gradients_go_straight_through_both_levels() -> None:
+    """The top vectors get the decoder's gradient, and that of the lower vectors, which are computed from C."""
+    model, guide = levels(5, 3, learner=Gradient())
+    x = (torch.rand(6, 1, 8, 8) > 0.5).double()
+    commitment = 0.5
+    loss_of(model, guide, x, QuantizedELBO(commitment=commitment)).loss.backward()
+    found = [p.grad.clone() for p in guide.parameters()]
+    # By hand: what each level reads is the code plus (L - sg(L)).
+    features, n = guide.encoder.features(x), len(x)
+    top = guide.encoder.vectors(1, features, None)
+    c_top = model.quantizer(1).embed(model.quantizer(1).nearest(top)).detach()
+    context = guide.encoder.context(1, c_top + top - top.detach(), None)
+    low = guide.encoder.vectors(0, features, context)
+    c_low = model.quantizer(0).embed(model.quantizer(0).nearest(low)).detach()
+    p = model.decode_vectors(c_low + low - low.detach(), c_top + top - top.detach())
+    squares = (low - c_low).square().sum() + (top - c_top).square().sum()
+    loss = (-p.log_prob(x).sum() + commitment * squares) / n
+    by_hand = torch.autograd.grad(loss, list(guide.parameters()))
+    for each, expected in zip(found, by_hand, strict=True):
+        torch.testing.assert_close(each, expected)
+
+
+def test_levels_that_do_not_fit_are_told() -> None:
+    network = GridPyramid(6, halvings=(1, 1), blocks=1)
+    with pytest.raises(ValueError, match="one for each of the 2 levels of the network, got 1"):
+        VQVAE2((1, 8, 8), [FSQ((3, 3))], network)
+    with pytest.raises(ValueError, match="one code per vector, but ResidualQuantizer has 2"):
+        VQVAE2((1, 8, 8), [FSQ((3, 3)), ResidualQuantizer()], network)
+    with pytest.raises(ValueError, match="multiples of 4, got 6 x 8"):
+        VQVAE2((1, 6, 8), None, network)
+    with pytest.raises(ValueError, match="for one level take ConvolutionalGrid"):
+        GridPyramid(halvings=(2,))
+    model = VQVAE2((1, 8, 8), None, network)
+    with pytest.raises(ValueError, match=r"grids of \(\(4, 4\), \(2, 2\)\), but the guide's"):
+        HierarchicalQuantizingEncoder(model, GridPyramid(6, halvings=(2, 1)))
+    with pytest.raises(TypeError, match="needs a model with quantizers"):
+        HierarchicalQuantizingEncoder(nn.Linear(2, 2), network)
 
 
 # -- networks --------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ SUITED = {
     "HierarchicalVAE": {"guide": "ppl_vae.guides.TopDown"},
     "PottsSegments": {"guide": "ppl_vae.guides.StructuredMeanField"},
     "VQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
+    "VQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
     "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
 """The default classes of other roles for models, or colors of models, that those above do not suit."""

@@ -29,5 +29,11 @@ from .grids import (
     Slots as Slots,
 )
 from .mlp import MLP as MLP
+from .pyramid import (
+    GridPyramid as GridPyramid,
+    PyramidDecoder as PyramidDecoder,
+    PyramidEncoder as PyramidEncoder,
+)
 from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of
+from .straight_through import straight_through as straight_through
 from .unet import UNet as UNet

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from ppl_vae.networks.arguments import (
     require_at_least,
@@ -18,6 +17,7 @@ from ppl_vae.networks.arguments import (
 )
 from ppl_vae.networks.base import Network, linear_head
 from ppl_vae.networks.convolutional import as_picture
+from ppl_vae.networks.grid_layers import doubling, halving
 from ppl_vae.networks.mlp import MLP
 
 
@@ -60,6 +60,7 @@ class Slots(GridNetwork):
         ValueError: `count` is not positive.
 
     Example:
+        >>> import torch
         >>> network = Slots(4, MLP(hidden=(32,)))
         >>> network.grid_encoder((1, 8, 8), dim=3)(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 4, 3])
@@ -107,6 +108,7 @@ class ConvolutionalGrid(GridNetwork):
         ValueError: One is out of its range; or, of the methods, the picture cannot be halved so often.
 
     Example:
+        >>> import torch
         >>> network = ConvolutionalGrid(channels=8, halvings=2)
         >>> network.positions((3, 32, 48))
         (8, 12)
@@ -149,14 +151,9 @@ class ConvolutionalGrid(GridNetwork):
         self.positions(data_shape)
         channels = as_picture(data_shape, "ConvolutionalGrid")[0]
         self._require_room(channels, dim)
-        width = self.channels
-        layers: list[nn.Module] = []
-        for i in range(self.halvings):
-            layers += [nn.Conv2d(width if i else channels, width, 4, 2, 1), nn.ReLU()]
-        layers.append(nn.Conv2d(width if self.halvings else channels, width, 3, padding=1))
-        layers += [_Residual(width) for _ in range(self.blocks)]
-        layers += [nn.ReLU(), nn.Conv2d(width, dim, 1)]
-        return _ToGrid(nn.Sequential(*layers), tuple(data_shape), channels)
+        net = halving(channels, self.channels, self.halvings, self.blocks)
+        net.append(nn.Conv2d(self.channels, dim, 1))
+        return _ToGrid(net, tuple(data_shape), channels)
 
     def grid_decoder(self, dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `GridNetwork.grid_decoder`."""
@@ -164,36 +161,12 @@ class ConvolutionalGrid(GridNetwork):
         self.positions(data_shape)
         channels = num_params * as_picture(data_shape, "ConvolutionalGrid")[0]
         self._require_room(channels, dim)
-        width = self.channels
-        layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
-        layers += [_Residual(width) for _ in range(self.blocks)]
-        layers.append(nn.ReLU())
-        for i in range(self.halvings):
-            last = i == self.halvings - 1
-            layers.append(nn.ConvTranspose2d(width, channels if last else width, 4, 2, 1))
-            if not last:
-                layers.append(nn.ReLU())
-        if not self.halvings:
-            layers.append(nn.Conv2d(width, channels, 1))
-        return _FromGrid(nn.Sequential(*layers), tuple(out_shape))
+        net = doubling(dim, self.channels, channels, self.halvings, self.blocks)
+        return _FromGrid(net, tuple(out_shape))
 
     def _require_room(self, channels: int, dim: int) -> None:
         advice = "choose fewer ConvolutionalGrid.channels, or a smaller dim"
         require_room(self, advice, self.channels, max(self.channels, channels, dim), 4, 4)
-
-
-class _Residual(nn.Module):
-    """x plus two convolutions of it; the first has half of the channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        inside = max(1, channels // 2)
-        self.first = nn.Conv2d(channels, inside, 3, padding=1)
-        self.second = nn.Conv2d(inside, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.second(relu(self.first(relu(x))))
-        return x + added
 
 
 class _ToGrid(nn.Module):

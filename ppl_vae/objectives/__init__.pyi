@@ -29,7 +29,6 @@ from .importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELB
 from .quantized import (
     QuantizedELBO as QuantizedELBO,
     marked_sites as marked_sites,
-    straight_through as straight_through,
 )
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO

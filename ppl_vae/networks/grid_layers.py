@@ -1,0 +1,40 @@
+"""Layers of networks between pictures and grids: nothing knows the size of the picture, or other rows."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+
+def halving(reads: int, width: int, halvings: int, blocks: int) -> nn.Sequential:
+    """Halves a picture so often, then residual blocks."""
+    layers: list[nn.Module] = []
+    for i in range(halvings):
+        layers += [nn.Conv2d(width if i else reads, width, 4, 2, 1), nn.ReLU()]
+    layers.append(nn.Conv2d(width if halvings else reads, width, 3, padding=1))
+    return nn.Sequential(*layers, *(_Residual(width) for _ in range(blocks)), nn.ReLU())
+
+
+def doubling(reads: int, width: int, gives: int, halvings: int, blocks: int) -> nn.Sequential:
+    """Residual blocks, then doubles a picture so often."""
+    layers: list[nn.Module] = [nn.Conv2d(reads, width, 3, padding=1)]
+    layers += [*(_Residual(width) for _ in range(blocks)), nn.ReLU()]
+    for i in range(halvings):
+        last = i == halvings - 1
+        layers.append(nn.ConvTranspose2d(width, gives if last else width, 4, 2, 1))
+        layers += [] if last else [nn.ReLU()]
+    return nn.Sequential(*layers, *([] if halvings else [nn.Conv2d(width, gives, 1)]))
+
+
+class _Residual(nn.Module):
+    """x plus two convolutions of it; the first has half of the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inside = max(1, channels // 2)
+        self.first = nn.Conv2d(channels, inside, 3, padding=1)
+        self.second = nn.Conv2d(inside, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.second(relu(self.first(relu(x))))
+        return x + added
