@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -118,12 +118,12 @@ def decoded(
         p: dist.Independent = likelihood(decoder(z), event_dim, x)
         return p
 
-    def draw(batch: torch.Size) -> Tensor:
+    def draw(batch: torch.Size, values_of: Callable[[dist.TorchDistribution], Tensor]) -> Tensor:
         latents = z.expand(*batch, z.shape[-1])
         kinds = {z.dtype}
 
         def values(part: Tensor) -> Tensor:
-            drawn: Tensor = likelihood(part, event_dim).sample()
+            drawn = values_of(likelihood(part, event_dim))
             kinds.add(drawn.dtype)
             return drawn
 

@@ -61,7 +61,8 @@ class QuantizedBetaBinomial(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The expectation, alpha / (alpha + beta)."""
-        return self.concentration1 / (self.concentration1 + self.concentration0)
+        found: Tensor = self.concentration1 / (self.concentration1 + self.concentration0)
+        return found
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log mass of each value, in nats."""
