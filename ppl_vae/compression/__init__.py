@@ -1,4 +1,4 @@
-"""Rows as files: without loss by bits-back coding, for any pair whose distributions are known number by number."""
+"""Rows as files, without loss, by bits-back coding: for any pair that is known number by number."""
 
 from __future__ import annotations
 

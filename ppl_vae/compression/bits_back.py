@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, evaluating, opened
 from ppl_vae.coding import Pops, Pushes, Stack, require_constriction
 from ppl_vae.compression.coded_sites import CodedSites, WrongValueError
-from ppl_vae.compression.exact_arithmetic import exact_arithmetic, name_of, runs_in_double
+from ppl_vae.compression.exact_arithmetic import exact_arithmetic, name_of
 from ppl_vae.compression.file_format import (
     MOST_BITS,
     Argument,
@@ -81,10 +80,10 @@ def compress(
 
         - log2 p(x, z) + log2 q(z | x) bits, - ELBO / ln 2 in the mean.
 
-    It holds for any pair: both programs run, and each sample site is coded with its distribution, in the order of
-    the program. So latents may depend on each other, be discrete, or be Markov chains; each value of an
-    `Ancestral` row is coded given those before it. A latent that is certain costs nothing; a model without latents
-    is an ordinary code.
+    It holds for any pair: both programs run, and each sample site is coded with its distribution, in the
+    order of the program. So latents may depend on each other, be discrete, or be Markov chains; each value of
+    an `Ancestral` row is coded given those before it. A latent that is certain costs nothing; a model without
+    latents is an ordinary code.
 
     Continuous numbers are one of 2^b values each, the medians of equally probable intervals: under p(z) where
     that is N(0, 1), else under a normal with moments that stand in the file, in free coordinates (log z for a
@@ -138,13 +137,11 @@ def compress(
         pair, layout = session.pair, session.layout
         rows = _rows_in_memory(session)
         _require_local(layout)
-        double = runs_in_double(pair, _prepared(_few(session, rows), True))
+        at_once = 0 if pair.keeps_rows else rows_at_once
+        double = _runs_in_double(session, rows, latent_bits)
         with exact_arithmetic(pair, double):
-            prepared = _prepared(rows, double)
-            context, grids = _survey(
-                pair, layout, _prepared(_few(session, rows), double), latent_bits
-            )
-            at_once = 0 if pair.keeps_rows else rows_at_once
+            prepared, few = _prepared(rows, double), _prepared(_few(session, rows), double)
+            context, grids = _survey(pair, few, latent_bits, double)
             stack = Stack(library)
             elbo, bits = _encoded(session, rows, prepared, context, grids, stack, at_once)
             tensors = tensors_of(rows)
@@ -192,8 +189,8 @@ def decompress(
         model: The same model.
         guide: The same guide.
         data: The file.
-        context: The arguments that are not in the file, such as the labels of the rows; in their order, if there
-            are several.
+        context: The arguments that are not in the file, such as the labels of the rows; in their order, if
+            there are several.
         most_numbers: Most numbers of all rows that are accepted.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
@@ -213,8 +210,8 @@ def decompress(
     contents, payload = read(bytes(data))
     if numbers_in(contents) > most_numbers:
         raise ValueError(
-            f"this file says that it has {numbers_in(contents):,} numbers, more than most_numbers={most_numbers:,}: "
-            "raise most_numbers, if the memory has room for them"
+            f"this file says that it has {numbers_in(contents):,} numbers, more than "
+            f"most_numbers={most_numbers:,}: raise most_numbers, if the memory has room for them"
         )
     given = _matching(contents, context)
     pair = Pair.of(model, guide)
@@ -239,7 +236,7 @@ def decompress(
             few = _prepared(first, contents.double)
             if name_of(pair, _blank(few, is_context, num_rows(few))) != contents.name:
                 raise ValueError(f"{other}: give the model and the guide with the same parameters")
-            grids = Grids(contents.latent_bits, contents.moments)
+            grids = Grids(contents.latent_bits, _dtype(contents.double), contents.moments)
             done = False
             try:
                 stack = Stack(library, payload)
@@ -250,9 +247,9 @@ def decompress(
                 done = False
     if not done:
         raise ValueError(
-            "this file does not decode to the rows that were written, though it is whole and the parameters are "
-            "right: probabilities are rounded differently here, or the programs are others. Decode it with the "
-            "kind of processor and the version of torch with which it was written"
+            "this file does not decode to the rows that were written, though it is whole and the parameters "
+            "are right: probabilities are rounded differently here, or the programs are others. Decode it "
+            "with the kind of processor and the version of torch with which it was written"
         )
     return found[0] if len(found) == 1 else tuple(found)
 
@@ -268,30 +265,30 @@ def _encoded(
     grids: Grids,
     stack: Stack,
     at_once: int,
+    quiet: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Pushes all rows; gives the ELBO and the length of the code of each."""
     pair, layout = session.pair, session.layout
     elbo, bits = [], []
+    orders: dict[str, tuple[Tensor, list[int]]] = {}
     n = num_rows(rows)
     dtypes = [t.dtype for t in tensors_of(rows)]
-    with progress_bar(n, "compress", "row", session.progress) as bar:
+    with progress_bar(n, "compress", "row", False if quiet else session.progress) as bar:
         for part in _chunks(n, at_once):
             count = part.stop - part.start
             truth = _prepared(take_rows(prepared, part), False)
+            blank = _blank(truth, context, count)
+            reading = Reading(tensors_of(blank), dtypes, tensors_of(truth), context, orders)
+            popped = CodedSites(Pops(stack), grids)
+            pushes = Pushes(stack)
             with _explained():
-                popped = CodedSites(Pops(stack), grids)
-                guide = _run(pair.guide, popped, truth)
-                pushes = Pushes(stack)
-                blank = _blank(truth, context, count)
-                reading = Reading(tensors_of(blank), dtypes, tensors_of(truth), context)
+                _run(pair.guide, popped, truth)
                 pushed = CodedSites(pushes, grids, popped.indices, reading)
-                ran = _run(pair.model, pushed, blank)
-                pushes.finish()
+                _run(pair.model, pushed, blank)
+            pushes.finish()
             _require_same(blank, truth, context, part.start)
-            log_p, of_p = _sums(ran, pushed, layout, count)
-            log_q, of_q = _sums(guide, popped, layout, count)
-            elbo.append(log_p - log_q)
-            bits.append(of_p - of_q)
+            elbo.append(_sum(pushed.log_p, layout, count) - _sum(popped.log_p, layout, count))
+            bits.append(_sum(pushed.bits, layout, count) - _sum(popped.bits, layout, count))
             bar.update(count)
     return torch.cat(elbo), torch.cat(bits)
 
@@ -307,10 +304,11 @@ def _decoded(
 ) -> None:
     """Pops all rows, into `blank`."""
     dtypes = [t.dtype for t in tensors_of(blank)]
+    orders: dict[str, tuple[Tensor, list[int]]] = {}
     with progress_bar(contents.num_rows, "decompress", "row", progress) as bar:
         for part in reversed(list(_chunks(contents.num_rows, contents.rows_at_once))):
             chunk = _prepared(take_rows(blank, part), contents.double)
-            reading = Reading(tensors_of(chunk), dtypes, None, context)
+            reading = Reading(tensors_of(chunk), dtypes, None, context, orders)
             popped = CodedSites(Pops(stack), grids, None, reading)
             _run(pair.model, popped, chunk)
             pushes = Pushes(stack)
@@ -330,43 +328,48 @@ def _chunks(n: int, at_once: int) -> Iterator[slice]:
         start += size
 
 
+def _dtype(double: bool) -> torch.dtype:
+    return torch.float64 if double else torch.get_default_dtype()
+
+
 def _named(n: int, at_once: int) -> int:
     """How many rows a pair is run on for its name: all where it keeps parameters for each."""
     return min(n, 2) if at_once else n
 
 
-def _run(program: Program, coded: CodedSites, batch: Batch) -> Any:
-    """Runs a program with its sites coded: its trace."""
-    # The trace is outside, so that it sees what was coded.
-    return poutine.trace(_Coded(program, coded)).get_trace(*as_args(batch))
+def _run(program: Program, coded: CodedSites, batch: Batch) -> None:
+    """Runs a program with its sites coded."""
+    with coded:
+        program(*as_args(batch))
 
 
-class _Coded:
-    """A program whose sites are coded."""
-
-    def __init__(self, program: Program, coded: CodedSites) -> None:
-        self._program, self._coded = program, coded
-
-    def __call__(self, *args: Any) -> Any:
-        with self._coded:
-            return self._program(*args)
+def _sum(of_sites: Mapping[str, Tensor], layout: Layout, n: int) -> Tensor:
+    """What all sites have together for each row, `(n,)`."""
+    found = torch.zeros(n, dtype=torch.float64)
+    for each in of_sites.values():
+        found += sum_to_rows(each, layout, 1, n)[0]
+    return found
 
 
-def _sums(trace: Any, coded: CodedSites, layout: Layout, n: int) -> tuple[Tensor, Tensor]:
-    """Log density and bits of all sites that were coded, `(n,)` each."""
-    log_p, bits = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    for name, spent in coded.bits.items():
-        site = trace.nodes[name]
-        if not is_delta(site):
-            log_p += sum_to_rows(site["fn"].log_prob(site["value"]).double(), layout, 1, n)[0]
-        bits += sum_to_rows(spent, layout, 1, n)[0]
-    return log_p, bits
+# -- before the first chunk ------------------------------------------------------------------------------------
 
 
-# -- before the first chunk --------------------------------------------------------------------------------------
+def _runs_in_double(session: Session, rows: Batch, latent_bits: int) -> bool:
+    """Whether a row can be coded in double precision: programs may hold tensors that nobody finds."""
+    n = num_rows(rows) if session.pair.keeps_rows else 1
+    with exact_arithmetic(session.pair, True):
+        few = _prepared(_few(session, rows), True)
+        try:
+            context, grids = _survey(session.pair, few, latent_bits, True)
+            one = take_rows(rows, slice(0, n))
+            stack = Stack(require_constriction("compressed rows", "compress"))
+            _encoded(session, one, _prepared(one, True), context, grids, stack, 0, quiet=True)
+        except RuntimeError:
+            return False
+    return True
 
 
-def _survey(pair: Pair, layout: Layout, batch: Batch, latent_bits: int) -> tuple[list[bool], Grids]:
+def _survey(pair: Pair, batch: Batch, latent_bits: int, double: bool) -> tuple[list[bool], Grids]:
     """Which arguments the sites say nothing of, and the grids of continuous latents."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -375,9 +378,9 @@ def _survey(pair: Pair, layout: Layout, batch: Batch, latent_bits: int) -> tuple
     for name in latent_sites(guide_trace):
         if name not in latents:
             raise PairError(
-                f"the guide samples '{name}', which the model does not: who reads the rows could not find its value, "
-                "and its bits would be lost. Use a guide that samples the model's latents alone (MeanField in place "
-                "of AutoNormal)"
+                f"the guide samples '{name}', which the model does not: who reads the rows could not find "
+                "its value, and its bits would be lost. Use a guide that samples the model's latents alone "
+                "(MeanField in place of AutoNormal)"
             )
     values = [
         site["value"]
@@ -388,8 +391,8 @@ def _survey(pair: Pair, layout: Layout, batch: Batch, latent_bits: int) -> tuple
     for i, mask in enumerate(covered(tensors_of(batch), values)):
         if bool(mask.any()) and not bool(mask.all()):
             raise PairError(
-                f"the model observes a part of argument {i + 1} alone, and the rest could not be read from a file: "
-                "observe all of it, or give what is not modeled as an argument of its own"
+                f"the model observes a part of argument {i + 1} alone, and the rest could not be read from a "
+                "file: observe all of it, or give what is not modeled as an argument of its own"
             )
         context.append(not bool(mask.any()))
     if all(context):
@@ -400,7 +403,7 @@ def _survey(pair: Pair, layout: Layout, batch: Batch, latent_bits: int) -> tuple
     for name, site in latents.items():
         if not is_discrete(site) and not _is_standard(name, site):
             moments[name] = _moments(site, guide_trace.nodes[name])
-    grids = Grids(latent_bits, moments)
+    grids = Grids(latent_bits, _dtype(double), moments)
     for site in latents.values():
         grids.of(site)
     return context, grids
@@ -411,9 +414,9 @@ def _is_standard(name: str, site: Site) -> bool:
     masses = None if is_delta(site) else masses_of(site["fn"])
     if masses is None:
         raise PairError(
-            f"the prior of latent '{name}' is {kind_of(site['fn'])}, of which masses of intervals are not known "
-            "number by number (as those of a flow): use a prior with a cdf for each number, a multivariate normal "
-            "or a mixture of normals"
+            f"the prior of latent '{name}' is {kind_of(site['fn'])}, of which masses of intervals are not "
+            "known number by number (as those of a flow): use a prior with a cdf for each number, a "
+            "multivariate normal or a mixture of normals"
         )
     return standard(masses)
 
@@ -438,17 +441,17 @@ def _require_local(layout: Layout) -> None:
     """Raises an error for latents that do not belong to single rows, or that the guide does not sample."""
     if layout.shared:
         raise PairError(
-            f"latent '{layout.shared[0]}' is shared by all rows: rows are coded one after the other, so make it a "
-            "parameter"
+            f"latent '{layout.shared[0]}' is shared by all rows: rows are coded one after the other, so make "
+            "it a parameter"
         )
     if layout.enumerated:
         raise PairError(
-            f"latent '{layout.enumerated[0]}' is summed out by the model, and bits-back coding needs a guide that "
-            "samples it: use one that does (Exact, Enumerated)"
+            f"latent '{layout.enumerated[0]}' is summed out by the model, and bits-back coding needs a guide "
+            "that samples it: use one that does (Exact, Enumerated)"
         )
 
 
-# -- rows --------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------------------
 
 
 def _rows_in_memory(session: Session) -> Batch:
@@ -505,8 +508,8 @@ def _require_same(found: Batch, truth: Batch, context: Sequence[bool], start: in
         place = int(wrong[row].nonzero()[0])
         real, restored = (float(t.reshape(len(t), -1)[row, place]) for t in (two, one))
         raise PairError(
-            f"row {start + row} has the value {real!r}, of which a reader would find {restored!r}: give values that "
-            "are exactly those of the likelihood's support, such as whole numbers divided by 255"
+            f"row {start + row} has the value {real!r}, of which a reader would find {restored!r}: give "
+            "values that are exactly those of the likelihood's support, such as whole numbers divided by 255"
         )
 
 

@@ -23,8 +23,8 @@ from ppl_vae.pairs import PairError, Site, innermost, is_delta, is_factor, kind_
 class CodedSites(Messenger):
     """Codes the sites of a program in its order.
 
-    Whether they are popped or pushed, and whether the program runs to write or to read, it is the same code with
-    the same tensors: a distribution sees of the rows only what was coded before it.
+    Whether they are popped or pushed, and whether the program runs to write or to read, it is the same code
+    with the same tensors: a distribution sees of the rows only what was coded before it.
 
     Args:
         coder: What pops or pushes.
@@ -35,6 +35,7 @@ class CodedSites(Messenger):
     Attributes:
         indices: For each latent so far, its indices `(B, E)`.
         bits: For each site, - log2 of its probability as it is coded, of the shape of the site's batch.
+        log_p: For each site that is no point, its log density, of that shape.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class CodedSites(Messenger):
         self._coder, self._grids, self._known, self._reading = coder, grids, known, reading
         self.indices: dict[str, Tensor] = {}
         self.bits: dict[str, Tensor] = {}
+        self.log_p: dict[str, Tensor] = {}
         self._spent = torch.zeros(())
 
     def _pyro_sample(self, msg: Site) -> None:
@@ -55,23 +57,25 @@ class CodedSites(Messenger):
             return
         if is_factor(msg):
             raise PairError(
-                f"'{msg['name']}' is a pyro.factor, which says nothing of values: rows whose density has factors "
-                "cannot be compressed"
+                f"'{msg['name']}' is a pyro.factor, which says nothing of values: rows whose density has "
+                "factors cannot be compressed"
             )
         if mask_kind(msg) is not True:
             if msg["is_observed"] and is_delta(msg) and mask_kind(msg) is False:
                 return  # a name for a computed value
             raise PairError(
-                f"site '{msg['name']}' has a mask: what it hides could not be read back from a file. Compress rows "
-                "without hidden values"
+                f"site '{msg['name']}' has a mask: what it hides could not be read back from a file. "
+                "Compress rows without hidden values"
             )
-        if isinstance(innermost(msg["fn"]), Given | Revealed):
-            if msg["is_observed"]:  # the receiver has it
-                return
+        if msg["is_observed"] and isinstance(innermost(msg["fn"]), Given | Revealed):
+            return  # the receiver has it
         if msg["is_observed"]:
             self._observed(msg)
         else:
             self._latent(msg)
+        self.bits[msg["name"]] = self._spent
+        if not is_delta(msg):
+            self.log_p[msg["name"]] = msg["fn"].log_prob(msg["value"]).double()
 
     # -- latents -----------------------------------------------------------------------------------------------
 
@@ -80,8 +84,8 @@ class CodedSites(Messenger):
         known = None if self._known is None else self._known.get(name)
         if self._known is not None and known is None:
             raise PairError(
-                f"site '{name}' has no value: latents are coded that model and guide both sample, and this one only "
-                "one of them does. Sample it in both, or sum it out by hand"
+                f"site '{name}' has no value: latents are coded that model and guide both sample, and this "
+                "one only one of them does. Sample it in both, or sum it out by hand"
             )
         grid, batch = self._grids.of(msg), fn.batch_shape
         self._spent = torch.zeros(batch, dtype=torch.float64)
@@ -90,7 +94,7 @@ class CodedSites(Messenger):
             if masses is None:
                 raise _uncodable(name, fn)
             index, value = self._on_grid(name, masses, grid, known)
-            value = value.reshape(batch + fn.event_shape)
+            value = value.reshape(batch + fn.event_shape).to(self._grids.dtype)
         else:
             finite = finite_of(fn)
             if finite is None and is_delta(msg):
@@ -103,7 +107,7 @@ class CodedSites(Messenger):
             numbers = None if known is None else known.reshape(-1)
             index = self._numbers(name, finite, numbers)
             value = finite.taken(index, batch + fn.event_shape)
-        self.indices[name], self.bits[name] = index, self._spent
+        self.indices[name] = index
         msg["value"], msg["done"] = value, True
 
     def _on_grid(
@@ -146,8 +150,8 @@ class CodedSites(Messenger):
         name, fn = msg["name"], msg["fn"]
         if self._reading is None:
             raise PairError(
-                f"the guide observes site '{name}', and log q(z | x) would hold its density: a guide whose pair is "
-                "to compress rows only samples"
+                f"the guide observes site '{name}', and log q(z | x) would hold its density: a guide whose "
+                "pair is to compress rows only samples"
             )
         target = self._reading.target(name, msg["value"])
         self._spent = torch.zeros(fn.batch_shape, dtype=torch.float64)
@@ -157,7 +161,6 @@ class CodedSites(Messenger):
             value = self._one_by_one(name, fn, target.known)
         else:
             value = self._independent(name, fn, target.known)
-        self.bits[name] = self._spent
         msg["value"] = target.fill(value)
 
     def _independent(self, name: str, fn: Any, known: Tensor | None) -> Tensor:
@@ -174,7 +177,10 @@ class CodedSites(Messenger):
 
     def _by_parts(self, name: str, fn: Any, known: Tensor | None) -> Tensor:
         """Rows whose values depend on those before them, by the program that draws them."""
-        order, sizes = _order(fn)
+        orders = self._orders()
+        if name not in orders:
+            orders[name] = _order(fn)
+        order, sizes = orders[name]
         rows = fn.batch_shape.numel()
         flat = None if known is None else known.reshape(rows, -1)[:, order]
         start, parts = 0, iter(sizes)
@@ -189,6 +195,9 @@ class CodedSites(Messenger):
 
         found: Tensor = fn.by_parts(values)
         return found
+
+    def _orders(self) -> dict[str, tuple[Tensor, list[int]]]:
+        return {} if self._reading is None else self._reading.orders
 
     def _one_by_one(self, name: str, fn: Any, known: Tensor | None) -> Tensor:
         """The same in the order of the flattened row, with all distributions made for each value."""
@@ -214,8 +223,9 @@ class CodedSites(Messenger):
         numbers = finite.numbers(known)
         if bool((numbers < 0).any()):
             raise PairError(
-                f"site '{name}' has a value that its distribution does not know: its values are "
-                f"{_in_words(finite.values)}"
+                f"site '{name}' has a value that its distribution does not know, of which values are "
+                f"{_in_words(finite.values)}. A site has to observe the rows themselves, not what is "
+                "computed from them"
             )
         return numbers
 
@@ -236,26 +246,35 @@ class CodedSites(Messenger):
             chosen = logs.gather(1, numbers.unsqueeze(1))
             if bool(chosen.isneginf().any()):
                 raise PairError(
-                    f"the model gives a value at site '{name}' the probability 0, so that no file is long enough "
-                    "for it: look at the likelihood's parameters, or at the rows"
+                    f"the model gives a value at site '{name}' the probability 0, so that no file is long "
+                    "enough for it: look at the likelihood's parameters, or at the rows"
                 )
         # What is impossible for exp, but not for log, is as rare as a table can say.
         tables = tables.clamp_min(torch.finfo(tables.dtype).tiny).where(logs > -math.inf, 0.0)
         if numbers is None:
             numbers = torch.zeros(len(tables), dtype=torch.long)
-        return self._coded(numbers, tables)
+        if not observed:
+            return self._coded(numbers, tables)
+        found = self._written(numbers, tables)
+        self._spend(-logs.gather(1, found.unsqueeze(1)) / math.log(2.0))
+        return found
 
     def _coded(self, numbers: Tensor, tables: Tensor) -> Tensor:
-        found = self._coder.categorical(numbers, tables)
-        if tables.shape[1] > 1:
-            sure = (tables > 0).sum(1) == 1
-            chosen = tables.gather(1, found.unsqueeze(1)).squeeze(1) / tables.sum(1)
-            if bool((sure & (chosen == 0)).any()):
-                raise WrongValueError
-            bits = -chosen.clamp_min(LEAST).log2()
-            bits = bits.masked_fill(sure, 0.0)
-            self._spent = self._spent + bits.reshape(*self._spent.shape, -1).sum(-1)
+        """The numbers of a latent; the least probability is that of the coder, which may pop any number."""
+        found = self._written(numbers, tables)
+        chosen = tables.gather(1, found.unsqueeze(1)).squeeze(1) / tables.sum(1)
+        self._spend(-chosen.clamp_min(LEAST).log2())
         return found
+
+    def _written(self, numbers: Tensor, tables: Tensor) -> Tensor:
+        found = self._coder.categorical(numbers, tables)
+        sure = (tables > 0).sum(1) == 1
+        if bool((sure & (tables.gather(1, found.unsqueeze(1)).squeeze(1) == 0)).any()):
+            raise WrongValueError
+        return found
+
+    def _spend(self, bits: Tensor) -> None:
+        self._spent = self._spent + bits.reshape(*self._spent.shape, -1).sum(-1)
 
 
 class WrongValueError(Exception):
@@ -275,7 +294,7 @@ def _order(fn: Any) -> tuple[Tensor, list[int]]:
         start = 0
         sizes = []
 
-        def values(p: Any, bit: int = bit) -> Tensor:
+        def values(p: Any, bit: int = bit, sizes: list[int] = sizes) -> Tensor:
             nonlocal start
             size = p.event_shape.numel()
             numbers = torch.arange(start, start + size)
@@ -301,9 +320,9 @@ def _require_finite(name: str, tables: Tensor) -> None:
 
 def _uncodable(name: str, fn: Any) -> PairError:
     return PairError(
-        f"latent '{name}' is {kind_of(fn)}, of which masses of intervals are not known number by number (as those "
-        "of a flow): use a distribution that has a cdf for each number, a multivariate normal or a mixture of "
-        "normals, such as those of MeanField, FullCovariance or MixtureOfGaussians"
+        f"latent '{name}' is {kind_of(fn)}, of which masses of intervals are not known number by number (as "
+        "those of a flow): use a distribution that has a cdf for each number, a multivariate normal or a "
+        "mixture of normals, such as those of MeanField, FullCovariance or MixtureOfGaussians"
     )
 
 

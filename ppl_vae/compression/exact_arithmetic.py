@@ -54,16 +54,6 @@ def exact_arithmetic(pair: Pair, double: bool) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
-def runs_in_double(pair: Pair, batch: Batch) -> bool:
-    """Whether the programs run on rows in double precision: they may hold tensors that nobody finds."""
-    with exact_arithmetic(pair, True), torch.random.fork_rng():
-        try:
-            trace_pair(pair, batch)
-        except RuntimeError:
-            return False
-    return True
-
-
 def name_of(pair: Pair, batch: Batch) -> bytes:
     """A name of a pair: a digest of its classes, parameters and buffers, and sites.
 

@@ -16,8 +16,8 @@ from ppl_vae.coding import SEAL, sealed, unsealed
 _MAGIC, _VERSION = b"pplB", 1
 
 _HEADER = struct.Struct("<4s4BH5I8s")
-"""Magic, version, double precision, bits of a latent, arguments, rows at once, rows, words of initial bits, sums of
-rows and context, bytes of shapes and grids, name of the pair."""
+"""Magic, version, double precision, bits of a latent, arguments, rows at once, rows, words of initial bits,
+sums of rows and context, bytes of shapes and grids, name of the pair."""
 
 _DTYPES = (
     torch.float32,

@@ -37,8 +37,8 @@ class Finite:
         """Which of the values some values are, `(S.numel(),)`; -1 for those that are none of them."""
         values = self.values.double()
         if values.dim() == 1:
-            flat = value.reshape(-1).double()
-            ordered, order = values.sort()
+            flat = value.reshape(-1).double().contiguous()
+            ordered, order = values.contiguous().sort()
             place = torch.searchsorted(ordered, flat).clamp(1, max(1, len(values) - 1))
             low, high = ordered[place - 1], ordered[place.clamp_max(len(values) - 1)]
             place = torch.where(flat - low < high - flat, place - 1, place)
@@ -56,13 +56,13 @@ class Finite:
 
 
 def finite_of(fn: Any) -> Finite | None:
-    """The values and tables of a distribution; None if its numbers do not have finitely many, or depend on each other."""
+    """The values and tables of a distribution; None if its numbers have too many, or depend on each other."""
     base = elementwise(fn)
     if base is None:  # vectors that are one value, such as those that are one-hot
         base, shape = fn, fn.batch_shape
         while isinstance(base, torch.distributions.Independent):
             shape, base = base.base_dist.batch_shape, base.base_dist
-        if isinstance(base, dist.ExpandedDistribution) or isinstance(base, dist.Delta):
+        if isinstance(base, dist.ExpandedDistribution | dist.Delta):
             return None
         if not getattr(base, "has_enumerate_support", False) or base.batch_shape != shape:
             return None

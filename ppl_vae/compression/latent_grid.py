@@ -32,9 +32,9 @@ def _quantiles(bits: int, half: bool) -> Tensor:
 class Grid:
     """The values that each number of a latent may have.
 
-    They are the medians of the 2^b intervals of equal mass under N(loc, scale^2) in coordinates that move freely:
-    those of `transform`, such as exp for a latent that is positive. With the moments of a normal prior, all are
-    equally probable under the prior.
+    They are the medians of the 2^b intervals of equal mass under N(loc, scale^2) in coordinates that move
+    freely: those of `transform`, such as exp for a latent that is positive. With the moments of a normal
+    prior, all are equally probable under the prior.
 
     Attributes:
         bits: b.
@@ -113,11 +113,12 @@ class Grids:
 
     Args:
         bits: b.
+        dtype: That of the values that programs get.
         moments: Loc and scale `(2, E)`, for latents that are not on the grid of N(0, 1).
     """
 
-    def __init__(self, bits: int, moments: Mapping[str, Tensor]) -> None:
-        self.bits, self.moments = bits, dict(moments)
+    def __init__(self, bits: int, dtype: torch.dtype, moments: Mapping[str, Tensor]) -> None:
+        self.bits, self.dtype, self.moments = bits, dtype, dict(moments)
         self._made: dict[str, Grid | None] = {}
 
     def of(self, site: Site) -> Grid | None:
@@ -141,6 +142,8 @@ class Grids:
 
 def free_coordinates(fn: Any) -> Any:
     """From free coordinates of each number to its values; None for real numbers."""
+    while isinstance(fn, torch.distributions.Independent | torch.distributions.MixtureSameFamily):
+        fn = fn.base_dist if hasattr(fn, "base_dist") else fn.component_distribution
     support = fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

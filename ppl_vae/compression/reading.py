@@ -24,18 +24,20 @@ class Target(NamedTuple):
 
 
 class Reading:
-    """Rows that programs are called with while they are coded: zeros at first, in place of what is not coded yet.
+    """Rows that programs are called with while they are coded: zeros at first, in place of what is not coded
+    yet.
 
     A site observes a part of an argument (`x`, `x[:, t]`, `x.flatten(1)`), or a copy of all of one in another
     dtype. Its value is put where it belongs before the program goes on, so that what the program computes of
     the rows is the same for who writes and who reads.
 
     Args:
-        arguments: What the programs are called with, `(n, ...)` each, contiguous: of the rows zeros, of what the
-            receiver knows the values.
+        arguments: What the programs are called with, `(n, ...)` each, contiguous: of the rows zeros, of what
+            the receiver knows the values.
         dtypes: The rows' own dtypes: values are rounded to them.
         truth: The rows, in the same form; None where they are read.
         context: Which arguments the receiver knows.
+        orders: For sites whose values depend on those before them, the order, once it has been found.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Reading:
         dtypes: Sequence[torch.dtype],
         truth: Sequence[Tensor] | None,
         context: Sequence[bool],
+        orders: dict[str, tuple[Tensor, list[int]]],
     ) -> None:
         self.arguments, self._dtypes, self._truth = arguments, dtypes, truth
+        self.orders = orders
         self._context = context
         self._copied: set[int] = set()
 

@@ -27,8 +27,8 @@ class Compressed(RowResult):
         elbo: log p(x, z) - log q(z | x) of each row, at the z with which it was coded; nats.
         code_length: What each row adds to the file by the probabilities of the grid, bits.
         num_values: Numbers of a row.
-        initial_bits: Random bits that were needed before the first rows had left some. They do not grow with the
-            number of rows.
+        initial_bits: Random bits that were needed before the first rows had left some. They do not grow with
+            the number of rows.
         header_bits: What the header takes, and its checksum.
         latent_bits: b: each number of a continuous latent has 2^b values.
         rows_at_once: Most rows that were coded at once.
@@ -129,6 +129,6 @@ class Compressed(RowResult):
         lost, whole = float(self._lost.mean()), float(self.code_length.values.mean())
         if lost > max(1.0, 0.05 * abs(whole)):
             yield (
-                f"the grid of the latents costs {lost:.1f} bits per row: raise latent_bits; if that does not help, "
-                "latents are far out in the tails of their prior, where its intervals are wide"
+                f"the grid of the latents costs {lost:.1f} bits per row: raise latent_bits; if that does not "
+                "help, latents are far out in the tails of their prior, where its intervals are wide"
             )
