@@ -150,7 +150,6 @@ def compress(
                 latent_bits,
                 at_once,
                 num_rows(rows),
-                stack.initial_words,
                 _sum_of(t for t, given in zip(tensors, context, strict=True) if not given),
                 _sum_of(t for t, given in zip(tensors, context, strict=True) if given),
                 name_of(pair, _blank(prepared, context, _named(num_rows(rows), at_once))),
