@@ -59,6 +59,9 @@ _MOST_NUMBERS = 2**28
 _SURVEYED = 256
 """Rows that moments of latents are found from."""
 
+_FAR = 4.5
+"""Draws further out than that are beyond the quantiles of N(0, 1), and ask for a grid of their own."""
+
 _SHARE = 8
 """Of the rows so far, one in so many more are coded at once: what they leave is enough to begin the next."""
 
@@ -86,8 +89,9 @@ def compress(
     latents is an ordinary code.
 
     Continuous numbers are one of 2^b values each, the medians of equally probable intervals: under p(z) where
-    that is N(0, 1), else under a normal with moments that stand in the file, in free coordinates (log z for a
-    positive z). The guide is discretized alike, so this costs little, and less with each bit.
+    that is N(0, 1), else, or if q(z | x) is far out, under a normal with moments that stand in the file, in
+    free coordinates (log z for a positive z). The guide is discretized alike, so this costs little, and less
+    with each bit.
 
     Of the first rows the guide has no bits to choose z with. They are random ones, and stay in the file: some
     hundred bits for each row of the first few. Later on, more and more rows are coded at once.
@@ -133,7 +137,7 @@ def compress(
         raise ValueError(f"latent_bits must be from 1 to {MOST_BITS}, got {latent_bits}")
     if rows_at_once >= 2**16:
         raise ValueError(f"rows_at_once must be from 1 to {2**16 - 1}, got {rows_at_once}")
-    with opened(model, guide, x, seed=0, progress=progress) as session:
+    with torch.inference_mode(False), opened(model, guide, x, seed=0, progress=progress) as session:
         pair, layout = session.pair, session.layout
         rows = _rows_in_memory(session)
         _require_local(layout)
@@ -216,19 +220,19 @@ def decompress(
     pair = Pair.of(model, guide)
     arguments = contents.arguments
     is_context = [each.is_context for each in arguments]
-    rows = [
-        next(given)
-        if each.is_context
-        else torch.zeros(contents.num_rows, *each.shape, dtype=each.dtype)
-        for each in arguments
-    ]
-    blank: Batch = rows[0] if len(rows) == 1 else tuple(rows)
-    first = take_rows(blank, slice(0, _named(contents.num_rows, contents.rows_at_once)))
-    with evaluating(pair, 0):
+    with torch.inference_mode(False), evaluating(pair, 0):
+        rows = [
+            next(given)
+            if each.is_context
+            else torch.zeros(contents.num_rows, *each.shape, dtype=each.dtype)
+            for each in arguments
+        ]
+        blank: Batch = rows[0] if len(rows) == 1 else tuple(rows)
+        first = take_rows(blank, slice(0, _named(contents.num_rows, contents.rows_at_once)))
         other = f"this file was written with another pair than this {_in_words(pair)}"
         with preserve_random_state():
             try:
-                trace_pair(pair, first)  # parameters of programs that have not run yet
+                _run_once(pair, first)
             except Exception as error:
                 raise ValueError(f"{other}, which does not run on such rows ({error})") from error
         with exact_arithmetic(pair, contents.double):
@@ -313,8 +317,11 @@ def _decoded(
             pushes = Pushes(stack)
             _run(pair.guide, CodedSites(pushes, grids, popped.indices), chunk)
             pushes.finish()
-            for whole, found in zip(tensors_of(blank), tensors_of(chunk), strict=True):
-                whole[part] = found.to(whole.dtype)
+            for whole, found, known in zip(
+                tensors_of(blank), tensors_of(chunk), context, strict=True
+            ):
+                if not known:
+                    whole[part] = found.to(whole.dtype)
             bar.update(part.stop - part.start)
 
 
@@ -325,6 +332,14 @@ def _chunks(n: int, at_once: int) -> Iterator[slice]:
         size = n if at_once == 0 else min(at_once, n - start, 1 + start // _SHARE)
         yield slice(start, start + size)
         start += size
+
+
+def _run_once(pair: Pair, batch: Batch) -> None:
+    """Makes the parameters of programs that have not run yet, whatever their precision is."""
+    try:
+        trace_pair(pair, batch)
+    except RuntimeError:
+        trace_pair(pair, _prepared(batch, True))
 
 
 def _dtype(double: bool) -> torch.dtype:
@@ -400,8 +415,10 @@ def _survey(pair: Pair, batch: Batch, latent_bits: int, double: bool) -> tuple[l
         )
     moments = {}
     for name, site in latents.items():
-        if not is_discrete(site) and not _is_standard(name, site):
-            moments[name] = _moments(site, guide_trace.nodes[name])
+        if not is_discrete(site):
+            of_guide = guide_trace.nodes[name]
+            if not _is_standard(name, site) or bool((of_guide["value"].abs() > _FAR).any()):
+                moments[name] = _moments(site, of_guide)
     grids = Grids(latent_bits, _dtype(double), moments)
     for site in latents.values():
         grids.of(site)

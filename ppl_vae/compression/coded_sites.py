@@ -19,6 +19,9 @@ from ppl_vae.compression.reading import Reading
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.pairs import PairError, Site, innermost, is_delta, is_factor, kind_of, mask_kind
 
+_TINY = 1e-300
+"""The least mass of an interval."""
+
 
 class CodedSites(Messenger):
     """Codes the sites of a program in its order.
@@ -135,7 +138,8 @@ class CodedSites(Messenger):
                 else:
                     edges = grid.edges(before, done, width, which)
                     tables = masses.of(which, edges, values)
-                    tables = tables / tables.sum(-1, keepdim=True)
+                    # No interval is impossible: masses that are 0 are those that cannot be told from it.
+                    tables = (tables / tables.sum(-1, keepdim=True)).clamp_min(_TINY)
                 _require_finite(name, tables)
                 given = right[:, which].reshape(-1)
                 found = self._coded(given, tables.reshape(-1, count)).reshape(before.shape)
