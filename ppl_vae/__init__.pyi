@@ -1,8 +1,10 @@
 from . import (
     capture as capture,
     checks as checks,
+    coding as coding,
     coloring as coloring,
     colors as colors,
+    compression as compression,
     data as data,
     diagnosis as diagnosis,
     distributions as distributions,

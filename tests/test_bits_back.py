@@ -305,26 +305,47 @@ def test_with_the_exact_posterior_a_row_costs_its_evidence(name: str) -> None:
 
 def test_the_length_is_the_elbo_of_another_sampler() -> None:
     case = made("MeanField")
-    few = case.x[:10]
-    file = compress(case.model, case.guide, few.repeat(80, 1, 1, 1), progress=False)
-    elbo = evaluate(case.model, case.guide, few, num_samples=3000, seed=1, progress=False).elbo
-    per_row = file.elbo.values.reshape(80, -1)
-    error = per_row.std(0) / math.sqrt(80)
-    gap = (per_row.mean(0) - elbo.values) / error
-    assert gap.abs().max() < 4.5
-    assert abs(float(gap.mean())) < 4 / math.sqrt(len(gap))
+    which = torch.randint(10, (500,))
+    file = compress(case.model, case.guide, case.x[which], progress=False)
+    found = evaluate(case.model, case.guide, case.x[:10], num_samples=2000, seed=1, progress=False)
+    gaps = file.elbo.values - found.elbo.values[which]
+    assert abs(float(gaps.mean())) < 4 * float(gaps.std()) / math.sqrt(len(gaps))
 
 
 @pytest.mark.parametrize("name", ["MeanField", "HierarchicalVAE", "MixtureOfGaussians"])
 def test_a_finer_grid_costs_less(name: str) -> None:
     case = made(name)
     lost = []
-    for bits in (1, 3, 6, 10):
+    for bits in (1, 10):
         file = compress(case.model, case.guide, case.x, latent_bits=bits, progress=False)
         found = decompress(case.model, case.guide, file.data, progress=False)
         assert torch.equal(found, case.x)
         lost.append(file.discretization * file.num_values)
-    assert abs(lost[3]) < 0.1 < abs(lost[0])
+    assert 2 * abs(lost[1]) < 0.1 < 2 * abs(lost[0])
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_latents_are_draws_of_the_guide(at_once: int) -> None:
+    """Each one, also the first of a row, which is popped from where the last number was pushed."""
+    seen: list[Tensor] = []
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            seen.append(z)
+            pyro.sample("x", dist.Bernoulli(logits=z.sum(-1)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.3 + torch.zeros(len(x), 2), 1.3).to_event(1))
+
+    compress(model, guide, binary(300), rows_at_once=at_once, progress=False)
+    z = torch.cat([each for each in seen if each.dim() == 2])[-300:]
+    u = scipy.stats.norm.cdf(z, 0.3, 1.3)
+    for of_latent in u.T:
+        assert scipy.stats.kstest(of_latent, "uniform").pvalue > 1e-3
+    before, after = u[:-1, 0], u[1:, 0]
+    assert abs(scipy.stats.spearmanr(before, after).statistic) < 4 / math.sqrt(300)
 
 
 def test_a_thousand_random_pictures() -> None:
@@ -354,7 +375,7 @@ def test_a_trained_pair_codes_in_fewer_bits_than_a_new_one() -> None:
     x = binary(1, 12).repeat(64, 1)
     model, guide = VAE((12,), 2, NET), MeanField((12,), 2, NET)
     before = compress(model, guide, x, progress=False)
-    fit(model, guide, x, max_epochs=60, learning_rate=0.02, seed=0, progress=False)
+    fit(model, guide, x, max_epochs=40, learning_rate=0.02, seed=0, progress=False)
     after = compress(model, guide, x, progress=False)
     assert after.payload_bits < 0.5 * before.payload_bits
     assert torch.equal(decompress(model, guide, after.data, progress=False), x)
@@ -656,7 +677,7 @@ def with_mask() -> tuple[Any, Any]:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with poutine.mask(mask=x > 1):
+            with poutine.mask(mask=cast(Any, x > 1)):
                 pyro.sample("x", dist.Binomial(4, logits=z), obs=x)
 
     return model, observing(lambda x: x)[1]

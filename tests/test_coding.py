@@ -103,6 +103,33 @@ def test_a_certain_number_takes_nothing_and_needs_nothing() -> None:
     assert stack.data() == before
 
 
+def test_stirring_makes_what_is_popped_independent_of_what_was_pushed() -> None:
+    table, seen = np.full((1, 256), 1 / 256), []
+    for stirred in (False, True):
+        stack = Stack(LIBRARY)
+        stack.pop(np.repeat(table, 2000, 0))
+        pairs = []
+        for number in np.random.default_rng(0).integers(0, 256, 500):
+            before = stack.data()
+            stack.push(np.array([number], dtype=np.int32), table)
+            pushed = stack.data()
+            if stirred:
+                stack.stir()
+                assert len(stack.data()) == len(pushed)
+            pairs.append((number, stack.pop(table)[0]))
+            stack.push(np.array([pairs[-1][1]], dtype=np.int32), table)
+            if stirred:
+                stack.unstir()
+            assert stack.data() == pushed
+            stack.pop(table)
+            assert stack.data() == before
+            stack.pop(table)  # another state for the next one
+        one, two = np.array(pairs).T
+        seen.append(np.corrcoef(one, two)[0, 1])
+    assert seen[0] == pytest.approx(1.0)
+    assert abs(seen[1]) < 4 / np.sqrt(500)
+
+
 def test_pushes_are_popped_in_their_order() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.rand(7, k, generator=generator).double() for k in (2, 5, 3)]

@@ -13,6 +13,12 @@ from torch import Tensor
 LEAST = 2.0**-24
 """The least probability of a number: none costs more than 24 bits."""
 
+_ROUNDS = 4
+"""Of the function that mixes bits."""
+
+_STIRRED = 2**11
+"""Of so many times 32 bits, at most."""
+
 _FEW = 2
 """Words that the state of the coder takes: with fewer, popping has taken more bits than there were."""
 
@@ -52,6 +58,7 @@ class Stack:
     def __init__(self, library: Any, data: bytes | None = None) -> None:
         self._library = library.stream.stack.AnsCoder
         self._family = library.stream.model.Categorical(perfect=False)
+        self._halves = library.stream.model.Uniform(2**16)
         self.initial_words = 0
         if data is None:
             words = np.array([_word(1), _word(0)], dtype=np.uint32)
@@ -100,6 +107,31 @@ class Stack:
             found = self._coder.decode(self._family, tables)
         numbers[unsure] = found
         return numbers
+
+    def stir(self) -> None:
+        """Makes the top of the stack look random, without taking or adding bits; `unstir` undoes it.
+
+        What was pushed last is where the next numbers are popped from: without this, they follow those before
+        them, and are no draws. A 1-to-1 function of the uppermost bits (four rounds of a Feistel cipher, without
+        a secret) mixes them.
+        """
+        one, two = self._uppermost()
+        for i in range(_ROUNDS):
+            one, two = two, one ^ _hash(two, i)
+        self._coder.encode_reverse(np.concatenate([one, two]), self._halves)
+
+    def unstir(self) -> None:
+        """Undoes `stir`."""
+        one, two = self._uppermost()
+        for i in reversed(range(_ROUNDS)):
+            one, two = two ^ _hash(one, i), one
+        self._coder.encode_reverse(np.concatenate([one, two]), self._halves)
+
+    def _uppermost(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Pops two halves of what is uppermost, each of so many numbers of 16 bits."""
+        each = max(1, min(_STIRRED, self._coder.num_words() - _FEW))
+        found = self._coder.decode(self._halves, 2 * each)
+        return found[:each], found[each:]
 
     @property
     def is_initial(self) -> bool:
@@ -165,6 +197,13 @@ def _sure(tables: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which rows give all probability to one number."""
     sure: NDArray[np.bool_] = np.count_nonzero(tables, 1) == 1
     return sure
+
+
+def _hash(half: NDArray[np.int32], i: int) -> NDArray[np.int32]:
+    """As many numbers of 16 bits that depend on all of these, in round i."""
+    numbers = half.astype("<u2").tobytes()
+    found = hashlib.shake_256(bytes([i]) + numbers).digest(len(numbers))
+    return np.frombuffer(found, "<u2").astype(np.int32)
 
 
 def _word(place: int) -> int:

@@ -279,6 +279,8 @@ def _encoded(
     with progress_bar(n, "compress", "row", False if quiet else session.progress) as bar:
         for part in _chunks(n, at_once):
             count = part.stop - part.start
+            if part.start:
+                stack.stir()
             truth = _prepared(take_rows(prepared, part), False)
             blank = _blank(truth, context, count)
             reading = Reading(tensors_of(blank), dtypes, tensors_of(truth), context, orders)
@@ -322,6 +324,8 @@ def _decoded(
             ):
                 if not known:
                     whole[part] = found.to(whole.dtype)
+            if part.start:
+                stack.unstir()
             bar.update(part.stop - part.start)
 
 
