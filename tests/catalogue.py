@@ -144,6 +144,7 @@ LIKELIHOODS: dict[str, LikelihoodRow] = {
     "DiscretizedLogistic": LikelihoodRow(
         likelihoods.DiscretizedLogistic, lambda u: (255 * u).round() / 255
     ),
+    "BetaBinomial": LikelihoodRow(likelihoods.BetaBinomial, lambda u: (255 * u).round() / 255),
     "Categorical": LikelihoodRow(
         lambda: likelihoods.Categorical(3), lambda u: (3 * u).floor().clamp(max=2.0)
     ),

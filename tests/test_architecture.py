@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"_version", "_moved", "colors", "runtime"},
-    {"stats", "data", "networks", "distributions", "pairs"},
+    {"coding", "stats", "data", "networks", "distributions", "pairs"},
     {"codes", "likelihoods", "objectives", "runs", "guides"},
     {"checks", "capture", "models", "sweeps"},
     {"training", "em", "evaluation"},
-    {"coloring", "diagnosis", "rate_distortion", "tasks"},
+    {"coloring", "compression", "diagnosis", "rate_distortion", "tasks"},
     {"plots"},
     {"reporting"},
     {"", "cli"},

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppl_vae.distributions import QuantizedLogistic
 from ppl_vae.likelihoods import (
     Bernoulli,
+    BetaBinomial,
     Binomial,
     Categorical,
     DiscretizedLogistic,
@@ -43,6 +44,15 @@ def logistic_mass(f: Tensor, x: np.ndarray, levels: int) -> np.ndarray:
     return log_mass
 
 
+def beta_binomial_mass(f: Tensor, x: np.ndarray, levels: int) -> np.ndarray:
+    """Scipy's."""
+    alpha, beta = (7 * np.tanh(f.numpy() / 7) for f in f)
+    log_mass: np.ndarray = scipy.stats.betabinom.logpmf(
+        np.round(x * (levels - 1)), levels - 1, np.exp(alpha), np.exp(beta)
+    )
+    return log_mass
+
+
 def category_mass(f: Tensor, x: np.ndarray) -> np.ndarray:
     """log softmax by scipy."""
     log_mass: np.ndarray = scipy.special.log_softmax(f.numpy(), 0)
@@ -60,6 +70,8 @@ LIKELIHOODS: list[tuple[Callable[[], Likelihood], Oracle]] = [
     (OptimalGaussian, lambda f, x: scipy.stats.norm.logpdf(x, f[0], 1.0)),
     (DiscretizedLogistic, lambda f, x: logistic_mass(f, x, 256)),
     (lambda: DiscretizedLogistic(5), lambda f, x: logistic_mass(f, x, 5)),
+    (BetaBinomial, lambda f, x: beta_binomial_mass(f, x, 256)),
+    (lambda: BetaBinomial(5), lambda f, x: beta_binomial_mass(f, x, 5)),
     (lambda: Categorical(4), category_mass),
 ]
 likelihoods = pytest.mark.parametrize("make", [make for make, _ in LIKELIHOODS])
@@ -106,6 +118,8 @@ def test_log_prob_equals_another_library(make: Callable[[], Likelihood], oracle:
         (Binomial(16), torch.arange(17.0)),
         (DiscretizedLogistic(256), torch.arange(256) / 255),
         (DiscretizedLogistic(2), torch.arange(2.0)),
+        (BetaBinomial(256), torch.arange(256) / 255),
+        (BetaBinomial(2), torch.arange(2.0)),
     ],
 )
 def test_masses_sum_to_one_and_give_the_mean(likelihood: Likelihood, values: Tensor) -> None:

@@ -124,6 +124,12 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         values = constraints.integer_interval(0, self.categories - 1)
         return constraints.independent(values, len(self.event_shape))
 
+    def conditionals(self, x: Tensor) -> dist.TorchDistribution:
+        """p(x_i | x_1, ..., x_{i-1}) of all i, for rows `(*batch, *data_shape)`, as independent values."""
+        each = dist.Categorical(logits=self._logits(x))
+        found: dist.TorchDistribution = each.to_event(len(self.event_shape))
+        return found
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x) of the rows of `value`, in nats."""
         if self._validate_args:

@@ -148,7 +148,11 @@ def unusable(
     }.get(kind, "transform the data or choose another likelihood")
     if kind == "Binomial":
         advice = counts_of(value, int(base.total_count.max()))
-    elif kind == "QuantizedLogistic" and bool(value.min() >= 0) and value.max() == base.levels - 1:
+    elif (
+        kind in ("QuantizedLogistic", "QuantizedBetaBinomial")
+        and bool(value.min() >= 0)
+        and value.max() == base.levels - 1
+    ):
         advice = f"divide them by {base.levels - 1}"
     elif isinstance(base, Given | Revealed):
         what = _what(name, site, given)

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.coding import Reader, Writer, WrongFileError, require_constriction, sealed, unsealed
 from ppl_vae.coloring.coded_pictures import code_picture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import as_bytes, as_chroma
-from ppl_vae.coloring.range_coder import Reader, Writer, WrongColorsError, require_constriction
 from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.data import Photo
 from ppl_vae.runtime import described, digest, require_count
@@ -25,9 +25,6 @@ _MAGIC, _VERSION = b"pplC", 1
 
 _HEADER = struct.Struct("<4sB3I8s2I")
 """Magic, version, height, width, pixels of a tile, digest of the model, checksums of luma and chroma."""
-
-_SUM = struct.Struct("<I")
-"""The checksum of all but itself, after the header."""
 
 
 def compress_colors(
@@ -86,14 +83,13 @@ def compress_colors(
     chroma = as_chroma(luma, chroma)
     height, width = luma.shape
     most_pixels = min(most_pixels, height * width)
-    writer = Writer(require_constriction())
+    writer = Writer(require_constriction("compressed colors", "colorize"))
     with _in_double(model) as (exact, name):
         code_picture(exact, luma, chroma.clone(), writer, most_pixels)
     header = _HEADER.pack(
         *(_MAGIC, _VERSION, height, width, most_pixels, name, _sum_of(luma), _sum_of(chroma))
     )
-    payload = writer.data()
-    return header + _SUM.pack(zlib.crc32(payload, zlib.crc32(header))) + payload
+    return sealed(header, writer.data())
 
 
 def decompress_colors(
@@ -141,7 +137,9 @@ def decompress_colors(
             f"this file was written with tiles of {of_tiles} pixels, more than most_pixels={most_pixels}: pass "
             f"most_pixels={of_tiles}, if the memory has room for it"
         )
-    reader = Reader(require_constriction(), payload)
+    reader = Reader(
+        require_constriction("compressed colors", "colorize"), payload, "file of colors"
+    )
     with _in_double(model) as (exact, own):
         if own != name:
             raise ValueError(
@@ -152,7 +150,7 @@ def decompress_colors(
         try:
             code_picture(exact, luma, chroma, reader, of_tiles)
             found = _sum_of(chroma)
-        except WrongColorsError:
+        except WrongFileError:
             found = None
     if found != of_chroma:
         raise ValueError(
@@ -165,21 +163,10 @@ def decompress_colors(
 
 def _opened(data: bytes) -> tuple[Any, ...]:
     """What the header says, and what follows it."""
-    start = _HEADER.size + _SUM.size
-    if data[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("these bytes are no file of compress_colors")
-    if len(data) > len(_MAGIC) and data[len(_MAGIC)] != _VERSION:
-        raise ValueError(
-            f"this file of colors has the version {data[len(_MAGIC)]} of the format, but only version "
-            f"{_VERSION} is known: read it with the ppl_vae that wrote it"
-        )
-    if (
-        len(data) < start
-        or zlib.crc32(data[start:], zlib.crc32(data[: _HEADER.size]))
-        != _SUM.unpack(data[_HEADER.size : start])[0]
-    ):
-        raise ValueError("this file of colors is damaged or truncated: get it again")
-    return *_HEADER.unpack(data[: _HEADER.size])[2:], data[start:]
+    header, payload = unsealed(
+        data, _MAGIC, _VERSION, _HEADER.size, "file of colors", "compress_colors"
+    )
+    return *_HEADER.unpack(header)[2:], payload
 
 
 def _luma_and_chroma(photo: Photo | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

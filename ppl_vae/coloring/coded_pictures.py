@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ppl_vae.coding import Coder, Writer, WrongFileError
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import fitted_shifts
-from ppl_vae.coloring.range_coder import Coder, Writer, WrongColorsError
 from ppl_vae.coloring.tiling import Tile, tiles
 from ppl_vae.colors import chroma_interval
 from ppl_vae.distributions import ChromaLogistic, PottsGrid, PottsTree
@@ -37,7 +37,7 @@ def code_picture(
 
     Raises:
         ValueError: Nobody knows log P(y | x), or the model gives probabilities that are not finite.
-        WrongColorsError: What is read cannot have been written.
+        WrongFileError: What is read cannot have been written.
     """
     height, width = luma.shape
     parts = list(
@@ -168,6 +168,6 @@ def _coded(values: Tensor, p: Any, log_weights: Tensor, coder: Coder) -> Tensor:
         )
     numbers = coder.categorical((values - least).round(), tables)
     if bool((numbers > room).any()):
-        raise WrongColorsError
+        raise WrongFileError
     found: Tensor = numbers + least
     return found

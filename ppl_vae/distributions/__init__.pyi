@@ -24,6 +24,7 @@ from .point_mass import PointMass as PointMass
 from .potts_field import PottsField as PottsField, ScanLines as ScanLines
 from .potts_grid import PottsGrid as PottsGrid
 from .potts_tree import PottsTree as PottsTree
+from .quantized_beta_binomial import QuantizedBetaBinomial as QuantizedBetaBinomial
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import arguments_of as arguments_of, rebuilt as rebuilt
 from .region_trees import RegionTrees as RegionTrees

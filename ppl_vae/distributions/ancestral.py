@@ -21,7 +21,8 @@ class Ancestral(dist.TorchDistribution):
         conditionals: Maps rows `(*batch, *event_shape)` to a distribution of batch shape `batch` whose
             values are independent: that of value i is p(x_i | x_1, ..., x_{i-1}), and depends on no other
             value.
-        draw: Maps a batch shape to draws, `(*batch, *event_shape)`.
+        draw: Maps a batch shape, and a function that gives values for a distribution of some of them, to
+            rows, `(*batch, *event_shape)`: it asks that function for one part of a row after the other.
         support: Gives the support of a row.
         batch_shape: The shape of what the distribution was built from, as of any distribution.
         event_shape: The shape of a row.
@@ -40,7 +41,7 @@ class Ancestral(dist.TorchDistribution):
     def __init__(
         self,
         conditionals: Callable[[Tensor], dist.TorchDistribution],
-        draw: Callable[[torch.Size], Tensor],
+        draw: Callable[[torch.Size, Callable[[Any], Tensor]], Tensor],
         support: Callable[[], constraints.Constraint],
         batch_shape: torch.Size,
         event_shape: torch.Size,
@@ -69,7 +70,19 @@ class Ancestral(dist.TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws rows, `(*sample_shape, *batch_shape, *event_shape)`, one value after the other."""
         with torch.no_grad():
-            return self._draw(torch.Size(sample_shape) + self.batch_shape)
+            return self._draw(torch.Size(sample_shape) + self.batch_shape, lambda p: p.sample())
+
+    def by_parts(self, values: Callable[[dist.TorchDistribution], Tensor]) -> Tensor:
+        """Rows whose values come from somewhere, one part of a row after the other.
+
+        Args:
+            values: Maps the distribution of a part, given those before it, to the part's values.
+
+        Returns:
+            The rows, `(*batch_shape, *event_shape)`.
+        """
+        with torch.no_grad():
+            return self._draw(self.batch_shape, values)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Ancestral:
         """The same distribution for a larger batch shape."""

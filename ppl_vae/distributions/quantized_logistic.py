@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
-class _Levels(constraints.Constraint):
+class Levels(constraints.Constraint):
     """The numbers k / (levels - 1), up to rounding."""
 
     is_discrete = True
@@ -60,7 +60,7 @@ class QuantizedLogistic(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The values k / (levels - 1)."""
-        return _Levels(self.levels)
+        return Levels(self.levels)
 
     @property
     def mean(self) -> Tensor:

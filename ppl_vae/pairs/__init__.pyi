@@ -101,6 +101,7 @@ from .layout import (
     require_whole_rows as require_whole_rows,
     row_log_prob as row_log_prob,
     rows_first as rows_first,
+    signature_of as signature_of,
     subsampled_plates as subsampled_plates,
     sum_to_rows as sum_to_rows,
 )

@@ -1,4 +1,4 @@
-"""Whole numbers in a file, each with the probability that the model gives it: by the library constriction."""
+"""Whole numbers in a file, each with the probability that a model gives it: by the library constriction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ import torch
 from torch import Tensor
 
 
-class WrongColorsError(Exception):
+class WrongFileError(Exception):
     """What is read cannot have been written."""
 
 
-class Coder(Protocol):
+class TableCoder(Protocol):
     """Writes whole numbers, or reads them: what is common to both is only there once."""
+
+    def categorical(self, numbers: Tensor, tables: Tensor) -> Tensor:
+        """Numbers 0, 1, ..., each with a distribution of its own.
+
+        Args:
+            numbers: Those to write, `(n,)`.
+            tables: Their probabilities, `(n, count)`, with 2 columns at least.
+
+        Returns:
+            Those that are written, or read.
+        """
+
+
+class Coder(TableCoder, Protocol):
+    """A `TableCoder` that also knows normal distributions."""
 
     def normal(self, numbers: Tensor, spread: float, most: int) -> Tensor:
         """Numbers of a rounded normal distribution, from -most to most.
@@ -23,17 +38,6 @@ class Coder(Protocol):
             numbers: Those to write.
             spread: Its standard deviation.
             most: The largest number.
-
-        Returns:
-            Those that are written, or read.
-        """
-
-    def categorical(self, numbers: Tensor, tables: Tensor) -> Tensor:
-        """Numbers 0, 1, ..., each with a distribution of its own.
-
-        Args:
-            numbers: Those to write, `(n,)`.
-            tables: Their probabilities, `(n, count)`, with 2 columns at least.
 
         Returns:
             Those that are written, or read.
@@ -62,11 +66,21 @@ class Writer:
 
 
 class Reader:
-    """A `Coder` that reads."""
+    """A `Coder` that reads.
 
-    def __init__(self, library: Any, data: bytes) -> None:
+    Args:
+        library: constriction.
+        data: What a `Writer` has written.
+        what: What is read, for the error, such as `file of colors`.
+
+    Raises:
+        ValueError: The data are no whole number of words.
+        WrongFileError: Of a method: what is read cannot have been written.
+    """
+
+    def __init__(self, library: Any, data: bytes, what: str) -> None:
         if len(data) % 4:
-            raise ValueError("this file of colors is damaged: its end is missing")
+            raise ValueError(f"this {what} is damaged: its end is missing")
         self._models = library.stream.model
         words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         self._coder = library.stream.queue.RangeDecoder(words)
@@ -82,11 +96,15 @@ class Reader:
         try:
             return torch.from_numpy(self._coder.decode(*what))
         except (AssertionError, ValueError) as error:
-            raise WrongColorsError from error
+            raise WrongFileError from error
 
 
-def require_constriction() -> Any:
+def require_constriction(needed_by: str, extra: str) -> Any:
     """The library constriction.
+
+    Args:
+        needed_by: What needs it, such as `compressed colors`.
+        extra: The extra that installs it.
 
     Raises:
         ModuleNotFoundError: It is not installed.
@@ -95,7 +113,7 @@ def require_constriction() -> Any:
         import constriction
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "compressed colors need the library constriction, which is not installed: "
-            "pip install 'ppl_vae[colorize]'"
+            f"{needed_by} need the library constriction, which is not installed: "
+            f"pip install 'ppl_vae[{extra}]'"
         ) from error
     return constriction

@@ -1,0 +1,7 @@
+"""Rows as files, without loss, by bits-back coding: for any pair that is known number by number."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

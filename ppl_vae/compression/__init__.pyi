@@ -1,0 +1,2 @@
+from .bits_back import compress as compress, decompress as decompress
+from .result import Compressed as Compressed
