@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ppl_vae.coloring import ModelOfColors, tiles
+from ppl_vae.coloring import ModelOfColors
 from ppl_vae.colors import chroma_interval, luma_after_green
 from ppl_vae.distributions import ChromaLogistic
+from ppl_vae.networks import tiles
 from ppl_vae.pairs import marginals_of
 
 STEP = 8

@@ -19,7 +19,6 @@ from ppl_vae.coloring import (
     score_photos,
     scores,
     segment_picture,
-    tiles,
 )
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.data import Photo, Photos
@@ -37,7 +36,7 @@ from ppl_vae.models import (
     colorization,
 )
 from ppl_vae.models.colorization import SegmentedColors
-from ppl_vae.networks import UNet
+from ppl_vae.networks import UNet, tiles
 
 SMALL = UNet((3, 5))
 

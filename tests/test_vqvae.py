@@ -375,7 +375,9 @@ def test_the_rate_of_several_levels_is_the_sum_of_theirs(codes: tuple[int, ...])
     found = evaluate(model, guide, x)
     sizes = [(8 // 2 ** (i + 1)) ** 2 for i in range(len(codes))]
     rate = sum(size * math.log(k) for size, k in zip(sizes, codes, strict=True))
-    torch.testing.assert_close(found.rate.values, torch.full((6,), rate).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.rate.values, torch.full((6,), rate).double(), rtol=1e-6, atol=0
+    )
     likelihood = model.decode(*guide.codes(x)).log_prob(x).detach()
     torch.testing.assert_close(found.distortion.values, -likelihood.double())
 

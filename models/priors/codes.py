@@ -90,10 +90,10 @@ class IndependentCodes(CodePrior):
     def build_codes(self, positions: Sequence[int], codes: int) -> nn.Module:
         """See `CodePrior.build_codes`."""
         require_room(self, "choose fewer codes", *positions, codes)
-        return _Independent(tuple(positions), codes, self.pseudocount)
+        return _CodesByPosition(tuple(positions), codes, self.pseudocount)
 
 
-class _Independent(nn.Module):
+class _CodesByPosition(nn.Module):
     def __init__(self, positions: tuple[int, ...], codes: int, pseudocount: float) -> None:
         super().__init__()
         self.pseudocount = pseudocount

@@ -112,8 +112,8 @@ class Stack:
         """Makes the top of the stack look random, without taking or adding bits; `unstir` undoes it.
 
         What was pushed last is where the next numbers are popped from: without this, they follow those before
-        them, and are no draws. A 1-to-1 function of the uppermost bits (four rounds of a Feistel cipher, without
-        a secret) mixes them.
+        them, and are no draws. A 1-to-1 function of the uppermost bits (four rounds of a Feistel cipher,
+        without a secret) mixes them.
         """
         one, two = self._uppermost()
         for i in range(_ROUNDS):

@@ -15,4 +15,3 @@ from .scores import (
     compare_segments as compare_segments,
     score_photos as score_photos,
 )
-from .tiling import Tile as Tile, tiles as tiles

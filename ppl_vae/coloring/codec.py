@@ -17,8 +17,8 @@ from ppl_vae.coding import Reader, Writer, WrongFileError, require_constriction,
 from ppl_vae.coloring.coded_pictures import code_picture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import as_bytes, as_chroma
-from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.data import Photo
+from ppl_vae.networks import MOST_PIXELS
 from ppl_vae.runtime import described, digest, require_count
 
 _MAGIC, _VERSION = b"pplC", 1
@@ -70,7 +70,7 @@ def compress_colors(
 
     Example:
         >>> from ppl_vae.models import IndependentSegments
-        >>> from ppl_vae.networks import UNet
+        >>> from ppl_vae.networks import MOST_PIXELS, UNet
         >>> model = IndependentSegments(segments=3, network=UNet((4, 8)))
         >>> luma, chroma = torch.full((9, 12), 128), torch.zeros(9, 12, 2)
         >>> data = compress_colors(model, (luma, chroma))

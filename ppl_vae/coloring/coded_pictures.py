@@ -12,9 +12,9 @@ from torch import Tensor
 from ppl_vae.coding import Coder, Writer, WrongFileError
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import fitted_shifts
-from ppl_vae.coloring.tiling import Tile, tiles
 from ppl_vae.colors import chroma_interval
 from ppl_vae.distributions import ChromaLogistic, PottsGrid, PottsTree
+from ppl_vae.networks import Tile, tiles
 
 _AT_ONCE = 2**18
 """Probabilities that are computed at once. With another number a file has another order: a new version."""

@@ -14,9 +14,9 @@ from torch.nn.functional import interpolate
 
 from ppl_vae.coloring.mixtures import mean_of_mixture, mode_of_mixture
 from ppl_vae.coloring.model import ModelOfColors
-from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import possible_chroma, split_colors, to_rgb
 from ppl_vae.distributions import ChromaLogistic
+from ppl_vae.networks import MOST_PIXELS, tiles
 from ppl_vae.pairs import marginals_of
 from ppl_vae.runtime import (
     described,
@@ -101,7 +101,7 @@ def color_picture(
 
     Example:
         >>> from ppl_vae.models import IndependentSegments
-        >>> from ppl_vae.networks import UNet
+        >>> from ppl_vae.networks import MOST_PIXELS, tiles, UNet
         >>> model = IndependentSegments(segments=3, network=UNet((4, 8)))
         >>> found = color_picture(model, torch.full((17, 30), 128.0), draws=2)
         >>> found.mean.shape, found.rgb(found.draws).shape
@@ -188,7 +188,7 @@ def segment_picture(
 
     Example:
         >>> from ppl_vae.models import IndependentSegments
-        >>> from ppl_vae.networks import UNet
+        >>> from ppl_vae.networks import MOST_PIXELS, tiles, UNet
         >>> model = IndependentSegments(segments=3, network=UNet((4, 8)))
         >>> segment_picture(model, torch.full((17, 30), 128.0), torch.zeros(17, 30, 2)).shape
         torch.Size([17, 30])

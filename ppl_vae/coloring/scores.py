@@ -21,11 +21,11 @@ from ppl_vae.coloring.pictures import (
     fitted_shifts,
     segment_picture,
 )
-from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.data import Photo
 from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.evaluation import evaluate
+from ppl_vae.networks import MOST_PIXELS, tiles
 from ppl_vae.pairs import (
     Pair,
     Program,

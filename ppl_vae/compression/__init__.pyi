@@ -1,2 +1,7 @@
 from .bits_back import compress as compress, decompress as decompress
+from .photos import (
+    CompressedPhoto as CompressedPhoto,
+    compress_photo as compress_photo,
+    decompress_photo as decompress_photo,
+)
 from .result import Compressed as Compressed

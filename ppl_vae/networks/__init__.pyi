@@ -23,9 +23,12 @@ from .context import (
     require_one_each as require_one_each,
 )
 from .convolutional import Convolutional as Convolutional
+from .gradients import straight_through as straight_through
 from .grids import (
     ConvolutionalGrid as ConvolutionalGrid,
     GridNetwork as GridNetwork,
+    PictureDecoder as PictureDecoder,
+    PictureEncoder as PictureEncoder,
     Slots as Slots,
 )
 from .mlp import MLP as MLP
@@ -35,5 +38,5 @@ from .pyramid import (
     PyramidEncoder as PyramidEncoder,
 )
 from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of
-from .straight_through import straight_through as straight_through
+from .tiling import MOST_PIXELS as MOST_PIXELS, Tile as Tile, tiles as tiles
 from .unet import UNet as UNet

@@ -153,7 +153,7 @@ class ConvolutionalGrid(GridNetwork):
         self._require_room(channels, dim)
         net = halving(channels, self.channels, self.halvings, self.blocks)
         net.append(nn.Conv2d(self.channels, dim, 1))
-        return _ToGrid(net, tuple(data_shape), channels)
+        return PictureEncoder(net, tuple(data_shape), channels, self.stride, self.radius)
 
     def grid_decoder(self, dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `GridNetwork.grid_decoder`."""
@@ -162,18 +162,33 @@ class ConvolutionalGrid(GridNetwork):
         channels = num_params * as_picture(data_shape, "ConvolutionalGrid")[0]
         self._require_room(channels, dim)
         net = doubling(dim, self.channels, channels, self.halvings, self.blocks)
-        return _FromGrid(net, tuple(out_shape))
+        # Each doubling reads the neighbors, of positions that become half as large.
+        return PictureDecoder(
+            net, tuple(out_shape), self.stride, self.blocks + 1 + 2 * bool(self.halvings)
+        )
 
     def _require_room(self, channels: int, dim: int) -> None:
         advice = "choose fewer ConvolutionalGrid.channels, or a smaller dim"
         require_room(self, advice, self.channels, max(self.channels, channels, dim), 4, 4)
 
 
-class _ToGrid(nn.Module):
-    """Pictures `(*batch, *channels, h, w)` to vectors `(*batch, h', w', dim)`."""
+class PictureEncoder(nn.Module):
+    """Pictures `(*batch, *channels, h, w)`, of any size, to vectors `(*batch, h / stride, w / stride, dim)`.
 
-    def __init__(self, net: nn.Module, data_shape: tuple[int, ...], channels: int) -> None:
+    Args:
+        net: Maps `(n, channels, h, w)` to `(n, dim, h / stride, w / stride)`.
+        data_shape: Shape of the rows that it is built for.
+        channels: Their channels.
+        stride: Pixels per position.
+        radius: How many pixels beside those of a position its vector depends on.
+    """
+
+    def __init__(
+        self, net: nn.Module, data_shape: tuple[int, ...], channels: int, stride: int, radius: int
+    ) -> None:
         super().__init__()
+        self.stride = stride
+        self.radius = radius
         self.net = net
         self.event_dim = len(data_shape)
         self.data_shape = data_shape
@@ -190,11 +205,22 @@ class _ToGrid(nn.Module):
         return vectors.movedim(-3, -1).reshape(*batch, *vectors.shape[-2:], vectors.shape[-3])
 
 
-class _FromGrid(nn.Module):
-    """Vectors `(*batch, h', w', dim)` to numbers of pictures, `(*batch, num_params, *channels, h, w)`."""
+class PictureDecoder(nn.Module):
+    """Vectors on a grid of any size to numbers of pictures, `(*batch, num_params, *channels, h, w)`.
 
-    def __init__(self, net: nn.Module, out_shape: tuple[int, ...]) -> None:
+    Args:
+        net: Maps `(n, dim, h', w')` to `(n, num_params * channels, stride h', stride w')`.
+        out_shape: `(num_params, *data_shape)` of the rows that it is built for.
+        stride: Pixels per position.
+        radius: How many positions beside its own a pixel depends on.
+    """
+
+    def __init__(
+        self, net: nn.Module, out_shape: tuple[int, ...], stride: int, radius: int
+    ) -> None:
         super().__init__()
+        self.stride = stride
+        self.radius = radius
         self.net = net
         self.leading = out_shape[:-2]
 
