@@ -23,6 +23,7 @@ from .context import (
     require_one_each as require_one_each,
 )
 from .convolutional import Convolutional as Convolutional
+from .gated_layers import GatedLayers as GatedLayers
 from .grids import (
     ConvolutionalGrid as ConvolutionalGrid,
     GridNetwork as GridNetwork,
