@@ -114,8 +114,13 @@ class QuantizingEncoder(Rebuildable, nn.Module):
         """q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`, event shape `positions`."""
         return self._family(self.vectors(x))[0]
 
-    def forward(self, x: Tensor) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`."""
+    def forward(self, x: Tensor, c: Tensor | None = None) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`.
+
+        Args:
+            x: The rows.
+            c: What they come with, for a `ConditionalVQVAE`: it is p(z | c) that sees it, not q(z | x).
+        """
         quantizer = self._quantizer[0]
         vectors = self.vectors(x)
         q, nearest = self._family(vectors)

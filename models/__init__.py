@@ -12,8 +12,9 @@
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 | `GaussianHMM`, `CategoricalHMM` | a path of states | evidence, posterior, EM step |
 | `HierarchicalVAE` | two layers, the top standard normal | |
-| `VQVAE` | a grid of codes | |
+| `VQVAE` | a grid of codes; any prior of codes | |
 | `VQVAE2` | grids of codes, each coarser than the one below | |
+| `ConditionalVQVAE` | a grid of codes, whose prior sees the label or attributes of the row | |
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 | `IndependentSegments`, `ScanLineSegments` | a segment per pixel of a gray picture | evidence, posterior |
@@ -37,10 +38,13 @@ A prior is a description, given to a model: `VAE(..., prior=MixturePrior(compone
 
 | prior of codes | p(z) |
 | --- | --- |
-| `UniformCodes` | the same for all codes: what a VQ-VAE is trained with |
+| `UniformCodes` | each code costs the same |
 | `IndependentCodes` | how often each code is used at each position |
+| `PixelCNNPrior` | each code given those before it, by gated convolutions |
+| `TransformerPrior` | each code given those before it, by causal self-attention |
 
-They are descriptions for `VQVAE` and `VQVAE2`, and for `refit_prior` of such a model.
+They are for models of codes, `VQVAE(..., prior=PixelCNNPrior())`, and for `ppl_vae.refit_prior`, which fits
+them to the codes of a trained pair.
 
 | colors of segments | P(y given z, x) sees |
 | --- | --- |

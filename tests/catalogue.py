@@ -72,11 +72,13 @@ from ppl_vae.models import (
     MixturePrior,
     Palette,
     PictureColors,
+    PixelCNNPrior,
     PottsSegments,
     ProbabilisticPCA,
     ScanLineSegments,
     SemiSupervisedVAE,
     StandardNormal,
+    TransformerPrior,
     TreeSegments,
     UniformCodes,
     VampPrior,
@@ -178,6 +180,8 @@ QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
 CODE_PRIORS: dict[str, CodePrior] = {
     "UniformCodes": UniformCodes(),
     "IndependentCodes": IndependentCodes(),
+    "PixelCNNPrior": PixelCNNPrior(channels=6, layers=3),
+    "TransformerPrior": TransformerPrior(width=8, layers=2, heads=2),
 }
 
 COLORS: dict[str, Colors] = {

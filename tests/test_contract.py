@@ -166,6 +166,7 @@ def test_every_export_has_a_row() -> None:
     seen: list[Any] = [program for model, guide, _ in rows for program in (model, guide)]
     seen += [make()[0] for make in CLOSED_FORM_MODELS.values()]
     seen += PRIORS.values()
+    seen += CODE_PRIORS.values()
     seen += COLORS.values()
     seen += CODE_PRIORS.values()
     faces = (ppl_vae.models, ppl_vae.guides)

@@ -33,7 +33,9 @@ def pair_of(
     guide = QuantizingEncoder(model, grid)
     with torch.no_grad():
         for parameter in [*model.parameters(), *guide.parameters()]:
-            parameter.add_(0.3 * torch.randn_like(parameter))  # a prior with opinions, codes that vary
+            parameter.add_(
+                0.3 * torch.randn_like(parameter)
+            )  # a prior with opinions, codes that vary
         vectors = guide.vectors(torch.rand(8, channels, 16, 16)).reshape(-1, model.quantizer.dim)
         if isinstance(quantizer, VectorQuantizer):
             quantizer.codebook.place(vectors[:16], torch.ones(16, dtype=torch.bool))
@@ -81,8 +83,10 @@ def test_codes_come_back_and_take_the_bits_that_the_prior_says(
     assert decoded.shape == photo.shape
     payload = 8 * (len(found.data) - HEADER)
     assert found.code_length - 8 <= payload <= found.code_length + 64
-    assert found.num_codes == written[0].numel() == math.prod(-(-side // 4) for side in size) * (
-        model.quantizer.depth
+    assert (
+        found.num_codes
+        == written[0].numel()
+        == math.prod(-(-side // 4) for side in size) * (model.quantizer.depth)
     )
     if size == (16, 16):  # one block: the rate of evaluate
         x = (photo.movedim(-1, 0).float() / 255).unsqueeze(0)

@@ -23,6 +23,7 @@ from .context import (
     require_one_each as require_one_each,
 )
 from .convolutional import Convolutional as Convolutional
+from .gated_layers import GatedLayers as GatedLayers
 from .gradients import straight_through as straight_through
 from .grids import (
     ConvolutionalGrid as ConvolutionalGrid,
@@ -37,6 +38,11 @@ from .pyramid import (
     PyramidDecoder as PyramidDecoder,
     PyramidEncoder as PyramidEncoder,
 )
-from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of
+from .rebuildable import (
+    Rebuildable as Rebuildable,
+    Recipe as Recipe,
+    recipe_of as recipe_of,
+    told_instead as told_instead,
+)
 from .tiling import MOST_PIXELS as MOST_PIXELS, Tile as Tile, tiles as tiles
 from .unet import UNet as UNet

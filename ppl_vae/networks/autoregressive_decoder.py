@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ppl_vae.networks.arguments import (
     require_at_least,
@@ -20,8 +18,7 @@ from ppl_vae.networks.arguments import (
 )
 from ppl_vae.networks.base import Network, ReadingDecoder
 from ppl_vae.networks.convolutional import Convolutional, as_picture
-
-_SMALLER = "choose smaller AutoregressiveDecoder.channels or AutoregressiveDecoder.window"
+from ppl_vae.networks.gated_layers import GatedLayers
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,9 @@ class PixelDecoder(ReadingDecoder):
         picture = network.picture(data_shape)
         # Beside what a pixel is, whether it is seen.
         inputs = _with_categories(picture, network.categories or 1)[0] + 1
-        require_room(network, _SMALLER, 2 * network.channels, 2 * network.channels)
+        name = type(network).__name__
+        advice = f"choose smaller {name}.channels or {name}.window"
+        require_room(network, advice, 2 * network.channels, 2 * network.channels)
         self.num_params = num_params
         self.latent_dim = latent_dim
         self.picture = picture
@@ -179,12 +178,9 @@ class PixelDecoder(ReadingDecoder):
         self.pixel_dropout = network.pixel_dropout
         self.scale = network.scale
         self.base = network.base.decoder(latent_dim, (network.channels, *picture[1:]))
-        # No pixel is further away than the picture is large.
-        up, aside = (_shares(min(network.window, n - 1), network.layers) for n in picture[1:])
-        self.layers = nn.ModuleList()
-        for i, reach in enumerate(zip(up, aside, strict=True)):
-            reads = network.channels if i else inputs
-            self.layers.append(_Layer(reads, network.channels, latent_dim, reach, first=not i))
+        self.layers = GatedLayers(
+            inputs, network.channels, picture[1:], network.layers, network.window, latent_dim, name
+        )
         self.head = nn.Sequential(
             nn.LeakyReLU(),
             nn.Conv2d(network.channels, network.channels, 1),
@@ -214,57 +210,26 @@ class PixelDecoder(ReadingDecoder):
         place = _flat(self.base(z), batch, 3)
         latents = _flat(z, batch, 1)
         seen = self._seen(_flat(x.reshape(*x.shape[:within], *self.picture), batch, 3).to(z.dtype))
-        above = left = seen
-        gates: Tensor | None = None
-        for layer in self._layers():
-            above = above if gates is None else _gated(gates)
-            gates, link = layer.above(layer.padded_above(above), place, latents)
-            left = layer.left(layer.padded_left(left), link, None if layer.first else left)
-        features: Tensor = self.head(left)
+        features: Tensor = self.head(self.layers(seen, place, latents))
         return features.reshape(*batch, self.num_params, *self.data_shape)
 
     def ancestral(self, z: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """See `ReadingDecoder.ancestral`; `draw` gets the features of one pixel, all of its channels.
-
-        Of the stack from above each layer keeps the last rows that it reads, of the one from the left this row.
-        """
-        with torch.no_grad():
-            return self._drawn(z, draw)
-
-    def _drawn(self, z: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `ReadingDecoder.ancestral`; `draw` gets the features of one pixel, all of its channels."""
         batch = z.shape[:-1]
-        latents, place = _flat(z, batch, 1), _flat(self.base(z), batch, 3)
-        n, (channels, height, width) = len(latents), self.picture
+        latents, n = _flat(z, batch, 1), batch.numel()
+        channels, height, width = self.picture
         of_pixel = (*self.data_shape[:-2], 1, 1)[-len(self.data_shape) :]
-        layers = self._layers()
         x = z.new_zeros(n, channels, height, width)
-        rows = [z.new_zeros(n, layer.reads, layer.rows, width) for layer in layers]
-        for r in range(height):
-            links: list[Tensor] = []
-            gates: Tensor | None = None
-            for i, layer in enumerate(layers):
-                if gates is not None:
-                    rows[i] = torch.cat([rows[i][:, :, 1:], _gated(gates)], 2)
-                gates, link = layer.above(rows[i], place[:, :, r : r + 1], latents)
-                links.append(link)
-            # One row of what each layer reads, with the columns left of the picture.
-            row = [z.new_zeros(n, layer.reads, 1, layer.aside + width) for layer in layers]
-            for c in range(width):
-                left: Tensor | None = None
-                for layer, link, read in zip(layers, links, row, strict=True):
-                    if left is not None:
-                        read[..., layer.aside + c] = left[..., 0]
-                    columns = read[..., c : c + layer.columns]
-                    left = layer.left(columns, link[..., c : c + 1], left)
-                features = self.head(left).reshape(*batch, self.num_params, *of_pixel)
-                values = draw(features).reshape(n, channels)
-                x[:, :, r, c] = values
-                drawn = self._read(values[..., None, None])[..., 0, 0]
-                row[0][:, :-1, 0, layers[0].aside + c] = drawn
-                row[0][:, -1, 0, layers[0].aside + c] = 1.0
-            if rows[0].shape[2]:
-                line = row[0][..., layers[0].aside :]
-                rows[0] = torch.cat([rows[0][:, :, 1:], line], 2)
+
+        def pixel(r: int, c: int, given: Tensor) -> Tensor:
+            features = self.head(given[..., None, None]).reshape(*batch, self.num_params, *of_pixel)
+            values = draw(features).reshape(n, channels)
+            x[:, :, r, c] = values
+            read = self._read(values[..., None, None])[..., 0, 0]
+            return torch.cat([read, torch.ones_like(read[:, :1])], 1)
+
+        with torch.no_grad():
+            self.layers.draw(n, _flat(self.base(z), batch, 3), latents, pixel)
         return x.reshape(*batch, *self.data_shape)
 
     def _seen(self, x: Tensor) -> Tensor:
@@ -277,9 +242,6 @@ class PixelDecoder(ReadingDecoder):
     def _read(self, x: Tensor) -> Tensor:
         """Pixels as numbers, or as one-hot vectors: `(n, channels, height, width)`."""
         return x / self.scale if self.categories is None else _one_hot(x, self.categories)
-
-    def _layers(self) -> list[_Layer]:
-        return [layer for layer in self.layers if isinstance(layer, _Layer)]
 
 
 class _OfCategories(nn.Module):
@@ -308,64 +270,6 @@ class _OfCategories(nn.Module):
         return features
 
 
-class _Layer(nn.Module):
-    """One layer of both stacks.
-
-    Args:
-        reads: Channels of what it reads.
-        channels: Channels of what it gives.
-        latent_dim: Number of latent dimensions.
-        reach: How many rows up and columns to both sides it reads.
-        first: Whether it is the first layer, which must not read the pixel itself.
-    """
-
-    def __init__(
-        self, reads: int, channels: int, latent_dim: int, reach: tuple[int, int], *, first: bool
-    ) -> None:
-        super().__init__()
-        self.reads, self.first = reads, first
-        self.up, self.aside = reach
-        self.rows = self.up + (not first)  # of what is above, read at once
-        self.columns = self.aside + (not first)
-        across = 2 * self.aside + 1
-        require_room("AutoregressiveDecoder", _SMALLER, 2 * channels, reads, self.rows + 1, across)
-        # A convolution with a masked kernel gives the same numbers, from more multiplications.
-        self.of_above = _convolution(reads, 2 * channels, (self.rows, across), self.aside)
-        self.of_left = _convolution(reads, 2 * channels, (1, self.columns), 0)
-        self.place = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.latent = nn.Linear(latent_dim, 2 * channels)
-        self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
-
-    def padded_above(self, above: Tensor) -> Tensor:
-        """All rows of the picture, with those above it, that `above` reads."""
-        return pad(above, (0, 0, self.up, -1 if self.first else 0))
-
-    def padded_left(self, left: Tensor) -> Tensor:
-        """All columns of the picture, with those left of it, that `left` reads."""
-        return pad(left, (self.aside, -1 if self.first else 0))
-
-    def above(self, above: Tensor, place: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The gates of what is above, before their activation, and what they give to what is left."""
-        gates = self.place(place) + self.latent(latents)[:, :, None, None]
-        if self.of_above is not None:
-            gates = gates + self.of_above(above)
-        return gates, self.link(gates)
-
-    def left(self, left: Tensor, link: Tensor, before: Tensor | None) -> Tensor:
-        """What the layer gives, from what is left and the link; `before` is what the layer before gave."""
-        gates = link if self.of_left is None else link + self.of_left(left)
-        given: Tensor = self.out(_gated(gates))
-        return given if before is None else before + given
-
-
-def _convolution(reads: int, gives: int, kernel: tuple[int, int], aside: int) -> nn.Conv2d | None:
-    """A convolution that is padded to the sides alone; None if it would read nothing."""
-    if not math.prod(kernel):
-        return None
-    return nn.Conv2d(reads, gives, kernel, padding=(0, aside), bias=False)
-
-
 def _with_categories(picture: tuple[int, int, int], categories: int) -> tuple[int, int, int]:
     """The shape of a picture whose pixels are one-hot vectors."""
     return (picture[0] * categories, *picture[1:])
@@ -375,17 +279,6 @@ def _one_hot(x: Tensor, categories: int) -> Tensor:
     """Pictures `(*batch, channels, height, width)` of categories, with a channel for each of them."""
     each = torch.arange(categories, device=x.device)[:, None, None]
     return (x.unsqueeze(-3) == each).to(x.dtype).flatten(-4, -3)
-
-
-def _gated(gates: Tensor) -> Tensor:
-    """tanh(a) sigmoid(b), of the two halves of the channels."""
-    a, b = gates.chunk(2, 1)
-    return a.tanh() * b.sigmoid()
-
-
-def _shares(total: int, parts: int) -> list[int]:
-    """A whole number as a sum of parts, which differ by 1 at most, the larger ones first."""
-    return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def _flat(value: Tensor, batch: torch.Size, event_dim: int) -> Tensor:

@@ -44,13 +44,8 @@ class _Role(NamedTuple):
 _PARTS = tuple(
     f"ppl_vae.{room}"
     for room in (
-        "models",
-        "guides",
-        "networks",
+        *("models", "guides", "networks", "likelihoods", "objectives", "distributions"),
         "codes",
-        "likelihoods",
-        "objectives",
-        "distributions",
     )
 )
 _MODULE = "torch.nn.modules"
