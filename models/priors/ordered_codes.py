@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -55,8 +56,12 @@ class OrderedCodes(nn.Module, ABC):
             p: dist.TorchDistribution = dist.Categorical(logits=each).to_event(event_dim)
             return p
 
-        def draw(shape: torch.Size) -> Tensor:
-            drawn = self.draw(shape.numel(), _rows(given, shape), _categorical)
+        def draw(shape: torch.Size, values: Callable[[Any], Tensor]) -> Tensor:
+            def choose(logits: Tensor) -> Tensor:
+                of_each = full_precision(logits).reshape(*shape, self.codes)
+                return values(dist.Categorical(logits=of_each)).reshape(-1)
+
+            drawn = self.draw(shape.numel(), _rows(given, shape), choose)
             return drawn.reshape(*shape, *self.positions)
 
         def support() -> constraints.Constraint:
@@ -99,11 +104,6 @@ def _rows(given: Tensor | None, batch: torch.Size) -> Tensor | None:
     if given is None:
         return None
     return given.expand(*batch, given.shape[-1]).reshape(batch.numel(), given.shape[-1])
-
-
-def _categorical(logits: Tensor) -> Tensor:
-    drawn: Tensor = dist.Categorical(logits=full_precision(logits)).sample()
-    return drawn
 
 
 def depth_of(name: str, positions: Sequence[int]) -> int:

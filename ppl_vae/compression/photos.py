@@ -324,10 +324,10 @@ def _code(model: Any, z: Tensor, coder: TableCoder) -> None:
     order = blocks.flatten(1)
     place = 0
 
-    def choose(logits: Tensor) -> Tensor:
-        """The codes of all blocks at the next position, from their logits `(n, K)`."""
+    def choose(p: Any) -> Tensor:
+        """The codes of all blocks at the next position, from their distribution given those before."""
         nonlocal place
-        tables = logits.double().softmax(-1)
+        tables = _logits_of(p).double().softmax(-1)
         # Beyond the photo, what is likeliest: the prior reads it, and nobody writes it.
         chosen = tables.argmax(-1)
         there = inside[:, place]
@@ -337,13 +337,13 @@ def _code(model: Any, z: Tensor, coder: TableCoder) -> None:
         place += 1
         return chosen
 
-    draw = getattr(prior, "draw", None)
-    if callable(draw):
-        draw(len(blocks), None, choose)
+    p = prior().expand((len(blocks),))
+    if hasattr(p, "by_parts"):
+        p.by_parts(choose)
     else:
-        logits = _logits_of(prior()).expand(*blocks.shape[1:], -1).reshape(order.shape[1], -1)
-        for each in logits:
-            choose(each.expand(len(blocks), -1))
+        logits = _logits_of(p).flatten(1, -2)
+        for each in logits.unbind(1):
+            choose(torch.distributions.Categorical(logits=each))
     back(order.reshape(blocks.shape))
 
 
@@ -353,8 +353,8 @@ def _logits_of(p: Any) -> Tensor:
         p = p.base_dist
     if not isinstance(p, torch.distributions.Categorical):
         raise TypeError(
-            f"compressed photos need a prior whose codes are independent, or drawn one after the other (draw), "
-            f"such as UniformCodes or PixelCNNPrior, got {described(p)}"
+            "compressed photos need a prior whose codes are independent, or come one after the other "
+            f"(by_parts), such as UniformCodes or PixelCNNPrior, got {described(p)}"
         )
     found: Tensor = p.logits
     return found
