@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ppl_vae import load_run, save_run
+from ppl_vae.cli import main
 from ppl_vae.codes import FSQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
 from ppl_vae.coding import SEAL
-from ppl_vae.compression import compress_photo, decompress_photo, photos
+from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
 from ppl_vae.guides import QuantizingEncoder
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VQVAE, CodePrior, IndependentCodes, PixelCNNPrior, UniformCodes
@@ -225,3 +230,76 @@ def test_wrong_arguments_are_told() -> None:
         compress_photo(flat, QuantizingEncoder(flat, slots), photo_of(8, 8))
     with pytest.raises(TypeError, match="needs a guide that encodes pictures of any size"):
         compress_photo(model, flat, photo_of(8, 8))
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "vq"
+    save_run(folder, *pair_of())
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a photo, a gray one of the same name elsewhere, and a file that is none."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo_of(21, 30).numpy()).save(tmp_path / "a.png")
+    (tmp_path / "more").mkdir()
+    Image.fromarray(photo_of(16, 16, 1).numpy()).save(tmp_path / "more" / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def test_photos_are_written_and_read_on_the_command_line(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", "a.png", "more/a.png", "--run", str(run), "--out", "out"]) == 0
+    told = capsys.readouterr().out
+    assert sorted(file.name for file in (here / "out").iterdir()) == ["a-2.vq", "a.vq"]
+    size = (here / "out" / "a.vq").stat().st_size
+    assert f"30 x 21  {size:>5,}" in told
+    assert "2 photos compressed: out" in told
+    files = ["out/a.vq", "out/a-2.vq"]
+    assert main(["decompress", *files, "--run", str(run), "--out", "back"]) == 0
+    model = load_run(run).model
+    for name in ("a", "a-2"):
+        expected = decompress_photo(model, (here / "out" / f"{name}.vq").read_bytes())  # type: ignore[arg-type]
+        assert torch.equal(torch.from_numpy(np.array(Image.open(f"back/{name}.png"))), expected)
+    error = photo_error(photo_of(21, 30), torch.from_numpy(np.array(Image.open("back/a.png"))))
+    assert f"{error:.2f} dB" in told
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_read_is_named_and_left_out(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_run = ["--run", str(run), "--out", "out"]
+    assert main(["compress", "a.png", "broken.png", *with_run]) == 1
+    told = capsys.readouterr()
+    assert "broken.png cannot be read" in told.err
+    assert "1 of 2 photos compressed" in told.out
+    assert main(["decompress", "a.png", *with_run]) == 1
+    told = capsys.readouterr()
+    assert "a.png: these bytes are no file of compress_photo; it is left out" in told.err
+    assert "none of the 1 files can be decoded" in told.err
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["compress", "--out", "out"], "PHOTO is missing"),
+        (["compress", "a.png", "--out", "out"], "--run is missing"),
+        (["decompress", "a.png", "--run", "RUN"], "--out is missing"),
+        (["compress", "a.png", "--run", "RUN", "--out", "more"], "more/a.vq is there already"),
+    ],
+)
+def test_wrong_commands_are_told(
+    run: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("more/a.vq").touch()
+    assert main([str(run) if word == "RUN" else word for word in arguments]) == 2
+    assert told in capsys.readouterr().err

@@ -12,7 +12,13 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from torch import Tensor
 
-from ppl_vae.cli.common import keep_and_show, keep_result, rows_of, say_of_other_weights
+from ppl_vae.cli.common import (
+    distinct_names,
+    keep_and_show,
+    keep_result,
+    rows_of,
+    say_of_other_weights,
+)
 from ppl_vae.cli.finish import dark_folder, told_of_training
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import actions_of
@@ -250,7 +256,7 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
     require_count("--longest", longest or 0, 0)
     out = as_folder(options.out, "out")
     model = cast(colorization.SegmentedColors, run.model)
-    files = _named([Path(name) for name in options.photos])
+    files = distinct_names([Path(name) for name in options.photos])
     written = [out / f"{stem}.{name}.png" for stem in files for name in _files(options.draws)]
     out.parent.mkdir(parents=True, exist_ok=True)
     own_folder(out)
@@ -388,15 +394,3 @@ def _save_sheet(
     }
     with replacing(file, overwrite=overwrite) as temporary:
         contact_sheet(shown, [name for name, _ in page]).savefig(temporary, format="png")
-
-
-def _named(files: Sequence[Path]) -> dict[str, Path]:
-    """The files by the stem of what is written of each: those of one name get a number."""
-    found: dict[str, Path] = {}
-    for file in dict.fromkeys(files):
-        stem, number = file.stem, 1
-        while stem in found:
-            number += 1
-            stem = f"{file.stem}-{number}"
-        found[stem] = file
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,3 +247,15 @@ def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
         *(Estimate(elbo), Estimate(evidence), unreliable, rows["method"]),
         num_samples=samples if isinstance(samples, int) else FEWEST_SAMPLES,
     )
+
+
+def distinct_names(files: Sequence[Path]) -> dict[str, Path]:
+    """The files by the stem of what is written of each: those of one name get a number."""
+    found: dict[str, Path] = {}
+    for file in dict.fromkeys(files):
+        stem, number = file.stem, 1
+        while stem in found:
+            number += 1
+            stem = f"{file.stem}-{number}"
+        found[stem] = file
+    return found

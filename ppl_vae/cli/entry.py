@@ -32,6 +32,9 @@ from ppl_vae.runtime import progress_in_lines, safe_children
 _MODULES = ("train", "em", "refit", "sweep", "report", "colorize")
 """The commands that have a module of their own."""
 
+_ELSEWHERE = {"compress": "compressed", "decompress": "compressed"}
+"""The modules of other commands, where it is not `run_commands`."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
@@ -143,7 +146,7 @@ def _run(arguments: list[str]) -> int:
     parser, given = parsed(command, rest)
     group, _, action = command.rpartition(" ")
     own = group or action
-    module = own if own in _MODULES else "run_commands"
+    module = own if own in _MODULES else _ELSEWHERE.get(own, "run_commands")
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), action)
     with progress_in_lines(say):
         return int(run(parser, given))

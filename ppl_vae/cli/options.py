@@ -25,6 +25,8 @@ COMMANDS = {
     "compare": "differences between runs, row by row",
     "export": "export a run as netCDF for ArviZ",
     "report": "one page of HTML about a run or a sweep, to look at or to send",
+    "compress": "write photos of any size as the codes of a VQVAE, at the bits of their prior",
+    "decompress": "read what `compress` wrote",
     "colorize": "color gray photos through a latent segmentation: train, evaluate, apply",
 }
 
@@ -280,6 +282,27 @@ def _colorize_apply(options: Options) -> None:
     _add_flag(options, "--overwrite", "replace files of these names")
 
 
+def _compress(options: Options) -> None:
+    what = "photos; one that cannot be read is named and left out: the exit status is then 1"
+    options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
+    _add_files_of_a_run(options, "compress, which `decompress` needs, too")
+
+
+def _decompress(options: Options) -> None:
+    what = "files of `compress`; one that cannot be decoded is named and left out: the exit status is then 1"
+    options.add_argument("files", nargs="+", type=str, metavar="FILE", help=what)
+    _add_files_of_a_run(options, "decompress: the one that they were written with")
+
+
+def _add_files_of_a_run(options: Options, doing: str) -> None:
+    what = f"folder of a run of a VQVAE of pictures, to {doing}"
+    options.add_argument("--run", type=str, help=what)
+    _add_trust(options)
+    options.add_argument("--out", type=str, help="folder to write into; it is made")
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace files of these names")
+
+
 def _em(options: Options) -> None:
     _add_config(options)
     _add_resume(options, "em", "max_iterations")
@@ -406,6 +429,8 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "compare": _compare,
     "export": _export,
     "report": _report,
+    "compress": _compress,
+    "decompress": _decompress,
     "colorize": _colorize,
     "colorize train": _colorize_train,
     "colorize evaluate": _colorize_evaluate,

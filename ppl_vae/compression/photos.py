@@ -217,6 +217,27 @@ def decompress_photo(
     return pixels[..., 0] if parts.channels == 1 else pixels
 
 
+def photo_error(photo: Tensor, decoded: Tensor) -> float:
+    """Peak signal-to-noise ratio of a decoded photo, 10 log10(255^2 / mean squared error), in decibels.
+
+    Args:
+        photo: Bytes, `(h, w, 3)` or `(h, w)`.
+        decoded: Bytes of the same shape; a gray one counts for each of three colors.
+
+    Returns:
+        The ratio; infinite if both are the same.
+
+    Example:
+        >>> photo = torch.zeros(2, 2, dtype=torch.uint8)
+        >>> round(photo_error(photo, photo + 1), 2)
+        48.13
+    """
+    if decoded.dim() < photo.dim():
+        decoded = decoded.unsqueeze(-1)
+    squared = float((photo.double() - decoded.double()).square().mean())
+    return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
+
+
 @dataclass(frozen=True)
 class _Parts:
     """What is asked of a model.
@@ -266,7 +287,8 @@ def _as_pixels(photo: Any, channels: int) -> Tensor:
         raise ValueError(
             f"photo must have the shape (h, w, {channels}) for this model, got {tuple(photo.shape)}"
         )
-    return photo.movedim(-1, 0).to(torch.get_default_dtype()) / 255
+    pixels: Tensor = photo.movedim(-1, 0).to(torch.get_default_dtype()) / 255
+    return pixels
 
 
 def _encoded(guide: Any, encoder: PictureEncoder, pixels: Tensor, most_pixels: int) -> Tensor:
