@@ -510,9 +510,28 @@ def colorization_inference(folder: Path) -> None:
             assert 0 <= lost < 0.1  # the best lines, without a training
 
 
+def bits_back(folder: Path) -> None:
+    write_mnist(folder / "data", 60, 20)
+    for pixels in ("binary", "raw"):
+        printed = run("bits_back.py", f"--pixels={pixels}", "--max_epochs=1", cwd=folder)
+        table = {row["code"]: row for row in rows(printed)}
+        size = float(table["bits-back, whole file"]["bytes"])
+        bits = mean(table["bits-back, whole file"]["bits per dimension"])
+        assert bits == pytest.approx(8 * size / (20 * 784), abs=1e-4)
+        assert bits > mean(table["-ELBO / (D ln 2)"]["bits per dimension"])
+        for name in ("PNG", "WebP"):
+            each, one = (
+                float(table[f"{name}, {kind}"]["bytes"])
+                for kind in ("a file each", "one picture of all")
+            )
+            assert 0 < one < each
+        assert "the rows are the same" in printed
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
+    "bits_back.py": bits_back,
     "collapse.py": collapse,
     "colorization.py": colorization,
     "colorization_files.py": colorization_files,

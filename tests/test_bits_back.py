@@ -63,7 +63,7 @@ from ppl_vae.pairs import PairError
 
 SHAPE = (1, 3, 4)
 NET = MLP((8,))
-HEADER = 4 + 4 + 2 + 16 + 8
+HEADER = 4 + 4 + 2 + 20 + 8
 
 
 class Case(NamedTuple):
@@ -523,7 +523,7 @@ def test_every_damage_is_found(written: tuple[Case, Compressed]) -> None:
 
 def fields(data: bytes) -> Iterator[tuple[int, str]]:
     """Where each field of the header is."""
-    kinds = ["B"] * 4 + ["H"] + ["I"] * 4 + ["8s"]
+    kinds = ["B"] * 4 + ["H"] + ["I"] * 5 + ["8s"]
     place = 4
     for kind in kinds:
         yield place, kind

@@ -55,7 +55,7 @@ def test_adversarial_tables(table: list[float]) -> None:
     stack = Stack(LIBRARY)
     stack.push(numbers, tables)
     assert 8 * len(stack.data()) <= bits(tables, numbers) * (1 + 1e-6) + 64 + 32
-    stack = Stack(LIBRARY, stack.data())
+    stack = Stack(LIBRARY, stack.data(), stack.initial_words)
     np.testing.assert_array_equal(stack.pop(tables), numbers)
     assert stack.is_initial
 
@@ -74,7 +74,7 @@ def test_a_thousand_random_numbers_cost_what_their_probabilities_say(
     expected = bits(tables, numbers)
     leaked = 1000 * count * LEAST * 1.5  # each number has 2^-24 at least
     assert expected - 33 <= 8 * len(stack.data()) - 64 <= expected + 32 + leaked
-    stack = Stack(LIBRARY, stack.data())
+    stack = Stack(LIBRARY, stack.data(), stack.initial_words)
     np.testing.assert_array_equal(stack.pop(tables), numbers)
 
 

@@ -249,6 +249,14 @@ class TestOptimalGaussian:
         torch.testing.assert_close(p.variance, torch.full((4, 3), 1e-6))
 
 
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_all_masses_of_a_beta_binomial_at_once(levels: int) -> None:
+    features = 3 * torch.randn(20, 2, 4, dtype=torch.float64)
+    p: Any = BetaBinomial(levels)(features, 1).base_dist
+    values = (torch.arange(levels).double() / (levels - 1)).reshape(-1, 1, 1)
+    torch.testing.assert_close(p.log_masses(), p.log_prob(values), rtol=1e-9, atol=1e-9)
+
+
 class TestQuantizedLogistic:
     """Numbers that a difference of distribution functions gets wrong."""
 

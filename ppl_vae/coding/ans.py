@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Stack:
     Args:
         library: constriction.
         data: The content of a stack, as `data` gives it; None for an empty one.
+        initial_words: Those of that stack.
 
     Attributes:
         initial_words: How often 32 random bits were put at the bottom. At the start there are 64.
@@ -55,14 +57,13 @@ class Stack:
         True
     """
 
-    def __init__(self, library: Any, data: bytes | None = None) -> None:
+    def __init__(self, library: Any, data: bytes | None = None, initial_words: int = _FEW) -> None:
         self._library = library.stream.stack.AnsCoder
         self._family = library.stream.model.Categorical(perfect=False)
         self._halves = library.stream.model.Uniform(2**16)
-        self.initial_words = 0
+        self.initial_words = initial_words
         if data is None:
-            words = np.array([_word(1), _word(0)], dtype=np.uint32)
-            self.initial_words = len(words)
+            words = _words(self.initial_words, self.initial_words)
         else:
             if len(data) % 4:
                 raise ValueError("the stack is damaged: its end is missing")
@@ -100,9 +101,8 @@ class Stack:
         found = self._coder.decode(self._family, tables)
         while before is not None and self._coder.num_words() < _FEW:
             words = before.get_compressed()
-            more = np.array([_word(self.initial_words)], dtype=np.uint32)
             self.initial_words += 1
-            before = self._library(np.concatenate([more, words]))
+            before = self._library(np.concatenate([_words(self.initial_words, 1), words]))
             self._coder = before.clone()
             found = self._coder.decode(self._family, tables)
         numbers[unsure] = found
@@ -129,16 +129,21 @@ class Stack:
 
     def _uppermost(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Pops two halves of what is uppermost, each of so many numbers of 16 bits."""
-        each = max(1, min(_STIRRED, self._coder.num_words() - _FEW))
+        each = max(1, min(_STIRRED, len(self._used()) - _FEW))
         found = self._coder.decode(self._halves, 2 * each)
         return found[:each], found[each:]
 
     @property
     def is_initial(self) -> bool:
         """Whether nothing is left but random bits that were there before the first push."""
-        found = self._coder.get_compressed()
-        words = [_word(i) for i in reversed(range(len(found)))]
-        return bool(np.array_equal(found, np.array(words, dtype=np.uint32)))
+        return self._coder.num_words() == self.initial_words and not len(self._used())
+
+    def _used(self) -> NDArray[np.uint32]:
+        """All words but those at the bottom that are as they were put there: more may come below them."""
+        found: NDArray[np.uint32] = self._coder.get_compressed()
+        most = min(len(found), self.initial_words)
+        changed = np.flatnonzero(found[:most] != _words(self.initial_words, most))
+        return found[changed[0] if len(changed) else most :]
 
     def data(self) -> bytes:
         """All bits, in words of 4 bytes."""
@@ -206,7 +211,14 @@ def _hash(half: NDArray[np.int32], i: int) -> NDArray[np.int32]:
     return np.frombuffer(found, "<u2").astype(np.int32)
 
 
+@lru_cache(maxsize=2**16)
 def _word(place: int) -> int:
     """32 random bits, not all 0; the same each time."""
     found = hashlib.sha256(f"initial bits {place}".encode()).digest()
     return int.from_bytes(found[:4], "little") | 1
+
+
+def _words(count: int, lowest: int) -> NDArray[np.uint32]:
+    """The lowest ones of so many words: those that were put there last."""
+    places = range(count - 1, count - 1 - lowest, -1)
+    return np.array([_word(place) for place in places], dtype=np.uint32)

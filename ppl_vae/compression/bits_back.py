@@ -154,6 +154,7 @@ def compress(
                 latent_bits,
                 at_once,
                 num_rows(rows),
+                stack.initial_words,
                 _sum_of(t for t, given in zip(tensors, context, strict=True) if not given),
                 _sum_of(t for t, given in zip(tensors, context, strict=True) if given),
                 name_of(pair, _blank(prepared, context, _named(num_rows(rows), at_once))),
@@ -242,7 +243,7 @@ def decompress(
             grids = Grids(contents.latent_bits, _dtype(contents.double), contents.moments)
             done = False
             try:
-                stack = Stack(library, payload)
+                stack = Stack(library, payload, contents.initial_words)
                 _decoded(pair, blank, contents, is_context, grids, stack, progress)
                 found = [t for t, each in zip(rows, arguments, strict=True) if not each.is_context]
                 done = stack.is_initial and _sum_of(found) == contents.sum_of_rows

@@ -15,9 +15,9 @@ from ppl_vae.coding import SEAL, sealed, unsealed
 
 _MAGIC, _VERSION = b"pplB", 1
 
-_HEADER = struct.Struct("<4s4BH4I8s")
-"""Magic, version, double precision, bits of a latent, arguments, rows at once, rows, sums of rows and context,
-bytes of shapes and grids, name of the pair."""
+_HEADER = struct.Struct("<4s4BH5I8s")
+"""Magic, version, double precision, bits of a latent, arguments, rows at once, rows, initial words, sums of
+rows and context, bytes of shapes and grids, name of the pair."""
 
 _DTYPES = (
     torch.float32,
@@ -57,6 +57,7 @@ class Contents:
         latent_bits: b of the grids.
         rows_at_once: Most rows that were coded at once; 0 for all.
         num_rows: Number of rows.
+        initial_words: Random words that were put at the bottom of the stack.
         sum_of_rows: Checksum of the rows.
         sum_of_context: Checksum of what the receiver has.
         name: A digest of the pair.
@@ -68,6 +69,7 @@ class Contents:
     latent_bits: int
     rows_at_once: int
     num_rows: int
+    initial_words: int
     sum_of_rows: int
     sum_of_context: int
     name: bytes
@@ -94,6 +96,7 @@ def written(contents: Contents, payload: bytes) -> tuple[bytes, int]:
         len(contents.arguments),
         contents.rows_at_once,
         contents.num_rows,
+        contents.initial_words,
         contents.sum_of_rows,
         contents.sum_of_context,
         len(more),
@@ -109,7 +112,9 @@ def read(data: bytes) -> tuple[Contents, bytes]:
         ValueError: It is no file of `compress`, of another version, damaged or truncated.
     """
     header, rest = unsealed(data, _MAGIC, _VERSION, _HEADER.size, "file of rows", "compress")
-    double, bits, count, at_once, rows, of_rows, of_context, size, name = _HEADER.unpack(header)[2:]
+    double, bits, count, at_once, rows, words, of_rows, of_context, size, name = _HEADER.unpack(
+        header
+    )[2:]
     more = rest[:size]
     arguments, moments, place = [], {}, 0
     try:
@@ -133,7 +138,7 @@ def read(data: bytes) -> tuple[Contents, bytes]:
     if not sound or not 1 <= bits <= MOST_BITS or not arguments:
         raise ValueError("this file of rows has a header that nobody writes: get it again")
     contents = Contents(
-        bool(double), bits, at_once, rows, of_rows, of_context, name, arguments, moments
+        bool(double), bits, at_once, rows, words, of_rows, of_context, name, arguments, moments
     )
     return contents, rest[size:]
 

@@ -29,6 +29,9 @@ class Finite:
     def log_tables(self) -> Tensor:
         """Their log-probabilities, `(S.numel(), K)`, float64."""
         count, ones = len(self.values), [1] * len(self._base.batch_shape)
+        if hasattr(self._base, "log_masses"):
+            known: Tensor = self._base.log_masses()
+            return known.reshape(count, -1).T.double()
         each = self.values.reshape(count, *ones, *self._base.event_shape)
         log_p: Tensor = self._base.log_prob(each)
         return log_p.expand(count, *self._base.batch_shape).reshape(count, -1).T.double()

@@ -106,7 +106,7 @@ class _Independent:
         return masses.where(~empty, 1.0)
 
 
-class _Points:
+class _Certain:
     """Numbers that are certain: nothing is coded."""
 
     def __init__(self, value: Tensor) -> None:
@@ -127,7 +127,7 @@ def masses_of(fn: Any) -> Masses | None:
     if isinstance(innermost(fn), dist.Delta):
         inner = innermost(fn)
         shape = fn.batch_shape + fn.event_shape
-        return _Points(inner.v.expand(shape).reshape(-1, numbers).double())
+        return _Certain(inner.v.expand(shape).reshape(-1, numbers).double())
     each = elementwise(fn)
     if each is not None:
         if type(each) is dist.Normal:
@@ -170,7 +170,7 @@ def standard(masses: Masses) -> bool:
 
 def points(masses: Masses) -> Tensor | None:
     """The numbers, if they are certain, `(B, E)`."""
-    return masses.value if isinstance(masses, _Points) else None
+    return masses.value if isinstance(masses, _Certain) else None
 
 
 def _log_or_mass(loc: Tensor, scale: Tensor, edges: Tensor, log: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.pairs import PairError
 
 
-class Target(NamedTuple):
+class Observed(NamedTuple):
     """What a site observes.
 
     Attributes:
@@ -58,7 +58,7 @@ class Reading:
         """That of the first argument that is coded."""
         return self.arguments[list(self._context).index(False)].dtype
 
-    def target(self, name: str, value: Tensor) -> Target:
+    def target(self, name: str, value: Tensor) -> Observed:
         """Where a site's value comes from and goes to.
 
         Args:
@@ -91,7 +91,7 @@ class Reading:
             argument.copy_(rounded.reshape(argument.shape))
             return rounded.to(value.dtype).reshape(value.shape)
 
-        return Target(known, fill)
+        return Observed(known, fill)
 
 
 def source_of(

@@ -92,7 +92,10 @@ class Compressed(RowResult):
 
     @property
     def coder(self) -> float:
-        """What rounded probabilities and whole words cost, bits per dimension."""
+        """What rounded probabilities and whole words cost, bits per dimension.
+
+        It is negative where values are rarer than 2^-24: no number costs more than 24 bits.
+        """
         coded = float(self.code_length.values.double().sum())
         return (self.payload_bits - self.initial_bits - coded) / self._numbers
 

@@ -83,6 +83,22 @@ class QuantizedBetaBinomial(dist.TorchDistribution):
         log_p: Tensor = coefficients[which.clamp(0, n).long()] + (both - norm)
         return log_p.to(dtype)
 
+    def log_masses(self) -> Tensor:
+        """The log masses of all values, `(levels, *batch_shape)`, in nats: by sums of logarithms."""
+        n = self.levels - 1
+        j = torch.arange(n, dtype=torch.float64, device=self.concentration1.device)
+        j = j.reshape(-1, *[1] * len(self.batch_shape))
+        alpha, beta = self.concentration1.double(), self.concentration0.double()
+        begin = torch.zeros(1, *self.batch_shape, dtype=torch.float64, device=j.device)
+
+        def rising(first: Tensor) -> Tensor:
+            """log of first (first + 1) ... (first + k - 1), for k = 0, ..., n."""
+            return torch.cat([begin, torch.log(first + j).cumsum(0)])
+
+        choices = rising(torch.ones_like(begin[0]))  # log k!
+        coefficients = choices[-1] - choices - choices.flip(0)
+        return coefficients + rising(alpha) + rising(beta).flip(0) - rising(alpha + beta)[-1]
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws values from the support, of shape `(*sample_shape, *batch_shape)`."""
         with torch.no_grad():
