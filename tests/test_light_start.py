@@ -24,7 +24,7 @@ from ppl_vae.cli.light import command_parser
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.parser import make_parser
 from ppl_vae.models.colorization import Colors, SegmentedColors
-from ppl_vae.models.priors import Prior
+from ppl_vae.models.priors import CodePrior, Prior
 from ppl_vae.objectives.elementwise import OfElements
 
 ROOT = Path(__file__).parent.parent
@@ -219,7 +219,10 @@ def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
     [
         ("tr", {"train"}),
         ("train --guide Mean", {"MeanField"}),
-        ("train --model.network ", {"MLP", "Convolutional", "AutoregressiveDecoder"}),
+        (
+            "train --model.network ",  # those of all models
+            {"MLP", "Convolutional", "AutoregressiveDecoder", "ConvolutionalGrid", "Slots"},
+        ),
         ("train --model.network.base.hi", {"--model.network.base.hidden"}),
         ("train --max_", {"--max_epochs", "--max_rows"}),
         ("train --objective.beta.ep", {"--objective.beta.epochs"}),
@@ -250,7 +253,8 @@ CLASSES: dict[str, Collection[str]] = {
     "model": [
         name
         for name, found in ((n, getattr(models, n)) for n in dir(models))
-        if inspect.isclass(found) and not issubclass(found, (Prior, Colors, SegmentedColors))
+        if inspect.isclass(found)
+        and not issubclass(found, (CodePrior, Prior, Colors, SegmentedColors))
     ],
     "guide": [
         name
