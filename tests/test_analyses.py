@@ -244,6 +244,27 @@ def few_labels(folder: Path) -> None:
     assert "Percent of 150 test rows" in printed
 
 
+def classification_accuracy(folder: Path) -> None:
+    few = ("--max_rows=300", "--seeds=2", "--max_epochs=2", "--latent_dim=2", "--hidden=[16]")
+    printed = run(
+        "classification_accuracy.py", *few, "--num_steps=60", "--channels=[8,16]", cwd=folder
+    )
+    table = {row["trained on"]: row for row in rows(printed)}
+    vaes = ["reconstructions, VAE", "draws, ConditionalVAE", "means, ConditionalVAE"]
+    shuffled = "real rows, labels shuffled"
+    assert list(table) == ["real rows", *vaes, "draws, a VAE for each class", shuffled]
+    real = mean(table.pop("real rows")["accuracy"])
+    assert real > 50
+    assert mean(table[shuffled]["accuracy"]) < 30  # 10 by chance, and shuffles differ
+    for row in table.values():
+        difference = mean(row["accuracy"]) - real
+        assert mean(row["minus real rows"]) == pytest.approx(difference, abs=0.011)
+        least, most = (float(row["by seed"].split(" to ")[i]) for i in (0, 1))
+        assert least - 0.05 <= mean(row["accuracy"]) <= most + 0.05
+        assert mean(row["lowest (class)"].split()[0]) <= most
+    assert "60 steps of 128 rows" in printed
+
+
 def rate_distortion(folder: Path) -> None:
     sizes = ("--betas=[1,4]", "--num_rows=100", "--max_epochs=250", "--num_samples=200")
     printed = run("rate_distortion.py", *sizes, "--num_chains=16", "--num_steps=200", cwd=folder)
@@ -513,6 +534,7 @@ def colorization_inference(folder: Path) -> None:
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
+    "classification_accuracy.py": classification_accuracy,
     "collapse.py": collapse,
     "colorization.py": colorization,
     "colorization_files.py": colorization_files,
