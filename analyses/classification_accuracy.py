@@ -17,7 +17,7 @@ import ppl_vae
 from ppl_vae.data import Data
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Binomial, DiscretizedLogistic, Likelihood
-from ppl_vae.models import VAE, ConditionalVAE
+from ppl_vae.models import VAE, ConditionalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP, Convolutional, Labels
 from ppl_vae.stats import CrossedEstimate
 from ppl_vae.tasks import (
@@ -47,10 +47,17 @@ class Setting:
         """The training rows and their labels."""
         return self.data.train
 
+    @property
+    def held_out(self) -> Labeled:
+        """Validation rows and their labels: a tenth as many, because each epoch looks at all of them."""
+        x, y = self.data.validation
+        few = max(1, len(self.train[1]) // 10)
+        return x[:few], y[:few]
+
     @cached_property
     def vae(self) -> tuple[VAE, MeanField]:
         """A VAE that does not see the labels."""
-        return self._vae(self.data.train[0], self.data.validation[0])
+        return self._vae(self.train[0], self.held_out[0])
 
     @cached_property
     def conditional(self) -> tuple[ConditionalVAE, MeanField]:
@@ -61,13 +68,13 @@ class Setting:
             self.data.shape, network=self.network, likelihood=self._likelihood(), **sizes
         )
         guide = MeanField(self.data.shape, network=self.network, **sizes)
-        self._fit(model, guide, self.data.train, self.data.validation)
+        self._fit(model, guide, self.train, self.held_out)
         return model, guide
 
     @cached_property
     def vaes(self) -> list[VAE]:
         """A VAE for each class."""
-        (x, y), (held_out, its_labels) = self.data.train, self.data.validation
+        (x, y), (held_out, its_labels) = self.train, self.held_out
         each = range(self.classes)
         return [self._vae(x[y == c], held_out[its_labels == c])[0] for c in each]
 
@@ -82,7 +89,7 @@ class Setting:
     def _likelihood(self) -> Likelihood:
         """Of counts from 0, or of pictures with values k / 255."""
         levels = self.data.levels or 0
-        counts = float(self.data.train[0].max()) > 1
+        counts = float(self.train[0].max()) > 1
         return Binomial(levels - 1) if counts else DiscretizedLogistic(levels)
 
     def _fit(self, model: Any, guide: Any, rows: Any, held_out: Any) -> None:
@@ -107,6 +114,15 @@ def reconstructions(of: Setting) -> Any:
     return ppl_vae.reconstruct(*of.vae, x, num_samples=1, seed=of.seed, progress=False), y
 
 
+def normals(of: Setting) -> Any:
+    """Draws of probabilistic PCA, fitted to the rows of each class: what a normal distribution is good for."""
+    x, y = of.train
+    models = [ProbabilisticPCA(of.data.shape, of.latent_dim) for _ in range(of.classes)]
+    for label, model in enumerate(models):
+        ppl_vae.fit_em(model, x[y == label], max_iterations=30, seed=of.seed, progress=False)
+    return model_per_class(models)
+
+
 def shuffled(of: Setting) -> Any:
     """The training rows with labels of others."""
     x, y = of.train
@@ -120,6 +136,7 @@ GENERATORS: dict[str, Callable[[Setting], Any]] = {
     "draws, ConditionalVAE": lambda of: class_conditional(of.conditional[0]),
     "means, ConditionalVAE": lambda of: class_conditional(of.conditional[0], means=True),
     "draws, a VAE for each class": lambda of: model_per_class(of.vaes),
+    "draws, PCA for each class": normals,
     "real rows, labels shuffled": shuffled,
 }
 

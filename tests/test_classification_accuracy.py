@@ -189,6 +189,9 @@ def test_a_single_repeat_or_row() -> None:
     assert again.standard_error == pytest.approx(CrossedEstimate(values).standard_error)
     assert math.isnan(CrossedEstimate(torch.rand(3, 1)).standard_error)
     assert "±" not in str(CrossedEstimate(torch.rand(3, 1)))
+    assert (
+        CrossedEstimate(torch.ones(3, 8)).numbers() == "1.00"
+    )  # all right: the error is not known to be 0
 
 
 class FewRows:
@@ -307,7 +310,9 @@ def test_pictures_get_convolutions_and_the_length_is_stated() -> None:
     )
     assert ("classifier", found.classifier) in found.lines()
     assert found.accuracy.mean == 1
-    assert "all test rows are right, so that the error is 0, but of other rows 5.0%" in str(found)
+    assert "all test rows are right, which leaves no spread: of other rows, up to 5.0%" in str(
+        found
+    )
     assert found.difference.mean == 0  # the same rows
     network = NetworkClassifier(Convolutional((4,), hidden=8), num_steps=1)
     assert (

@@ -70,10 +70,13 @@ class CrossedEstimate:
         return math.sqrt(of_rows + max(0.0, of_repeats - residual))
 
     def numbers(self, spec: str = ".2f") -> str:
-        """Mean ± standard error in printed units, each in the format `spec`; see `Estimate.numbers`."""
+        """Mean ± standard error in printed units, each in the format `spec`; see `Estimate.numbers`.
+
+        The mean alone, if there is a single row, or if all values are the same: they say nothing of a spread.
+        """
         sign = spec[: spec.startswith("+")]
         mean = format(self.scale * self.mean, f"{sign}z{spec[len(sign) :]}")
-        if self.values.shape[1] < 2:
+        if self.values.shape[1] < 2 or bool((self.values == self.values[0, 0]).all()):
             return mean
         return f"{mean} ± {format(self.scale * self.standard_error, spec.lstrip('+'))}"
 

@@ -163,7 +163,7 @@ def _notes(of_generated: Tensor, of_real: Tensor) -> tuple[str, ...]:
     share = float(of_generated.double().mean())
     if share in (0, 1):
         notes.append(
-            f"all test rows are {'right' if share else 'wrong'}, so that the error is 0, but of other rows "
+            f"all test rows are {'right' if share else 'wrong'}, which leaves no spread: of other rows, up to "
             f"{min(1.0, 3 / of_generated.shape[1]):.1%} may not be (95 %)"
         )
     alike = all(bool((each == each[0]).all()) for each in (of_generated, of_real))
