@@ -321,6 +321,18 @@ def test_pictures_get_convolutions_and_the_length_is_stated() -> None:
     )
 
 
+def test_any_numbers_are_taken() -> None:
+    """Bytes, half precision, numpy and lists, as models and files have them."""
+    y = np.arange(40) % 2
+    x = np.random.default_rng(0).integers(0, 100, (40, 2)) + 100 * y[:, None]
+    small = NetworkClassifier(MLP(hidden=()), num_steps=60, learning_rate=0.1)
+    for rows in (x.astype("uint8"), torch.as_tensor(x).half(), x.tolist(), x / 7):
+        found = score((rows, y), (rows, y.tolist()), (rows, y.astype("float64")), small)
+        assert found.accuracy.mean > 0.9
+        assert found.difference.mean == 0
+    assert score((x, y), (x, y), (x, y), LogisticRegression()).accuracy.mean > 0.9
+
+
 def test_estimators_are_copied_and_get_the_seed(sets: tuple[Labeled, Labeled]) -> None:
     forest = RandomForestClassifier(n_estimators=2, max_depth=1)
     found = score(NORMALS, *sets, forest, seeds=3)

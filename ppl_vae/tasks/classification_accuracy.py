@@ -300,7 +300,7 @@ def _as_rows(name: str, given: Any) -> Tensor:
             f"{name}: expected rows of shape (n, numbers) or (n, *channels, height, width), got "
             f"{tuple(x.shape)}" + ": write x[:, None] for one number per row" * (x.dim() == 1)
         )
-    return x if x.is_floating_point() else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _require_shape(name: str, what: str, x: Tensor, shape: tuple[int, ...]) -> None:

@@ -171,10 +171,10 @@ class _Scaled(nn.Module):
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
-        numbers = like.double() if like.dim() == 2 else like.double().reshape(-1, 1)
-        scale = numbers.std(0, correction=0)
-        self.register_buffer("center", numbers.mean(0).float())
-        self.register_buffer("scale", torch.where(scale > 0, scale, 1.0).float())
+        numbers = like if like.dim() == 2 else like.reshape(-1, 1)
+        variance, mean = torch.var_mean(numbers, 0, correction=0)
+        self.register_buffer("center", mean.float())
+        self.register_buffer("scale", torch.where(variance > 0, variance, 1.0).sqrt().float())
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.center) / self.scale
