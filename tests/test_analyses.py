@@ -23,6 +23,7 @@ from scripts import ROOT, Row, mean, rows, run, run_alone
 from torch import Tensor
 
 from ppl_vae.cli import main as cli
+from ppl_vae.data import Data
 
 
 def check_elbo(row: Row, log_p: str) -> None:
@@ -265,6 +266,20 @@ def classification_accuracy(folder: Path) -> None:
         assert least - 0.05 <= mean(row["accuracy"]) <= most + 0.05
         assert mean(row["lowest (class)"].split()[0]) <= most
     assert "60 steps of 128 rows" in printed
+
+
+def test_held_out_rows_are_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a folder come class by class, of which the first ones would be a single class."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = runpy.run_path(str(ROOT / "analyses" / "classification_accuracy.py"))
+    train, held_out = (
+        (torch.zeros(10 * n, 2), torch.arange(10).repeat_interleave(n)) for n in (360, 40)
+    )
+    data = Data("sorted", train, held_out, held_out, levels=256)
+    setting = script["Setting"](data, 10, 2, script["MLP"](), 1, 64, 0)
+    x, y = setting.held_out
+    assert len(x) == len(y) <= 360
+    assert y.bincount().tolist() == [20] * 10
 
 
 def rate_distortion(folder: Path) -> None:
