@@ -5,6 +5,7 @@ Each function takes any Pyro model/guide pair:
 - `check`, `fit`: check and train a pair; `fit_em`: EM for models with closed forms;
 - `evaluate`, `annealed_importance_sampling`, `bidirectional_monte_carlo`: the bound next to log p(x);
 - `inference_gaps`, `diagnose`: where the bound is loose, and why a posterior collapsed;
+- `classification_accuracy_score`: whether generated rows teach a classifier what real rows do;
 - `refit_guide`, `refit_prior`: another guide or prior for a model that is kept;
 - `load_data`, `save_run`, `load_run`, `to_arviz`: data, runs on disk, ArviZ.
 

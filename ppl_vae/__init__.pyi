@@ -41,6 +41,7 @@ from .evaluation import (
 from .runs import load_run as load_run, save_run as save_run
 from .tasks import (
     PairTransformer as PairTransformer,
+    classification_accuracy_score as classification_accuracy_score,
     encode as encode,
     interpolate as interpolate,
     outliers as outliers,

@@ -23,6 +23,7 @@ from scripts import ROOT, Row, mean, rows, run, run_alone
 from torch import Tensor
 
 from ppl_vae.cli import main as cli
+from ppl_vae.data import Data
 
 
 def check_elbo(row: Row, log_p: str) -> None:
@@ -242,6 +243,43 @@ def few_labels(folder: Path) -> None:
         # The better of the two is chosen for each seed.
         assert mean(row["M2 - the better of the two"]) <= shares[0] - max(shares[1:]) + 0.11
     assert "Percent of 150 test rows" in printed
+
+
+def classification_accuracy(folder: Path) -> None:
+    few = ("--max_rows=300", "--seeds=2", "--max_epochs=2", "--latent_dim=2", "--hidden=[16]")
+    printed = run(
+        "classification_accuracy.py", *few, "--num_steps=60", "--channels=[8,16]", cwd=folder
+    )
+    table = {row["trained on"]: row for row in rows(printed)}
+    vaes = ["reconstructions, VAE", "draws, ConditionalVAE", "means, ConditionalVAE"]
+    of_classes = ["draws, a VAE for each class", "draws, PCA for each class"]
+    shuffled = "real rows, labels shuffled"
+    assert list(table) == ["real rows", *vaes, *of_classes, shuffled]
+    real = mean(table.pop("real rows")["accuracy"])
+    assert mean(table["draws, PCA for each class"]["accuracy"]) > 50
+    assert real > 50
+    assert mean(table[shuffled]["accuracy"]) < 30  # 10 by chance, and shuffles differ
+    for row in table.values():
+        difference = mean(row["accuracy"]) - real
+        assert mean(row["minus real rows"]) == pytest.approx(difference, abs=0.011)
+        least, most = (float(row["by seed"].split(" to ")[i]) for i in (0, 1))
+        assert least - 0.05 <= mean(row["accuracy"]) <= most + 0.05
+        assert mean(row["lowest (class)"].split()[0]) <= most
+    assert "60 steps of 128 rows" in printed
+
+
+def test_held_out_rows_are_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a folder come class by class, of which the first ones would be a single class."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = runpy.run_path(str(ROOT / "analyses" / "classification_accuracy.py"))
+    train, held_out = (
+        (torch.zeros(10 * n, 2), torch.arange(10).repeat_interleave(n)) for n in (360, 40)
+    )
+    data = Data("sorted", train, held_out, held_out, levels=256)
+    setting = script["Setting"](data, 10, 2, script["MLP"](), 1, 64, 0)
+    x, y = setting.held_out
+    assert len(x) == len(y) <= 360
+    assert y.bincount().tolist() == [20] * 10
 
 
 def rate_distortion(folder: Path) -> None:
@@ -532,6 +570,7 @@ def bits_back(folder: Path) -> None:
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
     "bits_back.py": bits_back,
+    "classification_accuracy.py": classification_accuracy,
     "collapse.py": collapse,
     "colorization.py": colorization,
     "colorization_files.py": colorization_files,

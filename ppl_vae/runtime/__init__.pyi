@@ -53,6 +53,7 @@ from .progress import (
     progress_in_lines as progress_in_lines,
 )
 from .randomness import (
+    apart_from_data as apart_from_data,
     own_generator as own_generator,
     preserve_random_state as preserve_random_state,
     random_state as random_state,

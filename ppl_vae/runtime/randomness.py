@@ -66,6 +66,20 @@ def own_generator() -> torch.Generator:
     return torch.Generator().manual_seed(_OWN)
 
 
+def apart_from_data(seed: int) -> int:
+    """A seed of its own for each seed, from which nobody draws data: see `own_generator`.
+
+    Rows that are generated after `torch.manual_seed(0)` would be the data that were made after it.
+
+    Example:
+        >>> data = torch.rand(3, generator=torch.Generator().manual_seed(0))
+        >>> again = torch.rand(3, generator=torch.Generator().manual_seed(apart_from_data(0)))
+        >>> torch.equal(again, data)
+        False
+    """
+    return int(seed) ^ _OWN
+
+
 def random_state(device: torch.device, torch_only: bool = False) -> dict[str, Any]:
     """The state of the random generators that a program may draw from.
 

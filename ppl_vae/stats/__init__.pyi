@@ -1,3 +1,4 @@
+from .crossed import CrossedEstimate as CrossedEstimate
 from .estimate import Estimate as Estimate, bits_per_dim as bits_per_dim
 from .moments import (
     RunningVariance as RunningVariance,

@@ -1,4 +1,4 @@
-"""The jobs after training, for any pair: encode, reconstruct, sample, interpolate, traverse, find outliers."""
+"""The jobs after training, for any pair: encode, reconstruct, sample, interpolate, classify, ..."""
 
 from __future__ import annotations
 

@@ -1,6 +1,15 @@
+from .classification_accuracy import (
+    classification_accuracy_score as classification_accuracy_score,
+)
+from .classification_result import ClassificationAccuracy as ClassificationAccuracy
+from .classifiers import NetworkClassifier as NetworkClassifier
 from .decoding import reconstruct as reconstruct
 from .encoding import encode as encode
 from .ends import discrete_latents as discrete_latents, partners as partners
+from .generators import (
+    class_conditional as class_conditional,
+    model_per_class as model_per_class,
+)
 from .observed import NoMeanError as NoMeanError
 from .outlying import Outliers as Outliers, outliers as outliers
 from .paths import interpolate as interpolate, traverse as traverse
