@@ -716,6 +716,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the operating system cannot fork")
 def test_scripts_start_alone(tmp_path: Path) -> None:
     """In the interpreter of the tests, a module that another script has imported would be there."""
@@ -729,7 +730,9 @@ def test_scripts_start_alone(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-SLOW = ("inference_gaps.py", "priors.py")  # half a minute each
+SLOW = (  # half a minute each
+    *("collapse.py", "context_window.py", "inference_gaps.py", "planted_causes.py", "priors.py"),
+)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_check_says_why_an_objective_does_not_suit(name: str, objective: str, wo
 
 
 @pytest.mark.filterwarnings("ignore:.*do not train the classifier")
-@pytest.mark.parametrize(("objective", "name"), SUITED)
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [pytest.param(*o, marks=() if o in FIRST else pytest.mark.slow) for o in SUITED],
+)
 def test_every_parameter_is_trained(objective: str, name: str) -> None:
     model, guide, x = PAIRS[name]()
     pair = Pair(model, guide)

@@ -305,9 +305,10 @@ def test_evaluate_finds_the_smaller_gap() -> None:
     plain = MeanField((D,), Q, LINEAR).double()
     plain.load_state_dict(guide.state_dict())
     exact_evidence = float(model.log_evidence(x).mean().detach())
-    found = evaluate(model, guide, x, num_samples=2000, seed=0, progress=False)
+    options: Any = {"num_samples": 2000, "method": "guide", "seed": 0, "progress": False}
+    found = evaluate(model, guide, x, **options)
     exact = closed_elbo(model, x, guide.amortize(x))
     assert found.elbo.mean == pytest.approx(float(exact.mean().detach()), abs=0.1)
     assert found.log_likelihood.mean == pytest.approx(exact_evidence, abs=0.1)
-    unrefined = evaluate(model, plain, x, num_samples=2000, seed=0, progress=False)
+    unrefined = evaluate(model, plain, x, **options)
     assert found.elbo.mean > unrefined.elbo.mean + 1

@@ -275,14 +275,14 @@ def test_a_recording_that_turns_out_wrong_is_done_again(
 
     monkeypatch.setattr(weighing, "record", spoiled)
     (model, guide), x = pair(), rows(60)
-    plain = evaluate(model, guide, x, num_samples=100, seed=0, capture=False)
+    plain = evaluate(model, guide, x, num_samples=100, method="guide", seed=0, capture=False)
     with caplog.at_level(logging.WARNING):
-        found = evaluate(model, guide, x, num_samples=100, seed=0)
+        found = evaluate(model, guide, x, num_samples=100, method="guide", seed=0)
     assert "the evaluation starts again in Pyro" in caplog.text
     assert runs > wrong_from
     same(found, plain)
     torch.manual_seed(5)
-    without_a_seed = evaluate(model, guide, x, num_samples=100, capture=False)
+    without_a_seed = evaluate(model, guide, x, num_samples=100, method="guide", capture=False)
     runs = 0
     torch.manual_seed(5)
-    same(evaluate(model, guide, x, num_samples=100), without_a_seed)
+    same(evaluate(model, guide, x, num_samples=100, method="guide"), without_a_seed)
