@@ -44,6 +44,7 @@ class QuantizingEncoder(Rebuildable, nn.Module):
         ValueError: The grids of model and network differ, or `temperature` is negative.
 
     Example:
+        >>> import torch
         >>> from ppl_vae.codes import VectorQuantizer
         >>> from ppl_vae.models import VQVAE
         >>> from ppl_vae.networks import MLP, Slots
@@ -67,7 +68,10 @@ class QuantizingEncoder(Rebuildable, nn.Module):
             raise ValueError(
                 f"QuantizingEncoder.temperature must be finite and at least 0, got {temperature}"
             )
-        quantizer, data_shape = getattr(model, "quantizer", None), getattr(model, "data_shape", None)
+        quantizer, data_shape = (
+            getattr(model, "quantizer", None),
+            getattr(model, "data_shape", None),
+        )
         if not callable(getattr(quantizer, "nearest", None)) or data_shape is None:
             raise TypeError(
                 "QuantizingEncoder needs a model with a quantizer and a data_shape, such as VQVAE, but "
@@ -104,8 +108,13 @@ class QuantizingEncoder(Rebuildable, nn.Module):
         """q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`, event shape `positions`."""
         return self._family(self.vectors(x))[0]
 
-    def forward(self, x: Tensor) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`."""
+    def forward(self, x: Tensor, c: Tensor | None = None) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`.
+
+        Args:
+            x: The rows.
+            c: What they come with, for a `ConditionalVQVAE`: it is p(z | c) that sees it, not q(z | x).
+        """
         quantizer = self._quantizer[0]
         vectors = self.vectors(x)
         q, nearest = self._family(vectors)

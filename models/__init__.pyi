@@ -1,4 +1,5 @@
 from . import colorization as colorization, priors as priors
+from .codes.conditional_vqvae import ConditionalVQVAE as ConditionalVQVAE
 from .codes.vqvae import VQVAE as VQVAE
 from .colorization.colors import (
     LumaColors as LumaColors,
@@ -29,6 +30,8 @@ from .priors.codes import (
 from .priors.flow import FlowPrior as FlowPrior
 from .priors.mixture import MixturePrior as MixturePrior
 from .priors.normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
+from .priors.pixel_cnn import PixelCNNPrior as PixelCNNPrior
+from .priors.transformer import TransformerPrior as TransformerPrior
 from .priors.vamp import VampPrior as VampPrior
 from .sequences.categorical_hmm import CategoricalHMM as CategoricalHMM
 from .sequences.ctc import CTC as CTC

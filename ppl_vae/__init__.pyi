@@ -1,6 +1,7 @@
 from . import (
     capture as capture,
     checks as checks,
+    codes as codes,
     coloring as coloring,
     colors as colors,
     data as data,

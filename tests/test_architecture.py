@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"_version", "_moved", "colors", "runtime"},
     {"stats", "data", "networks", "distributions", "pairs"},
-    {"likelihoods", "objectives", "runs", "guides"},
+    {"likelihoods", "objectives", "runs", "guides", "codes"},
     {"checks", "capture", "models", "sweeps"},
     {"training", "em", "evaluation"},
     {"coloring", "diagnosis", "rate_distortion", "tasks"},
@@ -25,7 +25,7 @@ FLOORS = [
     {"", "cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-OF_PROGRAMS = {"_moved", "networks", "distributions", "likelihoods", "pairs"}
+OF_PROGRAMS = {"_moved", "networks", "distributions", "likelihoods", "pairs", "codes"}
 """What models and guides may use."""
 
 

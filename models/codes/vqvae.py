@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyro
-import pyro.distributions as dist
 from torch import Tensor
 
-from ppl_vae.codes import Quantizer, VectorQuantizer
-from ppl_vae.likelihoods import Bernoulli, Likelihood
-from ppl_vae.models.priors.codes import CodePrior, UniformCodes
-from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import ConvolutionalGrid, GridNetwork, require_object
+from ppl_vae.codes import Quantizer
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models.codes.code_decoder import CodeDecoder
+from ppl_vae.models.priors.codes import CodePrior
+from ppl_vae.models.rows import require_shape
+from ppl_vae.networks import ConvolutionalGrid, GridNetwork
 
 
-class VQVAE(RowModel):
+class VQVAE(CodeDecoder):
     """A grid of codes from a prior, and a row decoded from their vectors.
 
         z ~ p(z),    x ~ p(x | decoder(C_z))
@@ -47,6 +47,7 @@ class VQVAE(RowModel):
 
     Example:
         >>> import torch
+        >>> from ppl_vae.codes import VectorQuantizer
         >>> from ppl_vae.networks import MLP, Slots
         >>> model = VQVAE((1, 8, 8), VectorQuantizer(codes=8, dim=2), Slots(4, MLP(hidden=(32,))))
         >>> model.decode(torch.zeros(5, 4, dtype=torch.long)).mean.shape
@@ -61,34 +62,14 @@ class VQVAE(RowModel):
         likelihood: Likelihood | None = None,
         prior: CodePrior | None = None,
     ) -> None:
-        super().__init__(data_shape)
-        require_object(self, "network", network, "grid_decoder", "ConvolutionalGrid()")
-        if quantizer is not None:
-            require_object(self, "quantizer", quantizer, "nearest", "VectorQuantizer()")
-        if likelihood is not None:
-            require_object(self, "likelihood", likelihood, "num_params", "Bernoulli()")
-        if prior is not None:
-            require_object(self, "prior", prior, "build_codes", "UniformCodes()")
-        self.quantizer = VectorQuantizer() if quantizer is None else quantizer
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self.grid = network.positions(self.data_shape)
-        depth = self.quantizer.depth
-        self.positions = (*self.grid, depth) if depth > 1 else self.grid
-        out_shape = (self.likelihood.num_params, *self.data_shape)
-        self.decoder = network.grid_decoder(self.quantizer.dim, out_shape)
-        self.prior = (prior or UniformCodes()).build_codes(self.positions, self.quantizer.codes)
+        super().__init__(data_shape, quantizer, network, likelihood, prior, None)
 
-    def _program(self, x: Tensor) -> None:
-        z = pyro.sample("z", self.prior())
-        vectors = pyro.deterministic("vectors", self.quantizer.embed(z), event_dim=len(self.grid) + 1)
-        pyro.sample("x", self.decode_vectors(vectors), obs=x)
-        self.quantizer.learn()
+    def forward(self, x: Tensor) -> None:
+        """Runs the model on `x`, `(n, *data_shape)`.
 
-    def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """p(x | z) for codes `(*batch, *positions)`: batch shape `batch`."""
-        return self.decode_vectors(self.quantizer.embed(z))
-
-    def decode_vectors(self, vectors: Tensor) -> dist.TorchDistribution:
-        """p(x | vectors) for vectors `(*batch, *grid, dim)`: batch shape `batch`."""
-        found: dist.TorchDistribution = self.likelihood(self.decoder(vectors), len(self.data_shape))
-        return found
+        Raises:
+            ValueError: The rows of `x` do not have the shape `data_shape`.
+        """
+        require_shape(self, x, *self.data_shape)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            self._rows(x, self.prior())

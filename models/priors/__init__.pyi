@@ -8,4 +8,6 @@ from .codes import (
 from .flow import FlowPrior as FlowPrior
 from .mixture import MixturePrior as MixturePrior
 from .normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
+from .pixel_cnn import PixelCNNPrior as PixelCNNPrior
+from .transformer import TransformerPrior as TransformerPrior
 from .vamp import VampPrior as VampPrior

@@ -30,5 +30,10 @@ from .grids import (
     Slots as Slots,
 )
 from .mlp import MLP as MLP
-from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of
+from .rebuildable import (
+    Rebuildable as Rebuildable,
+    Recipe as Recipe,
+    recipe_of as recipe_of,
+    told_instead as told_instead,
+)
 from .unet import UNet as UNet

@@ -188,9 +188,7 @@ class _Layer(nn.Module):
         gates = gates.expand(len(above), *gates.shape[1:])
         return gates, self.link(gates)
 
-    def left(
-        self, left: Tensor, link: Tensor, before: Tensor | None, hide: float = 0.0
-    ) -> Tensor:
+    def left(self, left: Tensor, link: Tensor, before: Tensor | None, hide: float = 0.0) -> Tensor:
         """What the layer gives, from what is left and the link; `before` is what the layer before gave."""
         gates = link if self.of_left is None else link + self.of_left(left)
         given: Tensor = self.out(_gated(gates, hide))

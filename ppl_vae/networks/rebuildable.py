@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -89,6 +89,35 @@ def recipe_of(built: object) -> Recipe | None:
         return Recipe(type(built), {})  # no constructor of its own takes anything
     found: Recipe | None = getattr(built, "_recipe", None)
     return found
+
+
+def told_instead(built: object, **arguments: Any) -> None:
+    """Changes what an object remembers of its constructor, once a part of it has been replaced by another.
+
+    An object that remembers no such argument, or is given one that no recipe holds, forgets how it was built.
+
+    Args:
+        built: The object.
+        arguments: What the constructor would be given now.
+
+    Example:
+        >>> class Layer(Rebuildable):
+        ...     def __init__(self, width: int = 3) -> None: ...
+        >>> layer = Layer()
+        >>> told_instead(layer, width=4)
+        >>> recipe_of(layer).arguments
+        {'width': 4}
+    """
+    recipe = built.__dict__.get("_recipe")
+    if recipe is None:
+        return
+    try:
+        told = {name: _told(value) for name, value in arguments.items()}
+        known = told.keys() <= recipe.arguments.keys()
+        recipe = replace(recipe, arguments=recipe.arguments | told) if known else None
+    except _UnknownArgumentError:
+        recipe = None
+    built.__dict__["_recipe"] = recipe
 
 
 def _told(value: Any) -> Any:

@@ -43,7 +43,10 @@ class _Role(NamedTuple):
 
 _PARTS = tuple(
     f"ppl_vae.{room}"
-    for room in ("models", "guides", "networks", "likelihoods", "objectives", "distributions")
+    for room in (
+        *("models", "guides", "networks", "likelihoods", "objectives", "distributions"),
+        "codes",
+    )
 )
 _MODULE = "torch.nn.modules"
 _ROLES = {

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import DataLike, Program, sample_rows, stated_moment, tensors_of
-from ppl_vae.runtime import described, require_samples
+from ppl_vae.networks import told_instead
+from ppl_vae.pairs import (
+    DataArguments,
+    DataLike,
+    Program,
+    as_args,
+    innermost,
+    sample_rows,
+    stated_moment,
+    tensors_of,
+    trace_guide,
+)
+from ppl_vae.runtime import described, require_count, require_number, require_samples
+from ppl_vae.training.code_prior import Codes, CodeSteps, fit_codes
 
 
 class PriorDescription(Protocol):
@@ -21,13 +34,27 @@ class PriorDescription(Protocol):
         """The module whose `forward()` is p(z)."""
 
 
+class CodePriorDescription(Protocol):
+    """Builds a prior of codes once the sizes are known, as `ppl_vae.models.PixelCNNPrior()` does."""
+
+    def build_codes(
+        self, positions: Sequence[int], codes: int, context: Any | None = None
+    ) -> nn.Module:
+        """The module whose `forward()` is p(z), or `forward(c)` p(z | c)."""
+
+
 def refit_prior(
     model: nn.Module,
     guide: Program,
     x: DataLike,
-    prior: PriorDescription,
+    prior: PriorDescription | CodePriorDescription,
     *,
     num_draws: int = 10,
+    validation: DataLike | None = None,
+    max_epochs: int = 200,
+    patience: int = 10,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Any:
@@ -39,13 +66,27 @@ def refit_prior(
     on draws, a flow by gradient steps on draws ("ex-post density estimation", *From Variational to
     Deterministic Autoencoders*, arXiv:1903.12436).
 
+    It is also the second phase of a VQ-VAE ("Neural Discrete Representation Learning", arXiv:1711.00937):
+    where z are codes, whole numbers, the prior is one of codes. `IndependentCodes` is counted;
+    `PixelCNNPrior`, `TransformerPrior` and others without a closed form learn by Adam on -log p(z), the rate of
+    a row, until that of held-out rows has not fallen for `patience` epochs, and the weights of the best epoch
+    are kept: such priors overfit. Where rows come with labels or attributes, as those of a `ConditionalVQVAE`,
+    it is p(z | c) that is fitted. `refitted.prior.fitted`, a `PriorFit`, says what was found.
+
     Args:
         model: The model; its `model.prior` is the module whose `forward()` is p(z).
         guide: The guide.
         x: The rows whose posteriors count: those trained on, as for `evaluate`.
         prior: The new prior: `DiagonalNormal()`, `MixturePrior(20)`, `FlowPrior()`, or any description whose
-            module has a method `fit_to(mean, variance, draws)`.
-        num_draws: Draws from each row's q(z | x).
+            module has a method `fit_to(mean, variance, draws)`. For codes `IndependentCodes()`,
+            `PixelCNNPrior()`, `TransformerPrior()`, or any other `CodePrior`.
+        num_draws: Draws from each row's q(z | x). A guide that is certain of its codes draws them once.
+        validation: For priors of codes: held-out rows, as `x`. Without them, a tenth of the rows is drawn and
+            held out from a prior that learns by steps.
+        max_epochs: For priors of codes that learn by steps, as are the next three: most passes over the rows.
+        patience: Epochs without a lower held-out rate after which the training stops.
+        batch_size: Rows per step.
+        learning_rate: Of Adam.
         seed: Seed for draws and starts; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
@@ -53,9 +94,12 @@ def refit_prior(
         A copy of the model with the new prior. Weights are copies too: the given model does not change.
 
     Raises:
-        TypeError: The model has no module `prior`, or the new prior cannot be fitted.
-        ValueError: The guide does not sample one vector per row, or `num_draws` is less than 2.
+        TypeError: The model has no module `prior`, the new prior cannot be fitted, or it is of codes and z is
+            not, or the reverse.
+        ValueError: The guide does not sample one vector per row, `num_draws` is less than 2, an option is out
+            of its range, or there is no row to hold out.
         PairError: As from `evaluate`.
+        DivergenceError: The rate became NaN or infinite.
 
     Example:
         >>> from ppl_vae.guides import MeanField
@@ -65,12 +109,44 @@ def refit_prior(
         >>> refitted = refit_prior(model, guide, x, DiagonalNormal())
         >>> refitted.prior().mean.shape, model.prior().mean
         (torch.Size([2]), tensor([0., 0.]))
+
+        Codes of which one is rare:
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from ppl_vae.distributions import PointMass
+        >>> from ppl_vae.models import IndependentCodes
+        >>> class Copies(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.prior = IndependentCodes().build_codes((3,), codes=2)
+        ...
+        ...     def forward(self, x):
+        ...         with pyro.plate("data", len(x)):
+        ...             z = pyro.sample("z", self.prior())
+        ...             pyro.sample("x", dist.Bernoulli(0.1 + 0.8 * z).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", PointMass(x.long(), 2).to_event(1))
+        >>> x = torch.bernoulli(torch.full((1000, 3), 0.1))
+        >>> print(refit_prior(Copies(), guide, x, IndependentCodes(), validation=x[:100]).prior.fitted)
+        prior                IndependentCodes
+        rate, training rows  0.9... ± 0.0... nats per row
+        rate, held-out rows  ... ± 0.1... nats per row
     """
     require_samples("num_draws", num_draws, least=2)
-    if isinstance(prior, type) or not hasattr(prior, "build"):
+    require_count("max_epochs", max_epochs)
+    require_count("patience", patience)
+    require_count("batch_size", batch_size)
+    require_number("learning_rate", learning_rate)
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+    of_codes = hasattr(prior, "build_codes")
+    if isinstance(prior, type) or not (of_codes or hasattr(prior, "build")):
         raise TypeError(
-            f"prior must be a description such as MixturePrior(20), got {described(prior)}"
+            f"prior must be a description such as MixturePrior(20), or PixelCNNPrior() for codes, got "
+            f"{described(prior)}"
         )
+    steps = CodeSteps(max_epochs, patience, batch_size, float(learning_rate))
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         old = getattr(model, "prior", None)
         if not isinstance(old, nn.Module):
@@ -79,18 +155,124 @@ def refit_prior(
                 f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "
                 "self.prior = StandardNormal().build(data_shape, latent_dim)"
             )
-        mean, variance, draws = _posteriors(session, num_draws)
-        data_shape = tuple(tensors_of(session.first)[0].shape[1:])
-        new = prior.build(data_shape, mean.shape[-1]).to(draws)
-        fit_to = getattr(new, "fit_to", None)
-        if fit_to is None:
-            raise TypeError(
-                f"{type(prior).__name__} cannot be fitted to the aggregate posterior (its module has no "
-                "fit_to): use DiagonalNormal, MixturePrior or FlowPrior"
-            )
-        fit_to(mean, variance, draws)
+        kind = _kind_of_codes(session)
+        _require_kind(prior, kind, session)
+        if kind is None:
+            if validation is not None:
+                raise ValueError(
+                    f"validation is for priors of codes, and {type(prior).__name__} is none: leave it out"
+                )
+            new = _fitted(session, prior, num_draws)
+        else:
+            held_out = None if validation is None else (model, guide, validation)
+            new = _fitted_to_codes(session, prior, kind, num_draws, held_out, old, steps)
     # The old prior is not copied: it may hold on to the guide.
-    return copy.deepcopy(model, {id(old): new.train(model.training)})
+    refitted = copy.deepcopy(model, {id(old): new.train(model.training)})
+    told_instead(refitted, prior=prior)
+    return refitted
+
+
+def _fitted(session: Session, prior: Any, num_draws: int) -> nn.Module:
+    """A prior of vectors, fitted to their aggregate posterior."""
+    mean, variance, draws = _posteriors(session, num_draws)
+    data_shape = tuple(tensors_of(session.first)[0].shape[1:])
+    new: nn.Module = prior.build(data_shape, mean.shape[-1]).to(draws)
+    fit_to: Any = getattr(new, "fit_to", None)
+    if fit_to is None:
+        raise TypeError(
+            f"{type(prior).__name__} cannot be fitted to the aggregate posterior (its module has no "
+            "fit_to): use DiagonalNormal, MixturePrior or FlowPrior"
+        )
+    fit_to(mean, variance, draws)
+    return new
+
+
+class _Kind(NamedTuple):
+    """Codes of a row: their site, shape, number of values, and whether the guide is certain of them."""
+
+    site: str
+    positions: tuple[int, ...]
+    codes: int
+    certain: bool
+
+
+def _kind_of_codes(session: Session) -> _Kind | None:
+    """What the only latent of a row is, if it is whole numbers from 0 on; else None."""
+    layout = session.layout
+    if len(layout.latents) != 1 or layout.shared or layout.enumerated:
+        return None
+    site = layout.latents[0]
+    q: Any = trace_guide(session.pair.guide, *as_args(session.first)).nodes[site]["fn"]
+    each = innermost(q)
+    support: Any = getattr(each, "support", None)
+    support = getattr(support, "base_constraint", support)
+    if not isinstance(support, constraints.integer_interval) or support.lower_bound != 0:
+        return None
+    certain = bool(getattr(each, "is_certain", False))
+    return _Kind(site, tuple(q.event_shape), int(support.upper_bound) + 1, certain)
+
+
+def _require_kind(prior: Any, kind: _Kind | None, session: Session) -> None:
+    """Raises an error for a prior of vectors where z are codes, or the reverse.
+
+    Raises:
+        TypeError: It is so.
+    """
+    name = type(prior).__name__
+    if kind is not None and not hasattr(prior, "build_codes"):
+        raise TypeError(
+            f"the latents '{kind.site}' of a row are codes, whole numbers from 0 to {kind.codes - 1}, and "
+            f"{name} is a density of vectors: choose IndependentCodes(), PixelCNNPrior() or TransformerPrior()"
+        )
+    if kind is None and not hasattr(prior, "build"):
+        raise TypeError(
+            f"{name} is a prior of codes, whole numbers from 0 on, but the latents of a row are not codes at one "
+            f"site ({', '.join(session.layout.latents) or 'there are none'}): choose DiagonalNormal(), "
+            "MixturePrior() or FlowPrior(), or a model of codes such as VQVAE"
+        )
+
+
+def _fitted_to_codes(
+    session: Session,
+    prior: Any,
+    kind: _Kind,
+    num_draws: int,
+    validation: tuple[nn.Module, Program, DataLike] | None,
+    old: nn.Module,
+    steps: CodeSteps,
+) -> nn.Module:
+    """A prior of codes, fitted to those of the rows."""
+    # The prior that is replaced knows what it is called with.
+    context = getattr(old, "context", getattr(session.pair.model, "context", None))
+    context = () if context is None else (context,)
+    new: Any = prior.build_codes(kind.positions, kind.codes, *context)
+    new = new.to(device=session.device, dtype=DataArguments.of(session.pair).dtype)
+    name = type(prior).__name__
+    if not (hasattr(new, "fit_to_codes") or any(True for _ in new.parameters())):
+        raise TypeError(
+            f"{name} has no numbers that could be fitted to the codes: use IndependentCodes, PixelCNNPrior or "
+            "TransformerPrior"
+        )
+    draws = 1 if kind.certain else num_draws
+    codes = _codes(session, kind, draws, bool(context))
+    held_out = None
+    if validation is not None:
+        with opened(*validation, progress=session.progress) as others:
+            held_out = _codes(others, kind, draws, bool(context))
+    new.fitted = fit_codes(new, name, codes, held_out, steps, session.device, session.progress)
+    fitted: nn.Module = new
+    return fitted
+
+
+def _codes(session: Session, kind: _Kind, num_draws: int, with_context: bool) -> Codes:
+    """Draws from each row's q(z | x), and what the rows come with."""
+    z, c = [], []
+    for chunk in session.chunks(session.rows_at_once(num_draws), "refit_prior"):
+        drawn = session.sample(chunk, num_draws).latents[kind.site]
+        z.append(drawn.transpose(0, 1).to(torch.int32).cpu())
+        if with_context:
+            c.append(tensors_of(chunk)[1].cpu())
+    return Codes(torch.cat(z), torch.cat(c) if c else None)
 
 
 def _posteriors(session: Session, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,281 @@
+"""A prior of codes, fitted to the codes of a trained pair: in closed form, or by gradient steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.runtime import progress_bar
+from ppl_vae.stats import Estimate, Result
+from ppl_vae.training.errors import DivergenceError
+
+HELD_OUT = 10
+"""One row of so many is held out, if no validation rows are given."""
+
+AT_ONCE = 4
+"""Rows whose rate is measured together, in batches of the training."""
+
+
+@dataclass(frozen=True)
+class PriorFit(Result):
+    """What codes cost under a prior that was fitted to them, -log p(z) in nats per row.
+
+    `refit_prior` leaves it at the new prior: `refitted.prior.fitted`.
+
+    Attributes:
+        prior: The name of the prior.
+        rate: Of the rows that it was fitted to, one value for each draw of their codes.
+        validation_rate: Of the held-out rows; None if it was counted from all rows, in closed form.
+        history: A dict for each epoch: `epoch`, the `rate` of the training rows while they were trained on,
+            with dropout, and the `validation_rate`. Empty if there were none.
+        best_epoch: The epoch whose weights are kept; 0 are those at the start.
+    """
+
+    prior: str
+    rate: Estimate
+    validation_rate: Estimate | None
+    history: list[dict[str, float]]
+    best_epoch: int
+
+    def lines(self) -> list[tuple[str, str]]:
+        """See `Result.lines`."""
+        found = [("prior", self.prior), ("rate, training rows", f"{self.rate} per row")]
+        if self.validation_rate is not None:
+            found.append(("rate, held-out rows", f"{self.validation_rate} per row"))
+        if self.history:
+            found.append(("epochs", f"{len(self.history)}, of which {self.best_epoch} is kept"))
+        return found
+
+    def doubts(self) -> Iterator[str]:
+        """See `Result.doubts`."""
+        if self.history and self.best_epoch == len(self.history):
+            yield (
+                "the held-out rate was still falling in the last epoch: give a larger max_epochs, or a larger "
+                "learning_rate"
+            )
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """See `Result.summary_numbers`."""
+        held_out = self.validation_rate
+        return {
+            "prior": self.prior,
+            "unit": "nats",
+            "num_rows": len(self.rate.values),
+            "rate": self.rate.to_dict(),
+            "validation_rate": None if held_out is None else held_out.to_dict(),
+            "epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+        }
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of rows, and what the rows come with.
+
+    Attributes:
+        z: `(n, num_draws, *positions)`, whole numbers.
+        c: `(n, *event)`; None if the rows come alone.
+    """
+
+    z: Tensor
+    c: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def take(self, which: Tensor) -> Codes:
+        """The codes of some rows."""
+        return Codes(self.z[which], None if self.c is None else self.c[which])
+
+    def drawn(self) -> Codes:
+        """Each draw as a row of its own, with one draw."""
+        draws = self.z.shape[1]
+        c = None if self.c is None else self.c.repeat_interleave(draws, 0)
+        return Codes(self.z.flatten(0, 1).unsqueeze(1), c)
+
+    def batches(
+        self, size: int, order: Tensor | None, device: torch.device
+    ) -> Iterator[list[Tensor]]:
+        """The rows in order, on the device: z `(size, *positions)`, and c if there is one."""
+        order = torch.arange(len(self)) if order is None else order
+        for which in order.split(size):
+            part = self.take(which)
+            parts = [part.z[:, 0].long()] + ([] if part.c is None else [part.c])
+            yield [each.to(device) for each in parts]
+
+
+@dataclass(frozen=True)
+class CodeSteps:
+    """How a prior learns by gradient steps.
+
+    Attributes:
+        max_epochs: Most passes over the rows.
+        patience: Epochs without a lower held-out rate after which it stops.
+        batch_size: Rows per step.
+        learning_rate: Of Adam.
+    """
+
+    max_epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+
+
+def fit_codes(
+    prior: nn.Module,
+    name: str,
+    codes: Codes,
+    held_out: Codes | None,
+    steps: CodeSteps,
+    device: torch.device,
+    progress: bool | None,
+) -> PriorFit:
+    """Fits a prior to codes, in place.
+
+    Args:
+        prior: The module whose `forward()` is p(z), or `forward(c)` p(z | c).
+        name: The name of the prior.
+        codes: Those to fit it to. If it learns by steps and no others are given, some of them are held out.
+        held_out: Held-out ones.
+        steps: How it learns if it has no closed form.
+        device: Where it is.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Raises:
+        ValueError: There is nothing to hold out.
+        DivergenceError: The rate became NaN or infinite.
+    """
+    with pyro.validation_enabled(False):  # NaN is told below, in fewer words
+        return _fit(prior, name, codes, held_out, steps, device, progress)
+
+
+def _fit(
+    prior: nn.Module,
+    name: str,
+    codes: Codes,
+    held_out: Codes | None,
+    steps: CodeSteps,
+    device: torch.device,
+    progress: bool | None,
+) -> PriorFit:
+    at_once = AT_ONCE * steps.batch_size
+    closed = getattr(prior, "fit_to_codes", None)
+    history: list[dict[str, float]] = []
+    best = 0
+    if closed is not None:
+        codes = codes.drawn()
+        (given,) = codes.batches(len(codes), None, device)
+        closed(*given)
+    else:
+        if held_out is None:
+            codes, held_out = _split(codes)
+        codes = codes.drawn()
+        history, best = _train(prior, codes, held_out.drawn(), steps, device, progress)
+    rate = Estimate(_rates(prior, codes, at_once, device))
+    of_held_out = None
+    if held_out is not None:
+        of_held_out = Estimate(_rates(prior, held_out.drawn(), at_once, device))
+    return PriorFit(name, rate, of_held_out, history, best)
+
+
+def _split(codes: Codes) -> tuple[Codes, Codes]:
+    """The rows without some that are held out, and these; drawn from torch's global generator.
+
+    Raises:
+        ValueError: There is one row only.
+    """
+    n = len(codes)
+    if n < 2:
+        raise ValueError(
+            "refit_prior holds out a tenth of the rows, to stop before the prior overfits, but there is only "
+            "1 row: give more, or held-out rows as validation"
+        )
+    order = torch.randperm(n)
+    held_out = max(1, n // HELD_OUT)
+    return codes.take(order[held_out:]), codes.take(order[:held_out])
+
+
+def _train(
+    prior: nn.Module,
+    codes: Codes,
+    held_out: Codes,
+    steps: CodeSteps,
+    device: torch.device,
+    progress: bool | None,
+) -> tuple[list[dict[str, float]], int]:
+    """Minimizes -log p(z) by Adam, and keeps the weights with the least held-out rate.
+
+    Returns:
+        The rates of each epoch, and the number of the best one.
+    """
+    at_once = AT_ONCE * steps.batch_size
+    optimizer = torch.optim.Adam(prior.parameters(), lr=steps.learning_rate)
+    least, best = float(_rates(prior, held_out, at_once, device).mean()), 0
+    kept = copy.deepcopy(prior.state_dict())
+    history: list[dict[str, float]] = []
+    with progress_bar(steps.max_epochs, "refit_prior", "epoch", progress) as bar:
+        for epoch in range(1, steps.max_epochs + 1):
+            rate = _epoch(prior, codes, optimizer, steps, device, epoch)
+            found = float(_rates(prior, held_out, at_once, device).mean())
+            history.append({"epoch": epoch, "rate": rate, "validation_rate": found})
+            bar.set_postfix(rate=f"{rate:.3f}", validation_rate=f"{found:.3f}")
+            bar.update(1)
+            if found < least:
+                least, best, kept = found, epoch, copy.deepcopy(prior.state_dict())
+            elif epoch - best >= steps.patience:
+                break
+    prior.load_state_dict(kept)
+    return history, best
+
+
+def _epoch(
+    prior: nn.Module,
+    codes: Codes,
+    optimizer: torch.optim.Optimizer,
+    steps: CodeSteps,
+    device: torch.device,
+    epoch: int,
+) -> float:
+    """One pass over the rows; the mean rate on the way, nats per row.
+
+    Raises:
+        DivergenceError: It became NaN or infinite.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    prior.train()
+    number = 0
+    with torch.enable_grad():
+        for z, *c in codes.batches(steps.batch_size, torch.randperm(len(codes)), device):
+            optimizer.zero_grad()
+            loss: Any = -prior(*c).log_prob(z).mean()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(z)
+            number += 1
+    rate = float(total) / len(codes)
+    if not math.isfinite(rate):
+        raise DivergenceError(
+            f"the rate of the codes became NaN or infinite in epoch {epoch} of refit_prior: give a smaller "
+            f"learning_rate than {steps.learning_rate:g}",
+            (epoch - 1) * number,
+            None,
+        )
+    return rate
+
+
+@torch.no_grad()
+def _rates(prior: nn.Module, codes: Codes, at_once: int, device: torch.device) -> Tensor:
+    """-log p(z) of each row in evaluation mode, `(n,)`, float64, nats."""
+    was, found = prior.training, []
+    prior.eval()
+    for z, *c in codes.batches(at_once, None, device):
+        found.append(-prior(*c).log_prob(z).double().cpu())
+    prior.train(was)
+    return torch.cat(found)
