@@ -50,6 +50,7 @@ from ppl_vae.models import (
     GaussianHMM,
     GaussianMixture,
     HierarchicalVAE,
+    IndependentCodes,
     IndependentSegments,
     LatentColors,
     LumaColors,
@@ -57,16 +58,19 @@ from ppl_vae.models import (
     MixturePrior,
     Palette,
     PictureColors,
+    PixelCNNPrior,
     PottsSegments,
     ProbabilisticPCA,
     ScanLineSegments,
     SemiSupervisedVAE,
     StandardNormal,
+    TransformerPrior,
     TreeSegments,
+    UniformCodes,
     VampPrior,
 )
 from ppl_vae.models.colorization import Colors
-from ppl_vae.models.priors import Prior
+from ppl_vae.models.priors import CodePrior, Prior
 from ppl_vae.networks import (
     MLP,
     Attributes,
@@ -135,6 +139,13 @@ PRIORS: dict[str, Prior] = {
     "VampPrior": VampPrior(components=4),
     "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
     "AutoregressivePrior": AutoregressivePrior(correlation=0.5),
+}
+
+CODE_PRIORS: dict[str, CodePrior] = {
+    "UniformCodes": UniformCodes(),
+    "IndependentCodes": IndependentCodes(),
+    "PixelCNNPrior": PixelCNNPrior(channels=6, layers=3),
+    "TransformerPrior": TransformerPrior(width=8, layers=2, heads=2),
 }
 
 COLORS: dict[str, Colors] = {

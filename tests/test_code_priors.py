@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from catalogue import CODE_PRIORS
 from torch import Tensor, nn
 
 from ppl_vae import evaluate, fit, load_run, refit_prior, sample, save_run
@@ -34,9 +35,9 @@ from ppl_vae.networks import MLP, Attributes, Context, Labels, Slots
 from ppl_vae.training import DivergenceError, PriorFit
 
 LEARNED: dict[str, CodePrior] = {
-    "PixelCNN": PixelCNNPrior(channels=6, layers=3),
+    "PixelCNN": CODE_PRIORS["PixelCNNPrior"],
     "PixelCNN-window": PixelCNNPrior(channels=6, layers=2, window=1),
-    "Transformer": TransformerPrior(width=8, layers=2, heads=2),
+    "Transformer": CODE_PRIORS["TransformerPrior"],
 }
 learned = pytest.mark.parametrize("prior", LEARNED.values(), ids=LEARNED.keys())
 SHAPES: list[tuple[tuple[int, ...], int]] = [
@@ -188,6 +189,25 @@ def test_a_changed_code_changes_no_logits_before_the_next_one(
         assert torch.equal(found[:, : i + 1], logits[:, : i + 1])
 
 
+@pytest.mark.parametrize("positions", [(2, 3), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("context", [None, Labels(3)], ids=str)
+@pytest.mark.parametrize("name", CODE_PRIORS)
+def test_every_parameter_gets_a_gradient(
+    name: str, context: Context | None, positions: tuple[int, ...]
+) -> None:
+    module = CODE_PRIORS[name].build_codes(positions, 3, context)
+    z, c = torch.randint(3, (64, *positions)), torch.arange(64) % 3
+    p = module() if context is None else module(c)
+    assert p.log_prob(z).shape == (64,)
+    if name == "UniformCodes":
+        assert not list(module.parameters())
+        return
+    p.log_prob(z).sum().backward()
+    for parameter, weights in module.named_parameters():
+        assert weights.grad is not None, parameter
+        assert bool((weights.grad != 0).any()), parameter
+
+
 # -- draws -----------------------------------------------------------------------------------------
 
 
@@ -304,7 +324,7 @@ def drawn(every: Tensor, log_p: Tensor, n: int) -> Tensor:
     ids=["PixelCNN", "Transformer"],
 )
 def test_the_rate_of_a_fitted_prior_is_near_the_entropy(prior: CodePrior) -> None:
-    """The codes of a Markov chain cost H nats, and what the prior wastes is the KL, both sums over all codes."""
+    """The codes of a Markov chain cost H nats, and the prior wastes the KL: sums over all codes."""
     every, log_p = chain(3)
     entropy = -float((log_p.exp() * log_p).sum())
     assert entropy < 0.75 * 3 * math.log(3)  # much less than independent codes cost

@@ -11,6 +11,7 @@ import pytest
 import torch
 from catalogue import (
     CLOSED_FORM_MODELS,
+    CODE_PRIORS,
     COLORS,
     LIKELIHOODS,
     NETWORKS,
@@ -157,6 +158,7 @@ def test_every_export_has_a_row() -> None:
     seen: list[Any] = [program for model, guide, _ in rows for program in (model, guide)]
     seen += [make()[0] for make in CLOSED_FORM_MODELS.values()]
     seen += PRIORS.values()
+    seen += CODE_PRIORS.values()
     seen += COLORS.values()
     faces = (ppl_vae.models, ppl_vae.guides)
     exports = {getattr(face, name) for face in faces for name in dir(face)}
