@@ -12,6 +12,8 @@
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 | `GaussianHMM`, `CategoricalHMM` | a path of states | evidence, posterior, EM step |
 | `HierarchicalVAE` | two layers, the top standard normal | |
+| `VQVAE` | a grid of codes; any prior of codes | |
+| `ConditionalVQVAE` | a grid of codes, whose prior sees the label or attributes of the row | |
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 | `IndependentSegments`, `ScanLineSegments` | a segment per pixel of a gray picture | evidence, posterior |
@@ -32,6 +34,16 @@ A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, 
 | `AutoregressivePrior` | chains of correlated normals, which independent posteriors cannot match |
 
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
+
+| prior of codes | p(z) |
+| --- | --- |
+| `UniformCodes` | each code costs the same |
+| `IndependentCodes` | how often each code is used at each position |
+| `PixelCNNPrior` | each code given those before it, by gated convolutions |
+| `TransformerPrior` | each code given those before it, by causal self-attention |
+
+They are for models of codes, `VQVAE(..., prior=PixelCNNPrior())`, and for `ppl_vae.refit_prior`, which fits
+them to the codes of a trained pair.
 
 | colors of segments | P(y given z, x) sees |
 | --- | --- |

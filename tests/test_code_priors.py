@@ -579,6 +579,16 @@ def test_a_run_with_the_new_prior_is_saved_and_loaded(tmp_path: Path) -> None:
         assert torch.equal(loaded.prior.eval()().log_prob(z), expected)
 
 
+def test_so_is_one_with_a_new_prior_of_vectors(tmp_path: Path) -> None:
+    model, guide = gaussian()
+    refitted = refit_prior(model, guide, rows()[0], MixturePrior(3), seed=0)
+    save_run(tmp_path / "run", refitted, guide)
+    loaded: Any = load_run(tmp_path / "run").model
+    z = torch.randn(9, 2)
+    with torch.no_grad():
+        assert torch.equal(loaded.prior().log_prob(z), refitted.prior().log_prob(z))
+
+
 def test_it_is_an_ancestral_distribution() -> None:
     model, _ = vqvae(PixelCNNPrior(channels=4, layers=1), depth=2)
     p = model.prior()

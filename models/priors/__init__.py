@@ -1,4 +1,4 @@
-"""Priors p(z) for a `VAE`."""
+"""Priors p(z): of vectors for a `VAE`, of codes for a `VQVAE`."""
 
 from __future__ import annotations
 
