@@ -46,6 +46,7 @@ SHAPES: list[tuple[tuple[int, ...], int]] = [
     ((4,), 3),
     ((1, 2, 2), 3),
     ((2, 1, 2), 3),
+    ((1, 2, 3), 2),
     ((1,), 5),
 ]
 shapes = pytest.mark.parametrize(("positions", "codes"), SHAPES, ids=str)
@@ -329,7 +330,7 @@ def test_the_rate_of_a_fitted_prior_is_near_the_entropy(prior: CodePrior) -> Non
     entropy = -float((log_p.exp() * log_p).sum())
     assert entropy < 0.75 * 3 * math.log(3)  # much less than independent codes cost
     model, guide = Copied(IndependentCodes(), (3,), 3), Certain(3)
-    x, others = drawn(every, log_p, 6000), drawn(every, log_p, 3000)
+    x, others = drawn(every, log_p, 4000), drawn(every, log_p, 3000)
     options: Any = {"max_epochs": 12, "learning_rate": 1e-2, "batch_size": 250, "seed": 0}
     refitted = refit_prior(model, guide, x, prior, validation=others, **options)
     found: PriorFit = refitted.prior.fitted
@@ -536,6 +537,21 @@ def test_of_rows_with_labels_it_is_the_conditional_rate(prior: CodePrior) -> Non
         p = table[:, label].exp()
         error = (p * (1 - p) / 1000).sqrt()
         assert bool(((shares - p).abs() < 5 * error + 2e-3).all())
+
+
+def test_soft_codes_of_rows_with_labels_are_drawn_several_times() -> None:
+    """The table of a label is the mean of its rows' q(z | x)."""
+    model, _ = conditional()
+    guide = QuantizingEncoder(model, NETWORK, temperature=1.0)
+    x, labels = rows()
+    prior = IndependentCodes(pseudocount=1e-9)
+    refitted = refit_prior(model, guide, (x, labels), prior, num_draws=500, seed=0)
+    q: Any = guide.encode(x)
+    for label in range(3):
+        expected = q.base_dist.probs[labels == label].mean(0)
+        found = refitted.prior(torch.tensor(label)).base_dist.probs
+        assert torch.allclose(found, expected, atol=0.025)  # five standard errors of 10,000 draws
+    assert len(refitted.prior.fitted.rate.values) == ROWS * 500
 
 
 def test_a_conditional_pair_trains_with_its_prior() -> None:
