@@ -15,7 +15,7 @@ import torch
 from catalogue import CODE_PRIORS
 from torch import Tensor, nn
 
-from ppl_vae import evaluate, fit, load_run, refit_prior, sample, save_run
+from ppl_vae import diagnose, evaluate, fit, load_run, refit_prior, sample, save_run
 from ppl_vae.codes import RandomStart, ResidualQuantizer, VectorQuantizer
 from ppl_vae.distributions import Ancestral, PointMass
 from ppl_vae.guides import MeanField, QuantizingEncoder
@@ -561,6 +561,28 @@ def test_a_conditional_pair_trains_with_its_prior() -> None:
     fit(model, guide, (x, labels), max_epochs=3, batch_size=20, seed=0, progress=False)
     for name, parameter in model.prior.named_parameters():
         assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("name", ["PixelCNN", "Transformer"])
+def test_few_codes_are_summed_over_and_each_has_its_share_of_the_rate(name: str) -> None:
+    """log p(x | c) is a sum over 81 grids, and code i costs -log p(z_i | z_1, ..., z_{i-1})."""
+    model, guide = conditional(LEARNED[name])
+    with torch.no_grad():
+        for weight in model.prior.parameters():
+            weight.mul_(2.0)
+    x, labels = rows()
+    model.eval()
+    every = all_codes((4,), 3)
+    with torch.no_grad():
+        log_prior = model.prior(labels).log_prob(every.unsqueeze(1))
+        log_p = log_prior + model.decode(every.unsqueeze(1)).log_prob(x)
+        z = guide.codes(x)
+        of_codes = -model.prior(labels).conditionals(z).base_dist.log_prob(z)
+    found = evaluate(model, guide, (x, labels))
+    assert torch.allclose(found.log_likelihood.values.float(), log_p.logsumexp(0), atol=1e-4)
+    shares = diagnose(model, guide, (x, labels)).kl
+    assert torch.allclose(shares.float(), of_codes.mean(0), atol=1e-4)
+    assert float(shares.sum()) == pytest.approx(found.rate.mean, abs=1e-4)
 
 
 def test_counted_codes_of_each_label() -> None:

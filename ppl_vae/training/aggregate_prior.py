@@ -143,8 +143,7 @@ def refit_prior(
     of_codes = hasattr(prior, "build_codes")
     if isinstance(prior, type) or not (of_codes or hasattr(prior, "build")):
         raise TypeError(
-            f"prior must be a description such as MixturePrior(20), or PixelCNNPrior() for codes, got "
-            f"{described(prior)}"
+            f"prior must be a description such as MixturePrior(20), got {described(prior)}"
         )
     steps = CodeSteps(max_epochs, patience, batch_size, float(learning_rate))
     with opened(model, guide, x, seed=seed, progress=progress) as session:
@@ -226,8 +225,8 @@ def _require_kind(prior: Any, kind: _Kind | None, session: Session) -> None:
         )
     if kind is None and not hasattr(prior, "build"):
         raise TypeError(
-            f"{name} is a prior of codes, whole numbers from 0 on, but the latents of a row are not codes at one "
-            f"site ({', '.join(session.layout.latents) or 'there are none'}): choose DiagonalNormal(), "
+            f"{name} is a prior of codes, whole numbers from 0 on, but the latents of a row are not codes at "
+            f"one site ({', '.join(session.layout.latents) or 'there are none'}): choose DiagonalNormal(), "
             "MixturePrior() or FlowPrior(), or a model of codes such as VQVAE"
         )
 
