@@ -331,7 +331,7 @@ def test_the_rate_of_a_fitted_prior_is_near_the_entropy(prior: CodePrior) -> Non
     assert entropy < 0.75 * 3 * math.log(3)  # much less than independent codes cost
     model, guide = Copied(IndependentCodes(), (3,), 3), Certain(3)
     x, others = drawn(every, log_p, 4000), drawn(every, log_p, 3000)
-    options: Any = {"max_epochs": 12, "learning_rate": 1e-2, "batch_size": 250, "seed": 0}
+    options: Any = {"max_epochs": 10, "learning_rate": 1e-2, "batch_size": 250, "seed": 0}
     refitted = refit_prior(model, guide, x, prior, validation=others, **options)
     found: PriorFit = refitted.prior.fitted
     with torch.no_grad():
@@ -487,7 +487,7 @@ def test_the_elbo_rises_by_what_the_rate_falls(prior: CodePrior, depth: int) -> 
     assert before.rate.mean == pytest.approx(4 * depth * math.log(3), abs=1e-5)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     refitted = refit_prior(
-        model, guide, x, prior, validation=x, max_epochs=20, learning_rate=1e-2, batch_size=20
+        model, guide, x, prior, validation=x, max_epochs=12, learning_rate=1e-2, batch_size=20
     )
     after = evaluate(refitted, guide, x)
     distortion, expected = (each.distortion.values.double() for each in (after, before))
@@ -511,7 +511,7 @@ def test_of_rows_with_labels_it_is_the_conditional_rate(prior: CodePrior) -> Non
     model, guide = conditional()
     x, labels = rows()
     assert evaluate(model, guide, (x, labels)).rate.mean == pytest.approx(4 * math.log(3), abs=1e-5)
-    options: Any = {"max_epochs": 40, "learning_rate": 1e-2, "batch_size": 20, "seed": 0}
+    options: Any = {"max_epochs": 20, "learning_rate": 1e-2, "batch_size": 20, "seed": 0}
     refitted = refit_prior(model, guide, (x, labels), prior, validation=(x, labels), **options)
     every = all_codes((4,), 3)
     with torch.no_grad():
