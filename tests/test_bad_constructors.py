@@ -40,7 +40,7 @@ def _kinds() -> dict[str, type[Any]]:
     for face in (ppl_vae.models, ppl_vae.guides, ppl_vae.networks, ppl_vae.likelihoods):
         for name in getattr(face, "__all__", dir(face)):
             kind = getattr(face, name)
-            ours_alone = name in ("Recipe", "Rebuildable")  # no users build them
+            ours_alone = name in ("Recipe", "Rebuildable", "GatedLayers")  # no users build them
             if inspect.isabstract(kind) or name.startswith("_") or ours_alone:
                 continue
             here = hasattr(face, "__path__") or getattr(kind, "__module__", "") == face.__name__
@@ -67,6 +67,8 @@ def _allowed(value: Any, annotation: str) -> bool:
 
 
 def _shape_of(name: str) -> tuple[int, ...]:
+    if "VQVAE" in name:  # a picture that can be halved twice
+        return (1, 8, 8)
     return (4,) if name == "CategoricalHMM" else (4, 3)
 
 

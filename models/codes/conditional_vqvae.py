@@ -28,8 +28,8 @@ class ConditionalVQVAE(CodeDecoder):
 
         z ~ p(z | c),    x ~ p(x | decoder(C_z))
 
-    It is a `VQVAE` whose prior sees a label or attributes c. Encoder, codebook and decoder do not, so
-    c can only say which codes there are ("Generating Diverse High-Fidelity Images with VQ-VAE-2",
+    It is a `VQVAE`, except that its prior sees a label or attributes c. Encoder, codebook and decoder do not,
+    so c can only say which codes there are ("Generating Diverse High-Fidelity Images with VQ-VAE-2",
     arXiv:1906.00446). Model and guide, `QuantizingEncoder(model)`, run on `(x, c)`, and the ELBO bounds
     log p(x | c). With `UniformCodes()` the prior ignores c: train so first, then
     `refit_prior(model, guide, (x, c), PixelCNNPrior())` fits p(z | c).

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch
 from ppl_vae.pairs.sources import TrackLatents, sources_of
-from ppl_vae.pairs.traces import Site, elementwise, latent_sites, trace_pair
+from ppl_vae.pairs.traces import Site, elementwise, given_earlier, latent_sites, trace_pair
 
 
 def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:
@@ -102,7 +102,7 @@ def factorize(guide_site: Site, model_site: Site) -> bool:
 
 def _of_single_numbers(guide_site: Site, model_site: Site) -> tuple[Any, Any] | None:
     """q and p of each single number."""
-    q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
+    q, p = elementwise(guide_site["fn"]), elementwise(given_earlier(model_site))
     if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
         return None
     return q, p

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from ppl_vae.pairs.layout import Layout, LayoutChangedError, inner_scale, row_lo
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows
 from ppl_vae.pairs.sources import sources_of, trace_tracked
-from ppl_vae.pairs.traces import Site, innermost, present, trace_pair
+from ppl_vae.pairs.traces import Site, given_earlier, innermost, present, trace_pair
 
 MOST_VALUES = 1024
 """Most joint values of finite latents that are summed over, if the guide draws nothing else."""
@@ -71,8 +72,8 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
     numbers: list[int] = []
     supports: list[Tensor] = []
     for site in sites:
-        support, other = _support(site), model_trace.nodes.get(site["name"])
-        of_model = None if other is None else _support(other)
+        support, other = _support(site["fn"]), model_trace.nodes.get(site["name"])
+        of_model = None if other is None else _support(given_earlier(other))
         if support is None or of_model is None or not torch.equal(support, of_model):
             return None
         if inner_scale(site, layout) != 1.0 or _varies(pair, batch, site):
@@ -151,9 +152,9 @@ def _varies(pair: Pair, batch: Batch, site: Site) -> bool:
     return bool(sources_of(here["fn"].log_prob(here["value"])) - {site["name"]})
 
 
-def _support(site: Site) -> Tensor | None:
-    """All values of one number of a site, `(size, *event)`; None if they are not finite or differ by row."""
-    base = innermost(site["fn"])
+def _support(fn: Any) -> Tensor | None:
+    """All values of one number, `(size, *event)`; None if they are not finite or differ by row."""
+    base = innermost(fn)
     if not base.has_enumerate_support:
         return None
     try:

@@ -164,6 +164,16 @@ def elementwise(fn: Any) -> Any | None:
     return fn.expand(shape) if fn.batch_shape != shape else fn
 
 
+def given_earlier(site: Site) -> Any:
+    """The distribution of a site's values, each given those before it, as independent values.
+
+    Of an `Ancestral`, whose values depend on those before them, these are its conditionals at the values that
+    the site has: their log-probabilities add up to that of the site. Others are as they are.
+    """
+    fn = site["fn"]
+    return fn.conditionals(site["value"]) if hasattr(fn, "conditionals") else fn
+
+
 def trace_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace]:
     """Runs the guide, then the model with the guide's latents: `(model_trace, guide_trace)`."""
     return trace_programs(pair.model, pair.guide, batch)
