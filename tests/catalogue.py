@@ -58,6 +58,7 @@ from ppl_vae.models import (
     BernoulliMixture,
     CategoricalHMM,
     ConditionalVAE,
+    ConditionalVQVAE,
     DiagonalNormal,
     FactorAnalysis,
     FlowPrior,
@@ -464,6 +465,18 @@ PAIRS: dict[str, MakePair] = {
         f"VQVAE-{prior}": quantized("VectorQuantizer", "Slots", prior=prior)
         for prior in CODE_PRIORS
     },
+    "ConditionalVQVAE": pair(
+        lambda: ConditionalVQVAE(
+            SHAPE,
+            QUANTIZERS["VectorQuantizer"](),
+            GRIDS["Slots"],
+            likelihoods.Gaussian(0.5),
+            CODE_PRIORS["IndependentCodes"],
+            Labels(3),
+        ),
+        lambda model, x: QuantizingEncoder(model, GRIDS["Slots"]),
+        with_labels,
+    ),
     "VQVAE2": pair(
         lambda: VQVAE2(
             SHAPE,
@@ -494,7 +507,7 @@ SEGMENTED = (
     "PottsSegments-SegmentationEncoder",
     "PottsSegments-StructuredMeanField",
 )
-CHOSEN = ("VQVAE2", *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)))
+CHOSEN = ("ConditionalVQVAE", "VQVAE2", *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)))
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
     "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),
