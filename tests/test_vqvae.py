@@ -28,9 +28,18 @@ from ppl_vae.codes import (
     SimVQ,
     VectorQuantizer,
 )
+from ppl_vae.compression import compress, decompress
 from ppl_vae.distributions import PointMass
 from ppl_vae.guides import HierarchicalQuantizingEncoder, QuantizingEncoder
-from ppl_vae.models import VQVAE, VQVAE2, IndependentCodes
+from ppl_vae.models import (
+    VQVAE,
+    VQVAE2,
+    CodePrior,
+    IndependentCodes,
+    PixelCNNPrior,
+    TransformerPrior,
+    UniformCodes,
+)
 from ppl_vae.networks import MLP, ConvolutionalGrid, GridNetwork, GridPyramid, Slots
 from ppl_vae.objectives import ELBO, QuantizedELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout
@@ -356,6 +365,43 @@ def test_the_uses_of_an_epoch_are_those_of_all_its_rows(name: str, capture: bool
     for row in found.history:
         assert row["codes_used"] == int((counts > 0).sum())
         assert row["perplexity"] == pytest.approx(float((-torch.special.xlogy(p, p).sum()).exp()))
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+CODE_PRIORS: dict[str, CodePrior] = {
+    "uniform": UniformCodes(),
+    "independent": IndependentCodes(),
+    "PixelCNN": PixelCNNPrior(channels=8, layers=2),
+    "Transformer": TransformerPrior(width=8, layers=1, heads=2),
+}
+
+
+@pytest.mark.parametrize("prior", CODE_PRIORS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_rows_are_written_at_their_elbo(prior: str, depth: int) -> None:
+    """q is certain, so that no bits come back: -log2 p(z) - log2 p(x | z) of each row, exactly."""
+    quantizer = ResidualQuantizer(4, 3, 2, start=RandomStart()) if depth > 1 else plain(6, 3, EMA())
+    network = ConvolutionalGrid(6, 1, 1)
+    model, guide = still(pair_of(quantizer, network, prior=CODE_PRIORS[prior]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    x = rows(40)
+    file = compress(model, guide, x)
+    assert torch.equal(decompress(model, guide, file.data), x)
+    bits = -evaluate(model, guide, x).elbo.values.double() / math.log(2)
+    torch.testing.assert_close(file.code_length.values.double(), bits, rtol=1e-5, atol=1e-5)
+    assert file.payload_bits <= float(bits.sum()) + file.initial_bits + 64
+
+
+def test_rows_of_several_levels_are_written_at_their_elbo() -> None:
+    model, guide = still(levels(5, 3))
+    x = (torch.rand(20, 1, 8, 8) > 0.5).float()
+    file = compress(model, guide, x)
+    assert torch.equal(decompress(model, guide, file.data), x)
+    bits = -evaluate(model, guide, x).elbo.values.double() / math.log(2)
+    torch.testing.assert_close(file.code_length.values.double(), bits, rtol=1e-5, atol=1e-5)
 
 
 # -- several levels --------------------------------------------------------------------------------------

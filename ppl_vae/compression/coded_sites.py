@@ -98,6 +98,8 @@ class CodedSites(Messenger):
                 raise _uncodable(name, fn)
             index, value = self._on_grid(name, masses, grid, known)
             value = value.reshape(batch + fn.event_shape).to(self._grids.dtype)
+        elif hasattr(fn, "by_parts"):
+            index, value = self._latent_by_parts(name, fn, known)
         else:
             finite = finite_of(fn)
             if finite is None and is_delta(msg):
@@ -147,6 +149,32 @@ class CodedSites(Messenger):
             index[:, which] = before
             values[:, which] = grid.values(before, which)
         return index, values
+
+    def _latent_by_parts(self, name: str, fn: Any, known: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Indices and values of a latent whose numbers depend on those before them."""
+        orders = self._orders()
+        if name not in orders:
+            orders[name] = _order(fn)
+        order, sizes = orders[name]
+        index = torch.zeros(fn.batch_shape.numel(), len(order), dtype=torch.long)
+        given = None if known is None else known.reshape(index.shape)
+        start, parts = 0, iter(sizes)
+
+        def values(p: Any) -> Tensor:
+            nonlocal start
+            finite = finite_of(p)
+            if finite is None:
+                raise _uncodable(name, p)
+            places = order[start : start + (size := next(parts))]
+            start += size
+            found = self._numbers(
+                name, finite, None if given is None else given[:, places].reshape(-1)
+            )
+            index[:, places] = found.reshape(-1, size)
+            return finite.taken(found, p.batch_shape + p.event_shape)
+
+        value: Tensor = fn.by_parts(values)
+        return index.reshape(-1), value
 
     # -- observed rows -----------------------------------------------------------------------------------------
 
