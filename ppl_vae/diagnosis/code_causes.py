@@ -14,7 +14,9 @@ from ppl_vae.objectives import ELBO, QuantizedELBO
 from ppl_vae.pairs import COLLAPSED, is_ours
 
 LAGS = 0.08
-"""`lag` as a share of `spread` from which on codes lag: with healthy pairs it was up to 0.05, with planted ones 0.085."""
+"""`lag` as a share of `spread` from which on codes lag.
+
+It was up to 0.05 with healthy pairs, and 0.085 or more where drift was planted."""
 
 OF_ERROR = 0.2
 """And as a share of the quantization error."""
@@ -37,13 +39,13 @@ FASTER = 10.0
 OF_CODES = {
     "codes out of reach": Text(
         "these codes are nearest to no vector, so that they get no members and stay where they are",
-        "start among the vectors (start=KMeansStart()) and move codes that are not used to vectors of the batch "
-        "(restarts=1)",
+        "start among the vectors (start=KMeansStart()) and move codes that are not used to vectors of the "
+        "batch (restarts=1)",
     ),
     "encoder drift": Text(
         "the codes lag behind the encoder's vectors, which move faster",
-        "let the codes move faster (a smaller EMA decay, or a higher rate of Gradient or SimVQ), or the encoder "
-        "more slowly (a smaller learning_rate)",
+        "let the codes move faster (a smaller EMA decay, or a higher rate of Gradient or SimVQ), or the "
+        "encoder more slowly (a smaller learning_rate)",
     ),
     "weak commitment": Text(
         "the encoder's vectors are not held near their codes",
@@ -51,18 +53,19 @@ OF_CODES = {
     ),
     "codebook too large": Text(
         "the codes in use leave next to nothing to explain, so that others have nothing to do",
-        "nothing is lost in the distortion; fewer codes are enough, or a prior that is fitted to their use, under "
-        "which codes that nobody uses cost nothing",
+        "no distortion is lost; fewer codes are enough, or a prior that is fitted to their use, under which "
+        "codes that nobody uses cost nothing",
     ),
     "values without use": Text(
         "the codes are fixed, and the encoder's vectors stay away from some of them",
         "nothing is lost, if the distortion is as small as it shall be: choose fewer codes, or a prior that is "
-        "fitted to their use; otherwise train again with new weights, or with codes that learn (VectorQuantizer)",
+        "fitted to their use; otherwise train again with new weights, or with codes that learn "
+        "(VectorQuantizer)",
     ),
     "constant codes": Text(
         "all rows have the same codes, although their vectors differ",
-        "start among the vectors (start=KMeansStart()) and move codes that are not used to vectors of the batch "
-        "(restarts=1)",
+        "start among the vectors (start=KMeansStart()) and move codes that are not used to vectors of the "
+        "batch (restarts=1)",
     ),
     "strong decoder": Text(
         "the decoder explains the data without the codes",
@@ -97,20 +100,24 @@ def cause_of_codes(
             text.remedy,
             *typed,
         )
-    if use.varies and use.gain < COLLAPSED:
+    weak = commitment_of(facts) < SMALL
+    lags = use.lag >= max(LAGS * use.spread, OF_ERROR * (use.within + use.lag)) and use.spread > 0
+    # Where codes are dead and lag, too, the larger part of the error says what comes first.
+    if use.are_enough and lags and (not use.are_dead or use.lag > use.within):
+        share = (
+            f"the means of the vectors of a code are {use.lag / use.spread:.0%} of the vectors' variance away "
+            "from it"
+        )
+        name = "weak commitment" if weak else "encoder drift"
+        return _answered(name, _and_dead(share, use, weak, facts), use, facts)
+    if use.varies and not use.are_dead:
+        if not use.gain < COLLAPSED:
+            return None
         return _cause(
             "strong decoder",
             f"with the codes of another row log p(x | z) falls by {use.gain:.2g} nats per code only",
             *begin_again(facts),
         )
-    weak = commitment_of(facts) < SMALL
-    lags = use.lag >= max(LAGS * use.spread, OF_ERROR * (use.within + use.lag)) and use.spread > 0
-    if use.are_enough and lags:
-        share = f"the means of the vectors of a code are {use.lag / use.spread:.0%} of the vectors' variance away from it"
-        name = "weak commitment" if weak else "encoder drift"
-        return _answered(name, _and_dead(share, use, weak, facts), use, facts)
-    if use.varies and not use.are_dead:
-        return None
     evidence = _dead(use) if use.varies else "all rows have the same codes"
     if not learn:
         return _cause("values without use", evidence, *begin_again(facts))

@@ -36,7 +36,7 @@ _AT_ONCE = 2**22
 """Distances that are computed at once."""
 
 _CODES_AT_ONCE = 64
-"""Codes with which a model is run together, each in a row of its own; as many as there are rows, if those are more."""
+"""Codes with which a model is run together, each in a row of its own, or as many as there are first rows."""
 
 _SAME = 1e-4
 """Of the size of the codes' vectors: up to which two of them are the same."""
@@ -76,7 +76,7 @@ def vectors_of(site: Site | None, layout: Layout, n: int) -> Tensor | None:
 
 
 def depth_of(z: Tensor, vectors: Tensor | None) -> int:
-    """How many codes one vector has: `z` is `(n, *positions)`, or `(n, *positions, depth)`; 0 if they do not fit.
+    """How many codes a vector has: z is `(n, *positions)`, or `(n, *positions, depth)`; 0 if they do not fit.
 
     Args:
         z: The codes of some rows.

@@ -237,7 +237,7 @@ def _of_another(site: Site, layout: Layout) -> Tensor:
 
 def _number(z: Tensor) -> Tensor:
     """A number for the codes of each row, the same for the same codes, `(n,)`: an overflowing product."""
-    flat = z.long().cpu().flatten(1)
+    flat = z.long().cpu().reshape(len(z), -1)
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(2**62, (flat.shape[1],), generator=generator)
     return ((flat + 1) * factors).sum(1)
@@ -262,7 +262,7 @@ def _off_the_prior(uses: list[UseOfCodes]) -> dict[str, str]:
         return {}
     return {
         "prior mismatch": (
-            f"The codes of a row cost at least {nats:.1f} nats more than they would with a prior that knows how "
-            "often each is used; fit one to them (such as IndependentCodes)."
+            f"The codes of a row cost at least {nats:.1f} nats more than they would with a prior that knows "
+            "how often each is used; fit one to them (such as IndependentCodes)."
         )
     }

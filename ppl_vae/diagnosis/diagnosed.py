@@ -75,9 +75,10 @@ class Diagnosis(Result):
         of_elements: If the only latent is a discrete one with many elements, which is judged as a whole: what
             is known of it. Then there is one dimension, that latent, active if its rate, or what the decoder
             gains by its value, is 0.01 nats per element or more.
-        of_codes: If all latents are codes of a quantizer that are certain: what is known of each codebook; empty
-            for other latents. Then there is one dimension for each codebook, active if the codes differ from row
-            to row and the decoder needs them, and `causes` also say why codes of one that is active are dead.
+        of_codes: If all latents are codes of a quantizer that are certain: what is known of each codebook;
+            empty for other latents. Then there is one dimension for each codebook, active if the codes differ
+            from row to row and the decoder needs them, and `causes` also say why codes of an active one are
+            dead.
     """
 
     names: tuple[str, ...]
@@ -143,8 +144,8 @@ class Diagnosis(Result):
         """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
         if self.of_codes and self.num_rows == 1:
             lines = [
-                "One row was given: whether its codes are those of all rows shows in others; diagnose with more "
-                "rows."
+                "One row was given: whether its codes are those of all rows shows in others; diagnose with "
+                "more rows."
             ]
         elif self.of_codes:
             told = told_of_codes(self.of_codes, bool(self.active.all()), bool(self.causes))

@@ -143,11 +143,8 @@ def overfitting(
             "evaluation=evaluate(...) tells whether decoder or encoder does",
         )
     if certain(train) or certain(held):
-        return _either(
-            bounds,
-            earlier,
-            "log p(x) of codes is not known, so that it is not known whose fault it is",
-        )
+        why = "log p(x) of codes is known only from below"
+        return _either(bounds, earlier, f"whether decoder or encoder does is not known, as {why}")
     doubtful = max(_share(train.unreliable), _share(held.unreliable))
     if doubtful > MANY:
         why = f"as log p(x) is not reliable on {doubtful:.0%} of the rows"

@@ -115,21 +115,22 @@ def diagnose(
     probabilities of its values for all elements, where p(z) gives its own to the wrong ones; otherwise it is a
     `strong decoder`.
 
-    If all latents are codes of a quantizer, which a guide marks by `infer={"quantizes": ...}` and states without
-    doubt (`PointMass`), each codebook is judged as a whole: by how many of its codes are used, and by how far they
-    are from the vectors that they stand for (`UseOfCodes`). If a tenth of the codes is dead, or codes lag behind
-    the vectors, or all rows have the same codes, the cause is
+    If all latents are codes of a quantizer, which a guide marks by `infer={"quantizes": ...}` and gives all
+    mass (`PointMass`), each codebook is judged as a whole: by how many of its codes are used, and by how far
+    they are from the vectors that they stand for (`UseOfCodes`). If a tenth of the codes is dead, or codes lag
+    behind the vectors, or all rows have the same codes, the cause is
 
     - `identical rows` or `dead encoder`, as above;
-    - `strong decoder`: the decoder does as well with the codes of another row;
-    - `encoder drift`: the means of the vectors of a code are far from it, in the mean by 0.08 of the variance of
-      the vectors or more. If the commitment is below 0.1, it is `weak commitment`, as it is where vectors with so
-      little commitment have spread around their codes;
+    - `encoder drift`: the means of the vectors of a code are away from it by 0.08 of the variance of the
+      vectors or more; where codes are dead, by more than the vectors of a code vary. If the commitment is below
+      0.1, it is `weak commitment`, as it is where vectors with so little commitment have spread around their
+      codes;
     - `codebook too large`: the codes in use leave less than 0.02 of the variance of the vectors;
     - `codes out of reach`: they leave more, or the dead codes are farther from all vectors than these are from
       their mean: the codes never were near the data, or have been left behind (arXiv:2005.08520);
     - `values without use`: the codes are fixed, as those of `FSQ`;
-    - `constant codes`: no code is dead, and all rows have the same.
+    - `constant codes`: no code is dead, and all rows have the same;
+    - `strong decoder`: nothing of this is so, but the decoder does as well with the codes of another row.
 
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes

@@ -77,7 +77,7 @@ class UseOfCodes:
 
     @property
     def most(self) -> float:
-        """The entropy of a code, nats, less the bias of an estimate from so many uses (Miller and Madow, 1955)."""
+        """The entropy of a code, nats, without the bias of an estimate from so many uses (Miller, 1955)."""
         return self.entropy + (self.used - 1) / (2 * self.uses)
 
     def told(self) -> str:
@@ -104,8 +104,9 @@ use has an entropy of 2.32'
         which = f"each of {self.count} per row" if self.count > 1 else "the one of a row"
         entropy = f"their use has an entropy of {self.entropy:.2f}"
         return (
-            f"{self.name} uses {self.used:,} of {self.values:,} codes (perplexity {self.perplexity:.1f}{dead}); "
-            f"{which} costs {self.rate:.2f} nats{',' if left else ', and'} {entropy}{left}"
+            f"{self.name} uses {self.used:,} of {self.values:,} codes "
+            f"(perplexity {self.perplexity:.1f}{dead}); {which} costs {self.rate:.2f} nats"
+            f"{',' if left else ', and'} {entropy}{left}"
         )
 
 
