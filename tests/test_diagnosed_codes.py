@@ -214,7 +214,7 @@ HEALTHY: dict[str, Any] = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_pairs_are_not_accused(name: str, seed: int) -> None:
     x, quantizer, slots = HEALTHY[name]()
-    model, guide, fitted = trained(x, quantizer, slots, seed, epochs=15)
+    model, guide, fitted = trained(x, quantizer, slots, seed, epochs=40)
     found = seen(model, guide, x, fit=fitted)
     assert found.cause == "none", found.summary()
     assert found.summary().startswith("No collapse: z")
@@ -350,7 +350,7 @@ def test_causes_of_a_pair_in_plain_pyro(seed: int) -> None:
         float(to_all.median()) / math.sqrt(one(far).spread), rel=1e-4
     )
     assert of(codes / 3).cause == "encoder drift"
-    assert of(codes + 40).cause in ("codes out of reach", "encoder drift")
+    assert of(codes + 40).cause == "codes out of reach"
     grid = torch.tensor([[a, b] for a in (-9.0, 9.0) for b in (-9.0, 9.0)])
     tight = grid[torch.arange(2000) % 4] + 0.1 * cloud(seed)
     inside = torch.cat([grid, 2 * around(seed, 12) / 3])
@@ -370,7 +370,7 @@ def test_all_rows_with_one_code() -> None:
     constant = Given(torch.tensor([[900.0, 0.0], [-900.0, 9e5]]))
     found = seen(constant.model, constant.guide, x)
     assert not one(found).varies
-    assert found.cause in ("codes out of reach", "encoder drift")
+    assert found.cause == "codes out of reach"
     assert found.summary().startswith("Collapse: code uses 1 of 2 codes")
     same = seen(constant.model, constant.guide, x[:1].expand(20, 2))
     assert same.cause == "identical rows"
@@ -390,7 +390,7 @@ def test_a_dead_encoder_is_named() -> None:
 
 def test_codes_that_are_fixed() -> None:
     x = bits()[:300]
-    model, guide = untrained(x, FSQ((5, 5, 5)))
+    model, guide = untrained(x, FSQ((4, 4)))
     found = seen(model, guide, x)
     assert found.cause == "values without use"
     assert one(found).lag == 0.0
@@ -413,31 +413,35 @@ def test_few_rows_say_so() -> None:
 
 
 def test_several_codebooks_are_judged_one_by_one() -> None:
-    x = bits()[:300]
-    model, guide = untrained(
-        x, ResidualQuantizer(8, 3, 2, start=RandomStart(), restarts=0), slots=4
-    )
+    x = bits()[:500]
+    model, guide = untrained(x, ResidualQuantizer(8, 3, 2), slots=4)
     first, second = model.quantizer.levels
-    with torch.no_grad():  # the first sees the vectors, the second is far away
-        vectors = guide.vectors(x).reshape(-1, 3)
-        first.codebook.points.copy_(vectors[torch.randperm(len(vectors))[:8]])
+    with torch.no_grad():  # the second begins far away, and stays there but for one code
+        second.codebook.sums.add_(50)
         second.codebook.points.add_(50)
-        for parameter in model.decoder.parameters():
-            parameter.mul_(5)
+        second.steps_left.zero_()
+    second.restarts = 0
+    some: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 100, "seed": 0}
+    fit(model, guide, x, max_epochs=40, **some)
     found = seen(model, guide, x)
     assert found.names == ("z, level 1", "z, level 2")
     assert set(found.causes) == {"z, level 2"}
     assert found.cause == "codes out of reach"
     of, other = found.of_codes
-    z = guide.codes(x).reshape(-1, 2)
-    assert of.used == len(z[:, 0].unique())
-    left = (vectors - first.points()[z[:, 0]]).double()
-    error = (left - second.points()[z[:, 1]]).square().sum(1).mean()
+    assert (of.used, of.dead, other.used, other.dead) == (8, 0, 1, 7)
+    with torch.no_grad():
+        vectors = guide.vectors(x).reshape(-1, 3)
+        z = guide.codes(x).reshape(-1, 2)
+        left = (vectors - first.points()[z[:, 0]]).double()
+        error = (left - second.points()[z[:, 1]]).square().sum(1).mean()
     assert other.within + other.lag == pytest.approx(float(error), rel=1e-4)
     assert other.spread == pytest.approx(float(left.var(0).sum()), rel=1e-4)
-    assert "model.quantizer.levels[0].restarts = 1; model.quantizer.levels[1].restarts = 1; " in (
-        found.causes["z, level 2"].code
+    code = found.causes["z, level 2"].code
+    assert (
+        "model.quantizer.levels[0].restarts = 1; model.quantizer.levels[1].restarts = 1; " in code
     )
+    exec(code, {"ppl_vae": ppl_vae, "model": model, "guide": guide, "x": x})
+    assert [use.dead for use in seen(model, guide, x).of_codes] == [0, 0]
 
 
 def test_json_and_text() -> None:

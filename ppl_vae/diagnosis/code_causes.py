@@ -76,7 +76,13 @@ OF_CODES = {
 
 
 def cause_of_codes(
-    use: UseOfCodes, facts: Facts, *, identical: bool, dead_encoder: bool, learn: bool
+    use: UseOfCodes,
+    facts: Facts,
+    *,
+    identical: bool,
+    dead_encoder: bool,
+    learn: bool,
+    not_ended: str = "",
 ) -> Cause | None:
     """Why codes are not used, or None if there is nothing to explain.
 
@@ -86,6 +92,7 @@ def cause_of_codes(
         identical: Whether all rows are the same.
         dead_encoder: Whether all rows have the same vectors.
         learn: Whether the codes may learn.
+        not_ended: Why the training had not ended; empty if it had, or if that is not known.
     """
     if not use.varies and identical:
         text = CAUSES["identical rows"]
@@ -102,12 +109,18 @@ def cause_of_codes(
         )
     weak = commitment_of(facts) < SMALL
     lags = use.lag >= max(LAGS * use.spread, OF_ERROR * (use.within + use.lag)) and use.spread > 0
-    # Where codes are dead and lag, too, the larger part of the error says what comes first.
-    if use.are_enough and lags and (not use.are_dead or use.lag > use.within):
+    # Of codes that are dead, too, those lag that are not far away, if it is the larger part of the error.
+    drifts = not use.are_dead or (use.lag > use.within and not use.away > FAR)
+    if use.are_enough and lags and drifts:
         share = (
             f"the means of the vectors of a code are {use.lag / use.spread:.0%} of the vectors' variance away "
             "from it"
         )
+        if not_ended and not weak and not use.are_dead:  # they may catch up
+            text = CAUSES["still training"]
+            told = f"{share}; {not_ended}"
+            typed = what_to_type("still training", facts)
+            return Cause("still training", text.meaning, told, text.remedy, *typed)
         name = "weak commitment" if weak else "encoder drift"
         return _answered(name, _and_dead(share, use, weak, facts), use, facts)
     if use.varies and not use.are_dead:

@@ -88,7 +88,7 @@ def marked_codes(session: Session) -> dict[str, str]:
 
 
 def diagnose_codes(
-    session: Session, marked: Mapping[str, str], size: int, facts: Facts
+    session: Session, marked: Mapping[str, str], size: int, facts: Facts, not_ended: str = ""
 ) -> tuple[Diagnosis, Tensor]:
     """Which codes are used, and if many are not, why.
 
@@ -97,6 +97,7 @@ def diagnose_codes(
         marked: Its latents, and the sites of their vectors.
         size: How many rows to look at together.
         facts: What a remedy depends on.
+        not_ended: Why the training had not ended; empty if it had, or if that is not known.
 
     Returns:
         The diagnosis, and the ELBO of each row.
@@ -117,6 +118,7 @@ def diagnose_codes(
             identical=found.identical,
             dead_encoder=member.same_vectors,
             learn=member.learn,
+            not_ended=not_ended,
         )
         if cause is not None and len(rate) > 1:
             causes[use.name] = cause

@@ -121,6 +121,7 @@ def diagnose(
     behind the vectors, or all rows have the same codes, the cause is
 
     - `identical rows` or `dead encoder`, as above;
+    - `still training`, if codes lag alone and `fit` says so;
     - `encoder drift`: the means of the vectors of a code are away from it by 0.08 of the variance of the
       vectors or more; where codes are dead, by more than the vectors of a code vary. If the commitment is below
       0.1, it is `weak commitment`, as it is where vectors with so little commitment have spread around their
@@ -198,12 +199,14 @@ def diagnose(
         if elements is not None:
             facts = _facts(session, model, guide, beta, fit)
             return diagnose_elements(session, elements, size * NUM_DRAWS, facts)
+        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
+        ended = "" if stopped else still_training(fit.history, fit.objective)
         if codes := marked_codes(session):
             facts = _facts(session, model, guide, beta, fit)
-            diagnosed, elbo = diagnose_codes(session, codes, size * NUM_DRAWS, facts)
+            diagnosed, elbo = diagnose_codes(session, codes, size * NUM_DRAWS, facts, ended)
             faults = _overfitting(elbo, model, train, evaluation, fit)
-            if fit is not None and fit.best_epoch == fit.epochs:
-                faults |= _not_ended(still_training(fit.history, fit.objective))
+            if diagnosed.cause != "still training":
+                faults |= _not_ended(ended)
             return replace(diagnosed, faults={**faults, **diagnosed.faults})
         held = _hold_shared(session)
         gathered = gather(session, size)
@@ -226,8 +229,6 @@ def diagnose(
         rate = float(gathered.rate.mean())
         facts = _facts(session, model, guide, beta, fit)
         facts = replace(facts, rate=rate, unused=len(unused), active=int(active.sum()))
-        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
-        ended = "" if stopped else still_training(fit.history, fit.objective)
         rows = session.spread(MOST_ROWS) if unused else []
         spread = session.with_first(rows) if unused else session
         asked = Asked(spread, rows, size, unused, facts, ended)
