@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ppl_vae.codes import EMA, Gradient, SimVQ
+from ppl_vae.codes import EMA, Gradient
 from ppl_vae.diagnosis.causes import CAUSES, Cause, Text
 from ppl_vae.diagnosis.remedies import Facts, as_long, begin_again, fit_again, what_to_type
 from ppl_vae.diagnosis.use_of_codes import UseOfCodes
@@ -34,7 +34,7 @@ COMMITMENT = QuantizedELBO.commitment
 """The default one."""
 
 FASTER = 10.0
-"""The rate of a codebook that lags, in units of what it was."""
+"""The rate of a codebook that lags, in units of what it was, or of the default one."""
 
 OF_CODES = {
     "codes out of reach": Text(
@@ -160,7 +160,8 @@ def commitment_of(facts: Facts) -> float:
 
 
 def _dead(use: UseOfCodes) -> str:
-    return f"{use.dead:,} of {use.values:,} codes are used by none of {use.uses:,} vectors"
+    is_used = "is used" if use.dead == 1 else "are used"
+    return f"{use.dead:,} of {use.values:,} codes {is_used} by none of {use.uses:,} vectors"
 
 
 def _and_dead(evidence: str, use: UseOfCodes, weak: bool, facts: Facts) -> str:
@@ -202,7 +203,7 @@ def _answered(name: str, evidence: str, use: UseOfCodes, facts: Facts) -> Cause:
 
 def _levels(model: Any) -> list[Any]:
     """The codebooks of a quantizer of this library, if they learn."""
-    quantizer = getattr(model, "quantizer", None)
+    quantizer: Any = getattr(model, "quantizer", None)
     if not is_ours(quantizer, "codes"):
         return []
     levels = [*quantizer.levels] if quantizer.depth > 1 else [quantizer]
@@ -229,7 +230,7 @@ def _learner(model: Any) -> tuple[str, float] | None:
             faster = min(0.9, max(1 - EMA.decay, FASTER * (1 - decay)))
             return "decay", round(1 - faster, 6)
         if rate is not None:
-            return "rate", max(FASTER * rate, Gradient.rate, SimVQ.rate)
+            return "rate", FASTER * max(rate, Gradient.rate)
     return None
 
 

@@ -149,7 +149,7 @@ def _values(node: Site) -> int:
 
 def _of_quantizer(model: Any, depth: int, values: int) -> tuple[tuple[Tensor, ...] | None, bool]:
     """The vectors of the codebooks of a model of this library, and whether they learn."""
-    quantizer = getattr(model, "quantizer", None)
+    quantizer: Any = getattr(model, "quantizer", None)
     if not is_ours(quantizer, "codes") or quantizer.codes != values or quantizer.depth != depth:
         return None, True
     levels = getattr(quantizer, "levels", None) if depth > 1 else [quantizer]

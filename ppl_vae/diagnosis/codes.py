@@ -234,7 +234,8 @@ def _of_another(site: Site, layout: Layout) -> Tensor:
     """The values of a site, each row with those of the row before it."""
     value: Tensor = site["value"]
     event_dim = len(site["fn"].event_shape)
-    return value.roll(1, value.dim() - event_dim + layout.dim)
+    rolled: Tensor = value.roll(1, value.dim() - event_dim + layout.dim)
+    return rolled
 
 
 def _number(z: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ class UseOfCodes:
         values: How many codes there are, K.
         uses: Codes of all rows together.
         used: How many of the K are used by these rows.
-        dead: How many are not, less those that the rows are too few to show (a0 ** 2 / 2 a1 of Chao, 1984, with
-            a0 codes that are used once and a1 that are used twice). 0 if the average use is below 5.
+        dead: How many are not, less those that the rows are too few to show: f1 (f1 - 1) / (2 (f2 + 1)) with f1
+            codes that are used once and f2 that are used twice (Chao, "Nonparametric Estimation of the Number
+            of Classes in a Population", 1984). 0 if the average use is below 5.
         perplexity: exp(entropy) of their shares: K if all are used alike.
         entropy: That entropy, nats.
         rate: What a code costs, nats.
