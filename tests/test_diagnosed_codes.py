@@ -12,12 +12,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.patches import StepPatch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import ppl_vae
-from ppl_vae import diagnose, evaluate, fit
+from ppl_vae import diagnose, evaluate, fit, plots
 from ppl_vae.cli import main
 from ppl_vae.codes import (
     EMA,
@@ -504,6 +505,35 @@ def test_vectors_that_are_not_known_leave_the_use() -> None:
         assert math.isnan(one(found).spread)
         assert any(told in note for note in found.notes)
         assert "variance" not in found.summary()
+
+
+def test_a_picture_of_the_use_of_codes() -> None:
+    uses = torch.tensor([0, 6, 2, 0])
+    figure = plots.use_of_codes({"z": uses, "other": torch.ones(5)})
+    first, second = figure.axes
+    (bars,) = (patch for patch in first.patches if isinstance(patch, StepPatch))
+    assert bars.get_data()[0].tolist() == [0.75, 0.25, 0.0, 0.0]
+    p = torch.tensor([0.75, 0.25])
+    perplexity = float((-(p * p.log()).sum()).exp())
+    assert first.get_title() == f"z: 2 of 4 codes used, perplexity {perplexity:.1f}"
+    assert second.get_title() == "other: 5 of 5 codes used, perplexity 5.0"
+    with pytest.raises(ValueError, match="no code of z is used"):
+        plots.use_of_codes({"z": [0, 0]})
+    with pytest.raises(ValueError, match="the uses of one codebook or more"):
+        plots.use_of_codes({})
+
+
+def test_learning_curves_of_codes() -> None:
+    """A rate that is constant up to rounding is a line, and the number of codes a count."""
+    history = [
+        {"epoch": i, "rate": 16.6 + 1e-6 * (i % 2), "codes_used": 3.0 + i, "perplexity": 2.0 + i}
+        for i in range(1, 6)
+    ]
+    rate, used, perplexity = plots.learning_curves(history).axes
+    assert rate.get_ylim()[1] - rate.get_ylim()[0] > 0.5
+    assert used.get_ylabel() == "codes\nused"
+    assert used.get_ylim()[0] == 0
+    assert perplexity.get_ylabel() == "perplexity\nof codes"
 
 
 # -- the training and the command line -------------------------------------------------------------------

@@ -249,7 +249,8 @@ def _number(z: Tensor) -> Tensor:
 def _information(rows: Tensor) -> Tensor:
     """log q(z | x) - log q(z), with the aggregate posterior q(z) of these rows: `(n,)`, nats."""
     _, which, counts = rows.unique(return_inverse=True, return_counts=True)
-    return -(counts.double() / len(rows))[which].log()
+    found: Tensor = -(counts.double() / len(rows))[which].log()
+    return found
 
 
 def _off_the_prior(uses: list[UseOfCodes]) -> dict[str, str]:
