@@ -41,7 +41,7 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
     codes = diagnosis.get("of_codes")
     if isinstance(codes, list) and codes:
         told = str(diagnosis.get("summary", "")).partition("\n")[0]
-        return told if told.endswith(".") else f"{len(codes)} codebooks were diagnosed."
+        return told if told.endswith(".") else "The codes of a quantizer were diagnosed."
     dimensions = f"latent dimension{'' if len(active) == 1 else 's'}"
     found = f"{count} of {len(active)} {dimensions} {'is' if count == 1 else 'are'} active"
     if unused:
