@@ -278,6 +278,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
         X[:, 0], X[:, 1], torch.ones(4)
     ),
     "codes": lambda: plots.codes(X[:, 0], labels=LABELS),
+    "use_of_codes": lambda: plots.use_of_codes({"z, level 1": [9, 0, 3], "z, level 2": [1, 1, 1]}),
     "reconstructions": lambda: plots.reconstructions(ROWS, ROWS),
     "worst_reconstructions": lambda: plots.worst_reconstructions(ROWS, ROWS, worst()),
     "prior_samples": lambda: plots.prior_samples(ROWS, means=ROWS, data=ROWS),

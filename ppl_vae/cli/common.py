@@ -216,6 +216,7 @@ class StoredEvaluation:
     unreliable: Tensor
     method: list[str]
     num_samples: int
+    certain: bool = False
 
 
 def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
@@ -242,10 +243,12 @@ def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
         torch.tensor(rows[name], dtype=torch.float64) for name in ("elbo", "log_likelihood")
     )
     unreliable = torch.tensor(rows["unreliable"]) > 0
-    samples = (read_result(run.path / EVALUATION) or {}).get("num_samples")
+    summary = read_result(run.path / EVALUATION) or {}
+    samples = summary.get("num_samples")
     return StoredEvaluation(
         *(Estimate(elbo), Estimate(evidence), unreliable, rows["method"]),
         num_samples=samples if isinstance(samples, int) else FEWEST_SAMPLES,
+        certain=summary.get("certain") is True,
     )
 
 

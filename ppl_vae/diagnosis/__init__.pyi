@@ -8,3 +8,4 @@ from .grid import (
     posterior_grid as posterior_grid,
 )
 from .latents import diagnose as diagnose
+from .use_of_codes import UseOfCodes as UseOfCodes

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.diagnosis.causes import Cause, command, in_lines, main_cause
+from ppl_vae.diagnosis.use_of_codes import (
+    UseOfCodes,
+    lines_of_codes,
+    table_of_codes,
+    told_of_codes,
+)
 from ppl_vae.stats import Estimate, Result
 
 SATURATED = 1.0
@@ -69,6 +75,10 @@ class Diagnosis(Result):
         of_elements: If the only latent is a discrete one with many elements, which is judged as a whole: what
             is known of it. Then there is one dimension, that latent, active if its rate, or what the decoder
             gains by its value, is 0.01 nats per element or more.
+        of_codes: If all latents are codes of a quantizer that are certain: what is known of each codebook;
+            empty for other latents. Then there is one dimension for each codebook, active if the codes differ
+            from row to row and the decoder needs them, and `causes` also say why codes of an active one are
+            dead.
     """
 
     names: tuple[str, ...]
@@ -88,6 +98,7 @@ class Diagnosis(Result):
     run: str = ""
     fault_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     of_elements: UseOfElements | None = None
+    of_codes: tuple[UseOfCodes, ...] = ()
 
     @property
     def cause(self) -> str:
@@ -117,6 +128,8 @@ class Diagnosis(Result):
         common = not _beyond(self.marginal_kl, 2.0) < 0
         bounds = (self.rate, self.leave_one_out) if common else (self.leave_one_out,)
         upper = [_beyond(each, 2.0) for each in bounds]
+        if self.of_codes:  # z says no more than each of its codes
+            upper.append(sum(use.count * use.most for use in self.of_codes))
         known = [value for value in upper if not math.isnan(value)]
         return 0.0 if math.isnan(lower) else max(0.0, lower), max(0.0, min(known, default=math.nan))
 
@@ -129,7 +142,16 @@ class Diagnosis(Result):
 
     def summary(self) -> str:
         """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
-        lines = [self._of_dimensions() if self.of_elements is None else self._of_its_elements()]
+        if self.of_codes and self.num_rows == 1:
+            lines = [
+                "One row was given: whether its codes are those of all rows shows in others; diagnose with "
+                "more rows."
+            ]
+        elif self.of_codes:
+            told = told_of_codes(self.of_codes, bool(self.active.all()), bool(self.causes))
+            lines = [told, *in_lines(self.causes, self.run)]
+        else:
+            lines = [self._of_dimensions() if self.of_elements is None else self._of_its_elements()]
         for name, told in self.faults.items():
             lines.append(told)
             if self.run and name in self.fault_options:
@@ -180,7 +202,9 @@ class Diagnosis(Result):
         return f"How much z carries about x is {self.mutual_information.missing or 'not known'}."
 
     def table(self) -> list[list[str]]:
-        """The latent dimensions, largest KL first."""
+        """The latent dimensions, largest KL first; of codes, the codebooks."""
+        if self.of_codes:
+            return table_of_codes(self.of_codes)
         rows = [["latent", "KL (nats)", "variance of means", ""]]
         for i in torch.argsort(self.kl, descending=True).tolist():
             state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
@@ -191,6 +215,8 @@ class Diagnosis(Result):
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
+        if self.of_codes:
+            return lines_of_codes(self.of_codes, self.information_bounds)
         information = self.mutual_information
         # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
         shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
@@ -242,6 +268,7 @@ class Diagnosis(Result):
             "faults": dict(self.faults),
             "fault_options": {name: list(words) for name, words in self.fault_options.items()},
             "of_elements": None if self.of_elements is None else asdict(self.of_elements),
+            "of_codes": [asdict(use) for use in self.of_codes],
             "summary": self.summary(),
         }
 

@@ -226,7 +226,7 @@ def gather(session: Session, size: int) -> Gathered:
         rates.append((rows.log_guide - rows.log_prior).double().mean(0).cpu())
         args = tensors_of(batch)
         row = row or tuple(value[:1] for value in args)
-        identical = identical and _all_equal(args, row)
+        identical = identical and all_equal(args, row)
         n += num_rows(batch)
     return Gathered(
         num_rows=n,
@@ -265,7 +265,7 @@ def _in_units_of_the_prior(rows: RowDensities) -> Tensor | None:
     return torch.cat(found, -1) if found else None
 
 
-def _all_equal(args: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> bool:
+def all_equal(args: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> bool:
     """Whether all rows equal one row."""
     return len(args) == len(row) and all(
         value.shape[1:] == one.shape[1:] and bool((value == one).all())

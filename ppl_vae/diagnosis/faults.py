@@ -142,6 +142,9 @@ def overfitting(
             earlier,
             "evaluation=evaluate(...) tells whether decoder or encoder does",
         )
+    if certain(train) or certain(held):
+        why = "log p(x) of codes is known only from below"
+        return _either(bounds, earlier, f"whether decoder or encoder does is not known, as {why}")
     doubtful = max(_share(train.unreliable), _share(held.unreliable))
     if doubtful > MANY:
         why = f"as log p(x) is not reliable on {doubtful:.0%} of the rows"
@@ -177,6 +180,11 @@ def overfitting(
             "(SemiAmortized)."
         )
     return found
+
+
+def certain(evaluation: Evaluated) -> bool:
+    """Whether only the ELBO was measured, as the guide puts all of its mass on one value of each latent."""
+    return bool(getattr(evaluation, "certain", False))
 
 
 def _either(bounds: str, earlier: str, which: str) -> dict[str, str]:
@@ -251,6 +259,8 @@ def not_trusted(evaluation: Evaluated, beta: float, model: object = None) -> dic
         model: The model: the commands for models of colors look for no better proposals.
     """
     found: dict[str, str] = {}
+    if certain(evaluation):
+        return found  # nothing is said of it
     bad = evaluation.unreliable
     alone = torch.tensor([name == "guide" for name in evaluation.method], device=bad.device)
     share = _share(bad)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.causes import main_cause
+from ppl_vae.diagnosis.codes import diagnose_codes, marked_codes
 from ppl_vae.diagnosis.collapse import Asked, find_causes, is_dead
 from ppl_vae.diagnosis.diagnosed import SATURATED, Diagnosis
 from ppl_vae.diagnosis.dimensions import (
@@ -114,6 +115,24 @@ def diagnose(
     probabilities of its values for all elements, where p(z) gives its own to the wrong ones; otherwise it is a
     `strong decoder`.
 
+    If all latents are codes of a quantizer, which a guide marks by `infer={"quantizes": ...}` and gives all
+    mass (`PointMass`), each codebook is judged as a whole: by how many of its codes are used, and by how far
+    they are from the vectors that they stand for (`UseOfCodes`). If a tenth of the codes is dead, or codes lag
+    behind the vectors, or all rows have the same codes, the cause is
+
+    - `identical rows` or `dead encoder`, as above;
+    - `still training`, if codes lag alone and `fit` says so;
+    - `encoder drift`: the means of the vectors of a code are away from it by 0.08 of the variance of the
+      vectors or more; where codes are dead, by more than the vectors of a code vary. If the commitment is below
+      0.1, it is `weak commitment`, as it is where vectors with so little commitment have spread around their
+      codes;
+    - `codebook too large`: the codes in use leave less than 0.02 of the variance of the vectors;
+    - `codes out of reach`: they leave more, or the dead codes are farther from all vectors than these are from
+      their mean: the codes never were near the data, or have been left behind (arXiv:2005.08520);
+    - `values without use`: the codes are fixed, as those of `FSQ`;
+    - `constant codes`: no code is dead, and all rows have the same;
+    - `strong decoder`: nothing of this is so, but the decoder does as well with the codes of another row.
+
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes
     few values.
@@ -180,6 +199,15 @@ def diagnose(
         if elements is not None:
             facts = _facts(session, model, guide, beta, fit)
             return diagnose_elements(session, elements, size * NUM_DRAWS, facts)
+        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
+        ended = "" if stopped else still_training(fit.history, fit.objective)
+        if codes := marked_codes(session):
+            facts = _facts(session, model, guide, beta, fit)
+            diagnosed, elbo = diagnose_codes(session, codes, size * NUM_DRAWS, facts, ended)
+            faults = _overfitting(elbo, model, train, evaluation, fit)
+            if diagnosed.cause != "still training":
+                faults |= _not_ended(ended)
+            return replace(diagnosed, faults={**faults, **diagnosed.faults})
         held = _hold_shared(session)
         gathered = gather(session, size)
         if not gathered.dimensions.names:
@@ -201,8 +229,6 @@ def diagnose(
         rate = float(gathered.rate.mean())
         facts = _facts(session, model, guide, beta, fit)
         facts = replace(facts, rate=rate, unused=len(unused), active=int(active.sum()))
-        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
-        ended = "" if stopped else still_training(fit.history, fit.objective)
         rows = session.spread(MOST_ROWS) if unused else []
         spread = session.with_first(rows) if unused else session
         asked = Asked(spread, rows, size, unused, facts, ended)
@@ -225,9 +251,9 @@ def diagnose(
             notes += unknown
         else:
             causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
-    faults = _overfitting(gathered, model, train, evaluation, fit)
-    if ended and not unused:
-        faults["still training"] = f"The training had not ended: {ended}; train for longer."
+    faults = _overfitting(gathered.elbo, model, train, evaluation, fit)
+    if not unused:
+        faults |= _not_ended(ended)
     if main_cause(causes).name not in (
         "identical rows",
         "constant posterior",
@@ -275,15 +301,21 @@ def _facts(session: Session, model: Program, guide: Program, beta: float, fit: F
     )
 
 
+def _not_ended(why: str) -> dict[str, str]:
+    """That a training had not ended, if there is a reason."""
+    told = f"The training had not ended: {why}; train for longer."
+    return {"still training": told} if why else {}
+
+
 def _overfitting(
-    gathered: Gathered,
+    elbo: Tensor,
     model: Program,
     train: Evaluated | None,
     evaluation: Evaluated | None,
     fit: Fit | None,
 ) -> dict[str, str]:
     """Whether the pair overfits, as far as what is given tells."""
-    bound = Estimate(gathered.elbo)
+    bound = Estimate(elbo)
     controlled = fit is not None and isinstance(fit.objective.beta, Controller)
     earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
     if train is not None:
@@ -293,7 +325,7 @@ def _overfitting(
         held = bound if evaluation is None else evaluation
         return overfitting(train, held, earlier=earlier, simpler=simpler)
     last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
-    if last is None or gathered.num_rows == 1:
+    if last is None or len(elbo) == 1:
         return {}
     return overfitting_in_history(
         last, bound if evaluation is None else evaluation.elbo, earlier=earlier

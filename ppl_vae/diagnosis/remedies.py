@@ -160,7 +160,7 @@ def _refit(facts: Facts) -> tuple[str, tuple[str, ...]]:
     objective = _objective(facts, held)
     given = f"{objective}{_steps(_without_tiny_steps(facts))}max_epochs={facts.length}"
     code = f"ppl_vae.refit_guide(model, guide, x, {given})"
-    return code, ("refit", *_larger_steps(facts), *_as_long(facts))
+    return code, ("refit", *_larger_steps(facts), *as_long(facts))
 
 
 def _lower_beta(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -181,7 +181,19 @@ def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:
     return code, ("train", *options)
 
 
-def _as_long(facts: Facts) -> tuple[str, ...]:
+def fit_again(facts: Facts, objective: Objective | None = None, fresh: bool = False) -> str:
+    """A line of Python that trains a pair again, as it was trained.
+
+    Args:
+        facts: What it depends on.
+        objective: What is to be maximized; None: what was.
+        fresh: Whether with new weights.
+    """
+    given = facts if objective is None else replace(facts, objective=objective)
+    return _with_new_weights(facts, _fit(given)) if fresh else _fit(given)
+
+
+def as_long(facts: Facts) -> tuple[str, ...]:
     """Options with which a run is as long as the line of Python is, if it was shorter."""
     short = facts.epochs is not None and facts.epochs < facts.length
     return ("--max_epochs", str(facts.length)) if short else ()
@@ -215,7 +227,7 @@ def _target(facts: Facts) -> tuple[str, tuple[str, ...]]:
     nats = round(facts.rate + PER_DIMENSION * facts.unused, 1)
     code = _fit(facts, TargetRate(nats=nats))
     options = ["--objective.beta", "TargetRate", "--objective.beta.nats", f"{nats:g}"]
-    options += ["--objective.beta.start", "1", *_as_long(facts)]
+    options += ["--objective.beta.start", "1", *as_long(facts)]
     return code, ("train", *options)
 
 
@@ -223,7 +235,7 @@ def _smaller_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
     beta = _beta_for_noise(facts)
     if beta is None:
         return _learn_noise(facts)
-    options = ("train", "--objective.beta", f"{beta:.4g}", *_as_long(facts))
+    options = ("train", "--objective.beta", f"{beta:.4g}", *as_long(facts))
     return _with_new_weights(facts, _fit(facts, float(f"{beta:.4g}"))), options
 
 
@@ -234,10 +246,10 @@ def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
         # Under a noise that hides everything the weights have learned to do without the latents.
         code = _with_new_weights(facts, _fit(facts))
         code = f"model.likelihood = ppl_vae.likelihoods.OptimalGaussian(); {code}"
-        return code, ("train", "--model.likelihood", "OptimalGaussian", *_as_long(facts))
+        return code, ("train", "--model.likelihood", "OptimalGaussian", *as_long(facts))
     if isinstance(model, ProbabilisticPCA) and not isinstance(model.log_sigma, nn.Parameter):
         code = f"model.log_sigma = torch.nn.Parameter(model.log_sigma); {_fit(facts)}"
-        return code, ("train", "--model.learn_sigma", "true", *_as_long(facts))
+        return code, ("train", "--model.learn_sigma", "true", *as_long(facts))
     ours = is_ours(model, "models") and not facts.summed
     return _start_again(facts) if ours else ("", ())  # it is learned, but has not been
 
@@ -293,7 +305,7 @@ def begin_again(facts: Facts) -> tuple[str, tuple[str, ...]]:
         facts: What it depends on.
     """
     rate = SMALLER * (facts.learning_rate or LEARNING_RATE)
-    options = ("train", "--seed", "1", "--learning_rate", f"{rate:.3g}", *_as_long(facts))
+    options = ("train", "--seed", "1", "--learning_rate", f"{rate:.3g}", *as_long(facts))
     if facts.learning_rate is not None:
         facts = replace(facts, learning_rate=rate)
     return _with_new_weights(facts, _fit(facts)), options

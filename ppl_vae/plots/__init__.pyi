@@ -21,6 +21,7 @@ from .latents import (
     aggregate_posterior as aggregate_posterior,
     codes as codes,
     kl_per_dimension as kl_per_dimension,
+    use_of_codes as use_of_codes,
 )
 from .rate_plane import RatePoint as RatePoint, rate_distortion as rate_distortion
 from .run import draw_rows as draw_rows, draw_run as draw_run

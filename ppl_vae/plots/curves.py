@@ -34,9 +34,14 @@ from ppl_vae.runtime import require_count
 from ppl_vae.stats import khat_limit
 from ppl_vae.training import ERROR_OF_KL, KL, TERM
 
+_COUNTS = ("active_units", "codes_used")
+"""Metrics that are whole numbers."""
+
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """ELBO, rate and distortion (and active units, where they change) over the epochs, and each dimension's KL.
+    """ELBO, rate and distortion over the epochs, active units where they change, and each dimension's KL.
+
+    Of a quantizer, the codes used, where their number changes, and the perplexity of their use.
 
     A dimension that surely carries less than 0.01 nats in the end is gray. One that has no KL, as under a guide
     that draws bottom up, is dashed: its curve is what the dimension adds to the rate, which may be negative.
@@ -46,9 +51,9 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
 
     Args:
         history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
-            `active_units`, the same names prefixed with `validation_`, `beta`, and the KL of each dimension
-            as `kl_z[0]`, ..., or what it adds to the rate as `rate_z[0]`. A name may be absent from some
-            epochs.
+            `active_units`, `codes_used`, `perplexity`, the same names prefixed with `validation_`, `beta`, and
+            the KL of each dimension as `kl_z[0]`, ..., or what it adds to the rate as `rate_z[0]`. A name may
+            be absent from some epochs.
 
     Returns:
         One panel per quantity, in nats per row, training and validation in each.
@@ -68,6 +73,8 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         "rate": "rate\n(nats per row)",
         "distortion": "distortion\n(nats per row)",
         "active_units": "active\nunits",
+        "codes_used": "codes\nused",
+        "perplexity": "perplexity\nof codes",
     }
     curves = {
         name: {
@@ -94,19 +101,24 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             f"learning_curves needs epochs with any of {', '.join(labels)}; got {len(history)} "
             "epochs without them. Pass one mapping per epoch, such as the rows of metrics.csv."
         )
-    counts = {int(value) for points in curves["active_units"].values() for value in points[:, 1]}
-    constant = len(counts) == 1 and len(shown) > 1  # a flat line needs no panel
-    if constant:
-        shown.remove("active_units")
-    ratios = [0.6 if name == "active_units" else 1.0 for name in shown]
+    counts = {
+        name: {int(value) for points in curves[name].values() for value in points[:, 1]}
+        for name in _COUNTS
+    }
+    told = []
+    for name, found in counts.items():
+        if len(found) == 1 and len(shown) > 1:  # a flat line needs no panel
+            shown.remove(name)
+            told.append(f"{name.replace('_', ' ')}: {found.pop()}")
+    ratios = [0.6 if name in _COUNTS else 1.0 for name in shown]
     figure = Figure(figsize=(6, 1.1 + 2.2 * sum(ratios)), dpi=150, layout="constrained")
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     beta = curve(history, "beta")
     entered = 0.0
     for name, axes in zip(shown, panels, strict=True):
         annotate(axes, y=labels[name])
-        if name == "active_units":  # a count: from zero, so that the ticks can be whole numbers
-            low, high = 0.0, 1.15 * max(counts)
+        if name in _COUNTS:  # from zero, so that the ticks can be whole numbers
+            low, high = 0.0, 1.15 * max(counts[name])
         else:
             low, high = range_of_curves(list(curves[name].values()))
         if name == "kl":
@@ -115,7 +127,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         else:
             entered = max(entered, _draw_both(axes, curves[name], low, high))
         axes.set_ylim(low, high)
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=name in _COUNTS))
         for start, end in runs(beta[:, 0], beta[:, 1] != 1):
             axes.axvspan(start - 0.5, end + 0.5, color=GRAY, alpha=0.25, lw=0, label="β ≠ 1")
     last = max(float(points[-1, 0]) for name in shown for points in curves[name].values())
@@ -125,8 +137,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     outside_too = f"\n(until {entered:.0f}, some values lie outside)" if entered else ""
     panels[-1].set_xlabel(f"epoch{outside_too}", fontsize=LARGE)
-    more = f"active units: {counts.pop()}" if constant else ""
-    legend_above(figure, panels, more)
+    legend_above(figure, panels, ", ".join(told))
     figure.align_ylabels()
     return figure
 

@@ -416,6 +416,9 @@ def runs(epochs: Floats, chosen: NDArray[np.bool_]) -> Iterator[tuple[float, flo
         yield float(epochs[start]), float(epochs[stop - 1])
 
 
+_ROUNDING = 1e-6
+
+
 def range_of_curves(curves: Sequence[Floats]) -> tuple[float, float]:
     """The vertical range for curves `(m, 2)` of epochs and values.
 
@@ -436,6 +439,8 @@ def range_of_curves(curves: Sequence[Floats]) -> tuple[float, float]:
         bottom, top = min(bottom, *ends), max(top, *ends)
         height = max(top - bottom, 0.1 * float(np.ptp(after(1 / 10))))
         low, high = max(low, bottom - 2 * height), min(high, top + 2 * height)
+    if high - low < _ROUNDING * max(abs(low), abs(high)):
+        return low - 0.5, high + 0.5  # what rounding adds to a constant is no curve
     margin = 0.08 * (high - low) or 0.5
     return low - margin, high + margin
 

@@ -1,8 +1,9 @@
-"""Pictures of the latents: the KL of each dimension, the aggregate posterior over the prior, and codes."""
+"""Pictures of the latents: KL by dimension, the aggregate posterior over the prior, codes and their use."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -91,6 +92,53 @@ def kl_per_dimension(
         lower.set_xlabel("rank of the latent dimension by KL", fontsize=LARGE)
     upper.set_xlim(-0.6, max(len(order), 5) - 0.4)
     legend_above(figure, [upper, lower])
+    return figure
+
+
+def use_of_codes(
+    uses: Mapping[str, ArrayLike | torch.Tensor],
+) -> Figure:
+    """How often each code of a quantizer is used: the shares of all codes, the most used first.
+
+    Where all are used alike, the bars reach the line, and the perplexity exp(entropy) of the shares is K. Codes
+    that nobody uses are dead.
+
+    Args:
+        uses: For each codebook, how often each of its K codes is used, `(K,)`.
+
+    Returns:
+        One panel for each codebook, with its shares and the line of 1 / K.
+
+    Raises:
+        ValueError: There is no codebook, or one without a use.
+
+    Example:
+        >>> figure = use_of_codes({"z": [4, 0, 12]})
+        >>> figure.axes[0].get_title()
+        'z: 2 of 3 codes used, perplexity 1.8'
+        >>> [float(bar) for bar in figure.axes[0].patches[0].get_data().values]
+        [0.75, 0.25, 0.0]
+    """
+    if not uses:
+        raise ValueError("use_of_codes needs the uses of one codebook or more")
+    figure = Figure(figsize=(6, 0.8 + 2.7 * len(uses)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(uses), 1, squeeze=False)[:, 0]
+    for axes, (name, of) in zip(panels, uses.items(), strict=True):
+        counts = numpy_of(of, f"uses of {name}", "(K,)")
+        if not counts.sum() > 0:
+            raise ValueError(f"no code of {name} is used")
+        shares = np.sort(counts / counts.sum())[::-1]
+        some = shares[shares > 0]
+        perplexity = float(np.exp(-(some * np.log(some)).sum()))
+        axes.stairs(shares, np.arange(len(shares) + 1) + 0.5, fill=True, color=blue())
+        axes.axhline(1 / len(shares), color=ink(), ls="--", lw=2, label="all alike")
+        title = f"{name}: {len(some):,} of {len(shares):,} codes used, perplexity {perplexity:.1f}"
+        annotate(axes, title=title, y="share")
+        axes.set_xlim(0.5, len(shares) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    panels[-1].set_xlabel("rank of the code by its use", fontsize=LARGE)
+    legend_above(figure, [panels[0]])
     return figure
 
 

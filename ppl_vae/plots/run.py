@@ -29,7 +29,7 @@ from ppl_vae.pairs import (
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.drawing import MEDIUM, some_rows
 from ppl_vae.plots.files import Draw, draw_into
-from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension
+from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension, use_of_codes
 from ppl_vae.plots.samples import (
     MOST_PATHS,
     MOST_RECONSTRUCTED,
@@ -63,6 +63,9 @@ _MOST_NUMBERS = 2**26
 
 _MOST_CODES = 1000
 """Rows whose codes are drawn."""
+
+_MOST_SHOWN = 2**20
+"""Most codes of a codebook that are shown also where they are not used."""
 
 _SAMPLES = 24
 
@@ -134,7 +137,13 @@ def draw_run(
             )
         ),
     }
-    if len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
+    if evaluation.certain:
+        del draws["khat"]  # nothing was sampled
+    if diagnosis.of_codes:  # whose numbers are names: there are no paths between them, and no means
+        names = (plane, "interpolations", "kl_per_dimension", "aggregate_posterior", "codes")
+        draws = {name: draw for name, draw in draws.items() if name not in names}
+        draws["use_of_codes"] = pictures.use_of_codes
+    elif len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
         del draws["codes"]
     return draw_into(folder, draws, weights, dark)
 
@@ -311,6 +320,22 @@ class _Pictures:
         z = _side_by_side(list(self._latents(take_rows(self.x, chosen), None).values()))
         labels = None if self.labels is None else self.labels[chosen]
         return lambda: codes(z, labels=labels)
+
+    def use_of_codes(self) -> Draw:
+        of_codes = self.diagnosis.of_codes
+        found = encode(
+            self.model, self.guide, self.x, num_samples=1, seed=self.seed, progress=False
+        )
+        uses: dict[str, Tensor] = {}
+        for site, z in found.items():
+            levels = [use for use in of_codes if use.name.partition(", level ")[0] == site]
+            codes = z[0].long().reshape(-1, len(levels)).unbind(-1)
+            for use, code in zip(levels, codes, strict=True):
+                if use.values > _MOST_SHOWN:
+                    uses[use.name] = code.unique(return_counts=True)[1]
+                else:
+                    uses[use.name] = code.bincount(minlength=use.values)
+        return lambda: use_of_codes(uses)
 
     def _chosen(self, most: int) -> Tensor:
         return torch.as_tensor(some_rows(num_rows(self.x), most, self.seed))

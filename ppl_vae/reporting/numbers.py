@@ -39,7 +39,8 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     error = found.get("log_likelihood_error")
     exact = isinstance(error, Mapping) and error.get("largest") == 0
     way = "exactly" if exact else f"by {samples} importance samples of each row"
-    bad = _count(found.get("unreliable"))
+    certain = found.get("certain") is True  # nothing was sampled
+    bad = None if certain else _count(found.get("unreliable"))
     doubt = f" It is not to be trusted on {bad} of {rows} rows." if bad else ""
     guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
     if guide and beta != 1:
@@ -72,7 +73,13 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
         "−log p(x) in bits, by the numbers of a row: to compare with models of the same data. Lower is better.",
         unit="bits",
     )
-    if isinstance(samples, int) and not exact:
+    if certain:
+        yield (
+            "log p(x)",
+            "at least the ELBO",
+            "The guide puts all of its mass on one value of z: the ELBO is exact, and log p(x) is not known.",
+        )
+    if isinstance(samples, int) and not exact and not certain:
         yield from _spread(
             found,
             "ess",
@@ -103,7 +110,7 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
             "exact",
             "It is a sum over all values of the latents, or follows from the exact posterior, without samples.",
         )
-    elif isinstance(found.get("method"), Mapping):
+    elif isinstance(found.get("method"), Mapping) and not certain:
         ways = ", ".join(f"{name} {count}" for name, count in found["method"].items())
         yield (
             "ways to log p(x)",
@@ -129,7 +136,10 @@ def _count(found: object) -> int | None:
 def of_diagnosis(found: Mapping[str, Any]) -> Iterator[Row]:
     """The numbers of diagnosis.json."""
     names, active = found.get("names"), found.get("active_units")
-    if isinstance(names, list) and isinstance(active, int):
+    codes = found.get("of_codes")
+    if isinstance(codes, list) and codes:
+        yield from _of_codes(codes)
+    elif isinstance(names, list) and isinstance(active, int):
         yield (
             "active units",
             f"{active} of {len(names)}",
@@ -164,6 +174,31 @@ def of_diagnosis(found: Mapping[str, Any]) -> Iterator[Row]:
             "beta",
             f"{found['beta']:.4g}",
             "The weight of the rate in what was trained; 1 is the ELBO.",
+        )
+
+
+def _of_codes(found: Sequence[object]) -> Iterator[Row]:
+    """Of a quantizer: each codebook."""
+    for use in (each for each in found if isinstance(each, Mapping)):
+        of = f", {use.get('name')}" if len(found) > 1 else ""
+        numbers = ("used", "values", "perplexity", "rate", "entropy")
+        if not all(_is_number(use.get(name)) for name in numbers):
+            continue
+        used, values, perplexity, rate, entropy = (use[name] for name in numbers)
+        yield (
+            f"codes used{of}",
+            f"{used:,.0f} of {values:,.0f}",
+            "Codes of the quantizer that these rows use.",
+        )
+        yield (
+            f"perplexity{of}",
+            f"{perplexity:.1f}",
+            "exp(entropy) of their shares: how many codes, used alike, would say as much.",
+        )
+        yield (
+            f"nats per code{of}",
+            f"{rate:.3f}",
+            f"What a code costs under p(z); under a prior that knows how often each is used, {entropy:.3f}.",
         )
 
 
@@ -236,6 +271,8 @@ _EPOCHS = {
     "distortion": ("distortion", ".2f"),
     "validation_distortion": ("distortion, held out", ".2f"),
     "active_units": ("active units", ".0f"),
+    "codes_used": ("codes used", ".0f"),
+    "perplexity": ("perplexity", ".1f"),
     "beta": ("beta", ".3g"),
     "learning_rate": ("learning rate", ".2g"),
     "seconds": ("seconds", ".1f"),
@@ -283,18 +320,32 @@ def _cell(row: Mapping[str, float], name: str) -> str:
     return format(value, _EPOCHS[name][1]) if math.isfinite(value) else "-"
 
 
+def lowest_of(rows: Mapping[str, Sequence[Any]] | None) -> str:
+    """By what rows are the worst: log p(x), or the ELBO where that is not known of any."""
+    values = (rows or {}).get("log_likelihood", ())
+    return "log p(x)" if any(map(math.isfinite, values)) else "ELBO"
+
+
 def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
-    """The rows with the lowest log p(x), from evaluation.csv; empty if there are none."""
+    """The rows with the lowest log p(x), from evaluation.csv; empty if there are none.
+
+    Where log p(x) is not known of any row, they are those with the lowest ELBO.
+    """
     columns = [name for name in _OF_ROWS if name in rows]
     if "log_likelihood" not in columns:
         return Markup("")
     values = rows["log_likelihood"]
+    if lowest_of(rows) == "ELBO" and "elbo" in columns:
+        columns = [name for name in columns if name in ("elbo", "rate", "distortion")]
+        values = rows["elbo"]
     order = sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: values[i])
     cells = [
         [str(i), *(_of_row(name, _told(rows, name, i)) for name in columns)] for i in order[:most]
     ]
     return table(
-        ["row", *(_OF_ROWS[name] for name in columns)], cells, "Rows with the lowest log p(x)"
+        ["row", *(_OF_ROWS[name] for name in columns)],
+        cells,
+        f"Rows with the lowest {_OF_ROWS[columns[0]]}",
     )
 
 

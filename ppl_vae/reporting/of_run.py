@@ -25,6 +25,7 @@ from ppl_vae.reporting.numbers import (
     Row,
     best_epoch,
     epoch_table,
+    lowest_of,
     number_table,
     of_annealed,
     of_colors,
@@ -34,7 +35,7 @@ from ppl_vae.reporting.numbers import (
     worst_rows,
 )
 from ppl_vae.reporting.pictures import TRAINING, Found, in_grid, pictures_of, unread_told
-from ppl_vae.reporting.verdict import doubts, latent_table, verdict
+from ppl_vae.reporting.verdict import codebook_table, doubts, latent_table, verdict
 from ppl_vae.runs import (
     ANNEALED,
     CHECKPOINTS,
@@ -268,7 +269,17 @@ def _tables(
     latents = Markup("") if diagnosis is None else latent_table(diagnosis)
     worst = Markup("") if rows is None else worst_rows(rows)
     told = []
-    if latents:
+    codes = Markup("") if diagnosis is None else codebook_table(diagnosis)
+    if codes:
+        told += [
+            element("h3", "Codebooks"),
+            paragraph(
+                "Error: the quantization error, as a share of the variance of the encoder's vectors. Lag: the "
+                "part of it by which codes are away from the means of their vectors."
+            ),
+            codes,
+        ]
+    elif latents:
         told += [
             element("h3", "Latent dimensions"),
             paragraph(
@@ -279,7 +290,7 @@ def _tables(
         ]
     if worst:
         told += [
-            element("h3", "Rows with the lowest log p(x)"),
+            element("h3", f"Rows with the lowest {lowest_of(rows)}"),
             paragraph("The numbers of rows count from 0, nats; evaluation.csv has all of them."),
             worst,
         ]

@@ -85,6 +85,11 @@ CAPTIONS = {
         "The posterior means of the rows in their two main directions; colors are labels, if there are any. "
         "Labels that lie apart are told apart by the latents.",
     ),
+    "use_of_codes": Caption(
+        "Use of the codes",
+        "How often each code of the quantizer is used, the most used first. Where all are used alike, the bars "
+        "reach the line; codes without a bar are not used by these rows.",
+    ),
     "colorings": Caption(
         "Colorings",
         "Photos that the model was not trained on: the gray picture, the likeliest segments given it, and "

@@ -10,7 +10,9 @@ _OPTIONS = (
     *("--objective.beta", "--objective.beta.epochs", "--objective.beta.start"),
     *("--objective.beta.end", "--objective.beta.nats", "--max_epochs", "--seed"),
     *("--learning_rate", "--model.likelihood", "--model.learn_sigma", "--guide"),
-    *("--model.latent_dim", "--guide.latent_dim"),
+    *("--model.latent_dim", "--guide.latent_dim", "--objective", "--objective.commitment"),
+    *("--model.quantizer.start", "--model.quantizer.restarts", "--model.quantizer.codes"),
+    *("--model.quantizer.learner.decay", "--model.quantizer.learner.rate"),
 )
 """Options in the remedies of a diagnosis."""
 
@@ -26,7 +28,8 @@ _CALLED = (
 )
 _READ = (
     rf"{_CALLED}|model|guide|x|p|p\.requires_grad|part|root|ppl_vae(\.\w+)?|torch(\.nn(\.init)?)?|"
-    r"model\.(likelihood|log_sigma)"
+    r"model\.(likelihood|log_sigma)|"
+    r"model\.quantizer(\.levels(\[\d+\])?)?(\.restarts|\.codebook(\.decay|\.rate)?)?"
 )
 
 _MOST = 2000

@@ -38,6 +38,10 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
     if isinstance(elements, Mapping):
         return _of_elements(elements, any(active))
     count, unused = sum(active), len(active) - sum(active)
+    codes = diagnosis.get("of_codes")
+    if isinstance(codes, list) and codes:
+        told = str(diagnosis.get("summary", "")).partition("\n")[0]
+        return told if told.endswith(".") else "The codes of a quantizer were diagnosed."
     dimensions = f"latent dimension{'' if len(active) == 1 else 's'}"
     found = f"{count} of {len(active)} {dimensions} {'is' if count == 1 else 'are'} active"
     if unused:
@@ -158,6 +162,35 @@ def latent_table(diagnosis: Mapping[str, Any]) -> Markup:
         rows.append((names[i], f"{kls[i]:.3f}", f"{variances[i]:.4f}", state, why))
     head = ["latent", "KL (nats)", "variance of means", "state", "why"]
     return table(head, rows, "Latent dimensions", words=[3, 4])
+
+
+def codebook_table(diagnosis: Mapping[str, Any]) -> Markup:
+    """The codebooks of a quantizer; empty if there are none."""
+    codes = diagnosis.get("of_codes")
+    causes = diagnosis.get("causes")
+    rows = []
+    for use in codes if isinstance(codes, list) else []:
+        if not isinstance(use, Mapping):
+            continue
+        name = str(use.get("name", ""))
+        spread, within, lag = (_number(use.get(key)) for key in ("spread", "within", "lag"))
+        cause = causes.get(name) if isinstance(causes, Mapping) else None
+        why = str(cause.get("name", "")) if isinstance(cause, Mapping) else ""
+        counts = [_number(use.get(key)) for key in ("count", "values", "used", "dead")]
+        shares = [part / spread if spread > 0 else math.nan for part in (within + lag, lag)]
+        rows.append(
+            (
+                name,
+                *(f"{count:,.0f}" for count in counts),
+                f"{_number(use.get('perplexity')):.1f}",
+                *("-" if math.isnan(share) else f"{share:.1%}" for share in shares),
+                why,
+            )
+        )
+    if not rows:
+        return Markup("")
+    head = ["codebook", "per row", "K", "used", "dead", "perplexity", "error", "lag", "why"]
+    return table(head, rows, "Codebooks", words=[8])
 
 
 _WORDS = ("name", "meaning", "evidence", "remedy", "code")

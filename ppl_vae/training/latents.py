@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppl_vae.objectives import marked_sites
 from ppl_vae.pairs import (
     COLLAPSED,
     Batch,
@@ -148,7 +149,10 @@ class LatentUse:
     def update(self, rows: RowDensities, batch: Batch) -> None:
         """Adds rows."""
         self._samples = rows.log_guide.shape[0]
+        codes = marked_sites(rows.guide_trace)  # whose numbers are names, and no values
         for name in latents_of_numbers(rows, rows.layout):
+            if name in codes:
+                continue
             normal = normal_rows(rows, name)
             sums = self._of_site(rows, batch, name) if normal is None else _of_normals(normal)
             key = name, rows.latents[name].shape[2:]
@@ -194,6 +198,8 @@ class LatentUse:
         `MOST_DIMENSIONS`, those of a site whose prior states no moments, and of a dimension that no row has.
         """
         found: dict[str, float] = {}
+        if not self._sums:
+            return found
         active = [_num_active(sums, self._samples) for sums in self._sums.values()]
         if None not in active:
             found["active_units"] = sum(number or 0 for number in active)
