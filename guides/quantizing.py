@@ -24,7 +24,7 @@ from ppl_vae.networks import (
 
 
 def _mark(vectors: str) -> Any:
-    """What `QuantizedELBO` looks for. (Pyro's type of `infer` knows no keys but its own.)"""
+    """The mark that `QuantizedELBO` looks for: Pyro's type of `infer` knows no keys but its own."""
     return {"quantizes": vectors}
 
 

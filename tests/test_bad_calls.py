@@ -381,7 +381,10 @@ OPTIONS: dict[str, Case] = {
     "a name as prior": (
         lambda: refit_prior(*pair(), X, "normal"),  # type: ignore[arg-type]
         TypeError,
-        ["prior must be a description such as MixturePrior(20), got the string 'normal'"],
+        [
+            "prior must be a description such as MixturePrior(20), or PixelCNNPrior() for codes, got",
+            "the string 'normal'",
+        ],
     ),
     "a class as prior": (
         lambda: refit_prior(*pair(), X, DiagonalNormal),  # type: ignore[arg-type]

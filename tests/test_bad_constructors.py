@@ -35,12 +35,20 @@ REQUIRED = {
 WRONG: list[Any] = [True, "a", None, -1, 2.5, [True], 10**9 + 0.5, object()]
 
 
+FACES = (ppl_vae.models, ppl_vae.guides, ppl_vae.networks, ppl_vae.codes, ppl_vae.likelihoods)
+OURS_ALONE = (
+    *("Recipe", "Rebuildable", "GatedLayers", "Tile"),
+    *("PictureDecoder", "PictureEncoder", "PyramidDecoder", "PyramidEncoder"),
+)
+"""What no users build."""
+
+
 def _kinds() -> dict[str, type[Any]]:
     found: dict[str, type[Any]] = {}
-    for face in (ppl_vae.models, ppl_vae.guides, ppl_vae.networks, ppl_vae.likelihoods):
+    for face in FACES:
         for name in getattr(face, "__all__", dir(face)):
             kind = getattr(face, name)
-            ours_alone = name in ("Recipe", "Rebuildable", "GatedLayers")  # no users build them
+            ours_alone = name in OURS_ALONE
             if inspect.isabstract(kind) or name.startswith("_") or ours_alone:
                 continue
             here = hasattr(face, "__path__") or getattr(kind, "__module__", "") == face.__name__

@@ -318,7 +318,7 @@ def test_the_score_function_is_unbiased(kind: str, particles: int, x: Tensor) ->
     torch.manual_seed(0)
     objective = ScoreFunctionELBO(num_particles=particles)
     losses, found = [], []
-    for _ in range(400):
+    for _ in range(200):
         loss, of_draws = loss_and_gradient(objective, kind, x)
         losses.append(loss.loss.detach())
         found.append(torch.cat([slope.flatten() for slope in of_draws]))

@@ -66,6 +66,11 @@ class VQVAE2(RowModel):
             require_object(self, "prior", prior, "build_codes", "UniformCodes()")
         self.grids = network.grids(self.data_shape)
         levels = len(self.grids)
+        if quantizers is not None and not isinstance(quantizers, Sequence):
+            raise TypeError(
+                f"VQVAE2.quantizers must be a list with one for each level, got {quantizers!r:.80}: write "
+                "[VectorQuantizer(), ...]"
+            )
         given = [VectorQuantizer() for _ in self.grids] if quantizers is None else list(quantizers)
         if len(given) != levels:
             raise ValueError(
