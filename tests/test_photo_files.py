@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ PRIORS: dict[str, CodePrior] = {
     "independent": IndependentCodes(),
     "PixelCNN": PixelCNNPrior(channels=8, layers=2),
 }
-QUANTIZERS = {
+QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
     "vector": lambda: VectorQuantizer(16, 4, start=RandomStart()),
     "FSQ": lambda: FSQ((4, 4)),
     "residual": lambda: ResidualQuantizer(8, 4, 2, start=RandomStart()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -160,8 +161,8 @@ def _each(
 
 
 def _is_gray(model: Any) -> bool:
-    shape = getattr(model, "data_shape", ())
-    return len(shape) > 2 and shape[0] == 1
+    shape: tuple[int, ...] = getattr(model, "data_shape", ())
+    return math.prod(shape[:-2]) == 1
 
 
 def _as_gray(photo: Tensor) -> Tensor:
