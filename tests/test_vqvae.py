@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import check, evaluate, fit
+from ppl_vae.capture.recording import record
 from ppl_vae.codes import (
     EMA,
     FSQ,
@@ -269,6 +271,31 @@ def test_a_recorded_training_is_that_of_pyro(name: str) -> None:
     recorded, run = trained(True), trained(False)
     for each, value in run.items():
         torch.testing.assert_close(recorded[each], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_recording_waits_until_the_codebook_has_begun(
+    depth: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = KMeansStart(steps=30)
+    quantizer = (
+        VectorQuantizer(6, 3, start=start)
+        if depth == 1
+        else ResidualQuantizer(4, 3, 2, start=start)
+    )
+    model, guide = pair_of(quantizer)
+    recorded: list[bool] = []
+
+    def noted(*args: Any) -> Any:
+        levels = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else [quantizer]
+        recorded.append(any(level.is_starting for level in levels))
+        return record(*args)
+
+    monkeypatch.setattr("ppl_vae.capture.step.record", noted)
+    with caplog.at_level(logging.WARNING):
+        fit(model, guide, rows(64), max_epochs=15, batch_size=16, seed=0)
+    assert recorded == [False]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["EMA", "Gradient"])

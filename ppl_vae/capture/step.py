@@ -199,7 +199,8 @@ class CapturedLoss:
         """Whether a step on such a batch is worth a recording: its shape has come up often enough.
 
         Samples that are looped over make a graph of all of them, which takes long to record and saves little.
-        So does a program with one site per step of a sequence: its shapes have to come up more often.
+        So does a program with one site per step of a sequence: its shapes have to come up more often. While a
+        module says that it begins otherwise than it goes on (`is_starting`), as a codebook does, nothing is.
         """
         if not self.has_room(batch):
             return False
@@ -207,7 +208,11 @@ class CapturedLoss:
         self._seen[key] = self._seen.get(key, 0) + 1
         layout = self.layouts.expected(batch)
         sites = len(layout.latents) + len(layout.enumerated) + len(layout.observed)
-        return self._seen[key] > RECORD_AFTER * max(1, sites // 2)
+        if self._seen[key] <= RECORD_AFTER * max(1, sites // 2):
+            return False
+        if key in self._cache:
+            return True
+        return not any(getattr(part, "is_starting", False) for part in modules_of(self.pair))
 
     def has_room(self, batch: Batch) -> bool:
         """Whether such a batch has a recording or may get one, for samples that run at once."""

@@ -87,6 +87,11 @@ class VectorQuantizer(Quantizer):
         self._starting = start.steps > 0
         self._count_uses()
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether it has not yet begun: until then, steps are not like those that follow, and not recorded."""
+        return self._starting
+
     def project(self, vectors: Tensor) -> Tensor:
         """The vectors, of length 1 if angles are compared."""
         return normalize(vectors, dim=-1) if self.cosine else vectors
@@ -114,11 +119,11 @@ class VectorQuantizer(Quantizer):
         self.codebook.follow(counts, sums)
         self.recent.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
         if self.restarts:
-            mean = counts.mean()
-            rare = self.recent < (_SHARE * mean).clamp_max(self.restarts)
+            limit = (_SHARE * counts.mean()).clamp_max(self.restarts)
+            rare = self.recent < limit
             self.codebook.place(_of_first_process(picked(vectors, self.codes)), rare)
-            # It is judged once it had the time to find members.
-            self.recent.copy_(torch.where(rare, mean, self.recent))
+            # It is judged again once it had some seventy steps to find members.
+            self.recent.copy_(torch.where(rare, 2 * limit, self.recent))
 
     def _begin(self, vectors: Tensor) -> None:
         """A step of the start: the codes are vectors of this batch, and in the last one what is asked for."""
