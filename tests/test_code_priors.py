@@ -580,9 +580,9 @@ def test_few_codes_are_summed_over_and_each_has_its_share_of_the_rate(name: str)
         of_codes = -model.prior(labels).conditionals(z).base_dist.log_prob(z)
     found = evaluate(model, guide, (x, labels))
     assert torch.allclose(found.log_likelihood.values.float(), log_p.logsumexp(0), atol=1e-4)
-    shares = diagnose(model, guide, (x, labels)).kl
-    assert torch.allclose(shares.float(), of_codes.mean(0), atol=1e-4)
-    assert float(shares.sum()) == pytest.approx(found.rate.mean, abs=1e-4)
+    rate = diagnose(model, guide, (x, labels)).rate.values
+    assert torch.allclose(rate.float(), of_codes.sum(1), atol=1e-4)
+    assert float(rate.mean()) == pytest.approx(found.rate.mean, abs=1e-4)
 
 
 def test_counted_codes_of_each_label() -> None:

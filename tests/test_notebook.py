@@ -19,9 +19,11 @@ from torch import Tensor
 
 import ppl_vae
 from ppl_vae import checks, data, diagnosis, em, evaluation, runs, stats, tasks, training
-from ppl_vae.guides import MeanField
-from ppl_vae.models import ProbabilisticPCA
-from ppl_vae.networks import MLP
+from ppl_vae.codes import VectorQuantizer
+from ppl_vae.guides import MeanField, QuantizingEncoder
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import VQVAE, PixelCNNPrior, ProbabilisticPCA
+from ppl_vae.networks import MLP, Slots
 from ppl_vae.runtime import in_notebook
 from ppl_vae.runtime.notebook import html_table
 
@@ -60,6 +62,25 @@ def read_data(place: Path) -> data.Data[Any]:
     return ppl_vae.load_data(place / f"{BAD.replace('/', '')}.pt")
 
 
+def prior_fit(_: Path) -> training.PriorFit:
+    torch.manual_seed(0)
+    network = Slots(2, MLP((4,)))
+    codes = VQVAE((2,), VectorQuantizer(3, 2), network, Gaussian(0.5))
+    refitted = ppl_vae.refit_prior(
+        codes, QuantizingEncoder(codes, network), X, PixelCNNPrior(2, 1), max_epochs=1, seed=0
+    )
+    found = refitted.prior.fitted
+    assert isinstance(found, training.PriorFit)
+    return found
+
+
+def accuracy(_: Path) -> tasks.ClassificationAccuracy:
+    labeled = X, torch.arange(40) % 2
+    return ppl_vae.classification_accuracy_score(
+        labeled, labeled, labeled, classifier=tasks.NetworkClassifier(num_steps=2), seeds=2
+    )
+
+
 def fitted(place: Path) -> training.Fit:
     return ppl_vae.fit(
         model, guide, X, validation=X, max_epochs=2, seed=0, run_dir=place / BAD.replace("/", "")
@@ -83,6 +104,8 @@ SHOWN: dict[type, Callable[[Path], Any]] = {
     diagnosis.PosteriorGrid: lambda _: diagnosis.posterior_grid(model, guide, X[:2]),
     runs.Run: run_folder,
     runs.Comparison: lambda place: runs.Comparison.of([run_folder(place)] * 2),
+    tasks.ClassificationAccuracy: accuracy,
+    training.PriorFit: prior_fit,
     tasks.Outliers: lambda _: ppl_vae.outliers(model, guide, X, num=3, seed=0),
 }
 """Each class of results, with an object of it: with names that are code wherever they are the user's."""

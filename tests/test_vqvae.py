@@ -175,6 +175,7 @@ def test_of_many_codes_the_elbo_is_exact_and_log_p_is_not_claimed() -> None:
     torch.testing.assert_close(found.elbo.values, exact.detach().double(), check_dtype=False)
     assert bool(found.log_likelihood.values.isnan().all())
     assert found.certain
+    assert not bool(found.unreliable.any())
     text = str(found)
     assert "log p(x)            at least the ELBO" in text
     assert f"at most {-float(found.elbo.mean) / 16 / math.log(2):.4f}, by the ELBO" in text

@@ -58,7 +58,7 @@ OF_CODES = {
     ),
     "values without use": Text(
         "the codes are fixed, and the encoder's vectors stay away from some of them",
-        "nothing is lost, if the distortion is as small as it shall be: choose fewer codes, or a prior that is "
+        "nothing is lost, if the distortion is small enough: choose fewer codes, or a prior that is "
         "fitted to their use; otherwise train again with new weights, or with codes that learn "
         "(VectorQuantizer)",
     ),

@@ -78,7 +78,8 @@ def marked_codes(session: Session) -> dict[str, str]:
     layout = session.layout
     if layout.shared or set(layout.draws) != set(layout.latents):
         return {}
-    trace = trace_guide(session.pair.guide, *as_args(session.first))
+    with torch.random.fork_rng():  # the draws that follow are those of the seed
+        trace = trace_guide(session.pair.guide, *as_args(session.first))
     marked = marked_sites(trace)
     certain = (
         name in marked and getattr(innermost(trace.nodes[name]["fn"]), "is_certain", False)

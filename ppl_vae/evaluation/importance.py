@@ -311,7 +311,8 @@ class _CertainCodes:
         if not layout.discrete or layout.shared or set(layout.draws) != set(layout.discrete):
             return None
         if layout.signature not in self._certain:
-            trace = trace_guide(self._pair.guide, *as_args(batch))
+            with torch.random.fork_rng():  # the draws that follow are those of the seed
+                trace = trace_guide(self._pair.guide, *as_args(batch))
             self._certain[layout.signature] = all(
                 getattr(innermost(trace.nodes[name]["fn"]), "is_certain", False)
                 for name in layout.draws

@@ -142,8 +142,11 @@ class Evaluation(DataResult):
 
         Rows whose ESS is at least 0.9 K are not among them, unless k-hat is NaN; see
         `ppl_vae.stats.bad_khat`. Rows with discrete latents that are drawn are, if the guide may leave values
-        out: k-hat is that of what the guide draws.
+        out: k-hat is that of what the guide draws. Where the guide is certain, log p(x) is not claimed, and no
+        row is among them.
         """
+        if self.certain:
+            return torch.zeros(self.num_rows, dtype=torch.bool)
         return self._bad_khat if self.drawn is None else self._bad_khat | self.drawn
 
     @property

@@ -141,9 +141,10 @@ class Comparison(Result):
         return rows
 
     def _unreliable(self, run: int) -> str:
-        """The share of rows whose log p(x) is not to be trusted; "-" for runs of earlier versions."""
+        """The share of rows whose log p(x) is not to be trusted; "-" if none is claimed, or for older runs."""
         rows = self.values[run].get("unreliable")
-        return "-" if rows is None else f"{sum(map(bool, rows)) / len(rows):.1%}"
+        claimed = not self.evaluations[run].get("certain", False)
+        return "-" if rows is None or not claimed else f"{sum(map(bool, rows)) / len(rows):.1%}"
 
     def lines(self) -> list[tuple[str, str]]:
         """Nothing: all numbers are in the table."""
