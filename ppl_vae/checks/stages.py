@@ -41,7 +41,7 @@ from ppl_vae.pairs import (
     elements_of,
     first_bad_site,
     first_line,
-    innermost,
+    is_certain,
     is_enumerated,
     is_weighted,
     latent_sites,
@@ -269,13 +269,12 @@ def _of_estimator(
 
 def _through_codes(guide_trace: Trace, objective: Objective) -> Problem | None:
     """Codes that a quantizer chooses, if the objective passes no gradient through the choice."""
-    ours = type(objective).__module__.startswith(
-        "ppl_vae."
-    )  # one of the user's own may do as it likes
+    # One of the user's own may do as it likes.
+    ours = type(objective).__module__.startswith("ppl_vae.")
     if isinstance(objective, QuantizedELBO) or not ours:
         return None
     for site in marked_sites(guide_trace):
-        if getattr(innermost(guide_trace.nodes[site]["fn"]), "is_certain", False):
+        if is_certain(guide_trace.nodes[site]):
             return Problem(
                 "error",
                 site,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vae.codes.learners import random_points
 from ppl_vae.networks import require_at_least_one
 
 
@@ -31,8 +32,8 @@ class RandomStart(CodebookStart):
     """Normal draws, whatever the encoder gives: how codebooks die (arXiv:2005.08520). For comparison."""
 
     def points(self, vectors: Tensor, codes: int) -> Tensor:
-        """See `CodebookStart.points`; it is never asked."""
-        raise NotImplementedError
+        """See `CodebookStart.points`: as a codebook that is new."""
+        return random_points(codes, vectors.shape[-1]).to(vectors)
 
 
 @dataclass(frozen=True)

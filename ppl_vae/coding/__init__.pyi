@@ -1,4 +1,5 @@
 from .ans import LEAST as LEAST, Pops as Pops, Pushes as Pushes, Stack as Stack
+from .exact_copies import exact_copy as exact_copy
 from .range_coder import (
     Coder as Coder,
     Reader as Reader,

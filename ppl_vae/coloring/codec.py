@@ -7,13 +7,20 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.coding import Reader, Writer, WrongFileError, require_constriction, sealed, unsealed
+from ppl_vae.coding import (
+    Reader,
+    Writer,
+    WrongFileError,
+    exact_copy,
+    require_constriction,
+    sealed,
+    unsealed,
+)
 from ppl_vae.coloring.coded_pictures import code_picture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import as_bytes, as_chroma
@@ -184,19 +191,9 @@ def _sum_of(values: Tensor) -> int:
 
 @contextmanager
 def _in_double(model: ModelOfColors) -> Iterator[tuple[ModelOfColors, bytes]]:
-    """A copy of the model on the CPU, in double precision, and its name; then all runs in one thread.
-
-    With several, where each begins could change the last digit.
-    """
-    threads = torch.get_num_threads()
-    with torch.inference_mode(False), torch.no_grad():
-        exact = deepcopy(cast(nn.Module, model)).cpu().double().eval()
+    """A copy of the model in double precision, and its name."""
+    with exact_copy(cast(nn.Module, model)) as exact:
         state = sorted(exact.state_dict().items())
         words = [type(model).__name__, str(model.segments), str(model.radius), str(model.stride)]
         words += [name for name, _ in state] + [digest(tensor for _, tensor in state)]
-        name = hashlib.sha256("\n".join(words).encode()).digest()[:8]
-        try:
-            torch.set_num_threads(1)
-            yield cast(ModelOfColors, exact), name
-        finally:
-            torch.set_num_threads(threads)
+        yield cast(ModelOfColors, exact), hashlib.sha256("\n".join(words).encode()).digest()[:8]

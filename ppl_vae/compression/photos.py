@@ -6,9 +6,6 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,11 +18,13 @@ from ppl_vae.coding import (
     TableCoder,
     Writer,
     WrongFileError,
+    exact_copy,
     require_constriction,
     sealed,
     unsealed,
 )
 from ppl_vae.networks import MOST_PIXELS, PictureDecoder, PictureEncoder, tiles
+from ppl_vae.pairs import Pair
 from ppl_vae.runtime import described, digest, require_count
 from ppl_vae.stats import Result
 
@@ -150,9 +149,9 @@ def compress_photo(
         )
     pixels = _as_pixels(photo, parts.channels)
     height, width = pixels.shape[-2:]
-    with _evaluating(model, guide), torch.no_grad():
+    with Pair(model, guide).mode(training=False), torch.no_grad():
         z = _encoded(guide, encoder, pixels, most_pixels)
-    with _in_double(model) as exact, torch.no_grad():
+    with exact_copy(model) as exact:
         writer = _Counting(Writer(library))
         _code(exact, z, writer)
         payload = writer.coder.data()
@@ -194,7 +193,7 @@ def decompress_photo(
     if not height * width:
         raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
     z = torch.zeros(*grid, *parts.inner, dtype=torch.long)
-    with _in_double(model) as exact, torch.no_grad():
+    with exact_copy(model) as exact:
         if _name_of(exact) != name:
             raise ValueError(
                 f"this {_WHAT} was written with another model than this {type(model).__name__}: give the one "
@@ -211,7 +210,7 @@ def decompress_photo(
             "right: probabilities are rounded differently here. Decode it with the kind of processor and the "
             "version of torch with which it was written"
         )
-    with _evaluating(model), torch.no_grad():
+    with Pair(model, model).mode(training=False), torch.no_grad():
         pixels = _decoded(model, parts, z, most_pixels)
     pixels = pixels[:, :height, :width].movedim(0, -1)
     return pixels[..., 0] if parts.channels == 1 else pixels
@@ -434,29 +433,3 @@ def _name_of(model: Any) -> bytes:
     words += [name for name, _ in state] + [str(model.positions), str(model.decoder.stride)]
     words.append(digest([tensor for _, tensor in state]))
     return hashlib.sha256("\n".join(words).encode()).digest()[:8]
-
-
-@contextmanager
-def _in_double(model: nn.Module) -> Iterator[Any]:
-    """A copy of the model on the CPU, in double precision; then all runs in one thread."""
-    threads = torch.get_num_threads()
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-        exact = deepcopy(model).cpu().double().eval()
-        try:
-            torch.set_num_threads(1)
-            yield exact
-        finally:
-            torch.set_num_threads(threads)
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in evaluation mode."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, training in before:
-            part.training = training

@@ -32,7 +32,7 @@ from ppl_vae.pairs import (
     Layout,
     Site,
     as_args,
-    innermost,
+    is_certain,
     num_rows,
     row_log_prob,
     sample_rows,
@@ -81,10 +81,7 @@ def marked_codes(session: Session) -> dict[str, str]:
     with torch.random.fork_rng():  # the draws that follow are those of the seed
         trace = trace_guide(session.pair.guide, *as_args(session.first))
     marked = marked_sites(trace)
-    certain = (
-        name in marked and getattr(innermost(trace.nodes[name]["fn"]), "is_certain", False)
-        for name in layout.latents
-    )
+    certain = (name in marked and is_certain(trace.nodes[name]) for name in layout.latents)
     return {name: marked[name] for name in layout.latents} if all(certain) else {}
 
 

@@ -28,7 +28,7 @@ from ppl_vae.pairs import (
     as_args,
     covers_posterior,
     finite_latents,
-    innermost,
+    is_certain,
     is_posterior,
     notes_on_discrete,
     num_rows,
@@ -314,9 +314,7 @@ class _CertainCodes:
             with torch.random.fork_rng():  # the draws that follow are those of the seed
                 trace = trace_guide(self._pair.guide, *as_args(batch))
             self._certain[layout.signature] = all(
-                getattr(innermost(trace.nodes[name]["fn"]), "is_certain", False)
-                for name in layout.draws
-                if name in trace.nodes
+                is_certain(trace.nodes[name]) for name in layout.draws if name in trace.nodes
             )
         if not self._certain[layout.signature]:
             return None

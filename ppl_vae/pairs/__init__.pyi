@@ -173,6 +173,7 @@ from .traces import (
     has_log_density as has_log_density,
     innermost as innermost,
     is_categorical as is_categorical,
+    is_certain as is_certain,
     is_delta as is_delta,
     is_discrete as is_discrete,
     is_enumerated as is_enumerated,

@@ -264,6 +264,11 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def is_certain(site: Site) -> bool:
+    """Whether a site's distribution has all of its mass on one value, and says so, as a `PointMass`."""
+    return bool(getattr(innermost(site["fn"]), "is_certain", False))
+
+
 def is_categorical(site: Site) -> bool:
     """Whether a site's values are numbers of categories."""
     return isinstance(innermost(site["fn"]), torch.distributions.Categorical)
