@@ -14,11 +14,18 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae
+from ppl_vae.codes import VectorQuantizer
 from ppl_vae.data import Data
-from ppl_vae.guides import MeanField
+from ppl_vae.guides import MeanField, QuantizingEncoder
 from ppl_vae.likelihoods import Binomial, DiscretizedLogistic, Likelihood
-from ppl_vae.models import VAE, ConditionalVAE, ProbabilisticPCA
-from ppl_vae.networks import MLP, Convolutional, Labels
+from ppl_vae.models import (
+    VAE,
+    ConditionalVAE,
+    ConditionalVQVAE,
+    PixelCNNPrior,
+    ProbabilisticPCA,
+)
+from ppl_vae.networks import MLP, Convolutional, ConvolutionalGrid, Labels
 from ppl_vae.stats import CrossedEstimate
 from ppl_vae.tasks import (
     ClassificationAccuracy,
@@ -38,6 +45,8 @@ class Setting:
     classes: int
     latent_dim: int
     network: MLP
+    codes: int
+    grid: ConvolutionalGrid
     max_epochs: int
     batch_size: int
     seed: int
@@ -81,6 +90,29 @@ class Setting:
         each = range(self.classes)
         return [self._vae(x[y == c], held_out[its_labels == c])[0] for c in each]
 
+    @cached_property
+    def coded(self) -> tuple[ConditionalVQVAE, QuantizingEncoder]:
+        """A VQ-VAE with a prior of codes that is given the labels, fitted afterwards."""
+        torch.manual_seed(self.seed)
+        model = ConditionalVQVAE(
+            self.data.shape,
+            VectorQuantizer(self.codes, dim=16),
+            self.grid,
+            self._likelihood(),
+            context=Labels(self.classes),
+        )
+        guide = QuantizingEncoder(model, self.grid)
+        self._fit(model, guide, self.train, self.held_out)
+        learned = ppl_vae.refit_prior(
+            *(model, guide, self.train, PixelCNNPrior(self.grid.channels)),
+            validation=self.held_out,
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            progress=False,
+        )
+        return learned, guide
+
     def _vae(self, rows: Tensor, held_out: Tensor) -> tuple[VAE, MeanField]:
         torch.manual_seed(self.seed)
         shape, size = self.data.shape, self.latent_dim
@@ -117,6 +149,12 @@ def reconstructions(of: Setting) -> Any:
     return ppl_vae.reconstruct(*of.vae, x, num_samples=1, seed=of.seed, progress=False), y
 
 
+def coded_reconstructions(of: Setting) -> Any:
+    """E[x | z] of each training row, with the codes nearest to it, and its label."""
+    found = ppl_vae.reconstruct(*of.coded, of.train, num_samples=1, seed=of.seed, progress=False)
+    return found, of.train[1]
+
+
 def normals(of: Setting) -> Any:
     """Draws of probabilistic PCA, fitted to the rows of each class: what a normal distribution is good for."""
     x, y = of.train
@@ -138,6 +176,9 @@ GENERATORS: dict[str, Callable[[Setting], Any]] = {
     "reconstructions, VAE": reconstructions,
     "draws, ConditionalVAE": lambda of: class_conditional(of.conditional[0]),
     "means, ConditionalVAE": lambda of: class_conditional(of.conditional[0], means=True),
+    "reconstructions, VQ-VAE": coded_reconstructions,
+    "draws, ConditionalVQVAE": lambda of: class_conditional(of.coded[0]),
+    "means, ConditionalVQVAE": lambda of: class_conditional(of.coded[0], means=True),
     "draws, a VAE for each class": lambda of: model_per_class(of.vaes),
     "draws, PCA for each class": normals,
     "real rows, labels shuffled": shuffled,
@@ -152,6 +193,8 @@ def main(
     batch_size: int = 64,
     latent_dim: int = 16,
     hidden: tuple[int, ...] = (400, 400),
+    codes: int = 128,
+    grid: ConvolutionalGrid = ConvolutionalGrid(channels=32, halvings=2),  # frozen
     seeds: int = 5,
     num_steps: int = 1000,
     channels: tuple[int, ...] = (16, 32, 64),
@@ -170,6 +213,8 @@ def main(
         batch_size: Rows per step of a VAE.
         latent_dim: Number of latent dimensions.
         hidden: Widths of the encoder of a VAE, and of the decoder backwards.
+        codes: Number of codes of the VQ-VAE.
+        grid: Its networks.
         seeds: Classifiers that are trained on each set of rows.
         num_steps: Steps of a classifier's training, of 128 rows.
         channels: Of the classifier's convolutions.
@@ -188,6 +233,8 @@ def main(
         1 + int(train[1].max()),
         latent_dim,
         MLP(hidden=hidden),
+        codes,
+        grid,
         max_epochs,
         batch_size,
         seed,
@@ -240,6 +287,7 @@ if __name__ == "__main__":
         main,
         quick={
             **{"max_rows": 200, "max_epochs": 2, "latent_dim": 2, "hidden": (16,)},
+            **{"codes": 8, "grid.channels": 8},
             **{"seeds": 2, "num_steps": 20, "channels": (4, 8)},
         },
     )

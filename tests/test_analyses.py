@@ -248,13 +248,20 @@ def few_labels(folder: Path) -> None:
 def classification_accuracy(folder: Path) -> None:
     few = ("--max_rows=300", "--seeds=2", "--max_epochs=2", "--latent_dim=2", "--hidden=[16]")
     printed = run(
-        "classification_accuracy.py", *few, "--num_steps=60", "--channels=[8,16]", cwd=folder
+        "classification_accuracy.py",
+        *few,
+        "--codes=8",
+        "--grid.channels=8",
+        "--num_steps=60",
+        "--channels=[8,16]",
+        cwd=folder,
     )
     table = {row["trained on"]: row for row in rows(printed)}
     vaes = ["reconstructions, VAE", "draws, ConditionalVAE", "means, ConditionalVAE"]
+    coded = ["reconstructions, VQ-VAE", "draws, ConditionalVQVAE", "means, ConditionalVQVAE"]
     of_classes = ["draws, a VAE for each class", "draws, PCA for each class"]
     shuffled = "real rows, labels shuffled"
-    assert list(table) == ["real rows", *vaes, *of_classes, shuffled]
+    assert list(table) == ["real rows", *vaes, *coded, *of_classes, shuffled]
     real = mean(table.pop("real rows")["accuracy"])
     assert mean(table["draws, PCA for each class"]["accuracy"]) > 50
     assert real > 50
@@ -276,7 +283,7 @@ def test_held_out_rows_are_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> No
         (torch.zeros(10 * n, 2), torch.arange(10).repeat_interleave(n)) for n in (360, 40)
     )
     data = Data("sorted", train, held_out, held_out, levels=256)
-    setting = script["Setting"](data, 10, 2, script["MLP"](), 1, 64, 0)
+    setting = script["Setting"](data, 10, 2, script["MLP"](), 8, None, 1, 64, 0)
     x, y = setting.held_out
     assert len(x) == len(y) <= 360
     assert y.bincount().tolist() == [20] * 10
