@@ -605,11 +605,13 @@ def samples(
         )
         return model, QuantizingEncoder(model, of.grid)
 
+    steps = Table(["draws"], steps=3)
     model, guide = of.trained("conditional", make, rows=rows, validation=others, transform=None)
+    steps.step("the pair")
     learned = of.with_prior(
         "conditional_PixelCNNPrior", (model, guide), _pixel_cnn(sizes), rows, others
     )
-    print(learned.prior.fitted)
+    steps.step("the prior")
     c = torch.arange(classes).repeat_interleave(num_rows)
     like = (of.data.test[:1].expand(len(c), *of.data.shape), c)
     drawn = {
@@ -627,7 +629,8 @@ def samples(
         axes.set_axis_off()
     with replacing(output, overwrite=overwrite) as file:
         figure.savefig(file)
-    print(f"\nThe picture is {output}: a line for each class.")
+    steps.step("the picture")
+    print(f"The picture is {output}: a line for each class.")
 
 
 if __name__ == "__main__":

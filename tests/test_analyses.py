@@ -573,6 +573,59 @@ def bits_back(folder: Path) -> None:
         assert "the rows are the same" in printed
 
 
+def vq_vae(folder: Path) -> None:
+    small = ("--data=digits", "--sizes.codes=4", "--sizes.dim=2", "--sizes.channels=8")
+    short = ("--sizes.max_epochs=2", "--sizes.prior_epochs=1", "--sizes.prior_channels=8")
+    tiny = (*small, *short, "--sizes.latent_dim=2", "--sizes.hidden=[16]", "--sizes.max_rows=100")
+    printed = run("vq_vae.py", "table", *tiny, "--max_test_rows=20", cwd=folder)
+    bounds, losses = (rows(part) for part in printed.split("20 test rows"))
+    table = {row["model"]: row for row in bounds}
+    for row in table.values():
+        total = -mean(row["rate"]) - mean(row["distortion"])
+        assert mean(row["ELBO"]) == pytest.approx(total, abs=0.011)
+        gain = mean(row["ELBO"]) - mean(table["VAE, N(0, I)"]["ELBO"])
+        assert mean(row["more than the VAE's ELBO"]) == pytest.approx(gain, abs=0.011)
+    # Four positions of 4 x 4 pixels, and sixteen of 2 x 2 beside them.
+    for name, positions in (("VQ-VAE", 4), ("VQ-VAE-2", 20)):
+        uniform, learned = table[f"{name}, uniform"], table[f"{name}, PixelCNN"]
+        assert mean(uniform["rate"]) == pytest.approx(positions * math.log(4), abs=0.006)
+        assert uniform["distortion"] == learned["distortion"]
+        assert uniform["log p(x)"] == "at least the ELBO"
+    assert table["VQ-VAE, counted"]["distortion"] == table["VQ-VAE, uniform"]["distortion"]
+    assert mean(table["autoregressive"]["rate"]) == 0
+    assert table["autoregressive"]["ELBO"] == table["autoregressive"]["log p(x)"]
+    for row in losses:
+        difference = mean(row["held-out rows"]) - mean(row["training rows"])
+        assert mean(row["difference"]) == pytest.approx(difference, abs=0.011)
+    again = run("vq_vae.py", "table", *tiny, "--max_test_rows=20", cwd=folder)  # from the folder
+    assert again == printed
+
+    few = ("--codes=[2,4]", "--commitments=[0.25]", "--betas=[1]")
+    table = {row["pair"]: row for row in rows(run("vq_vae.py", "sweep", *tiny, *few, cwd=folder))}
+    assert len(table) == 3
+    for row in table.values():
+        assert mean(row["ELBO"]) == pytest.approx(
+            -mean(row["rate, PixelCNN"]) - mean(row["distortion"]), abs=0.011
+        )
+    for codes in (2, 4):
+        row = table[f"VQ-VAE, K = {codes}, commitment 0.25"]
+        assert mean(row["rate, uniform"]) == pytest.approx(4 * math.log(codes), abs=0.006)
+        assert 1 <= mean(row["perplexity"]) <= codes
+    assert imread(folder / "vq_vae_sweep.png").std() > 0.05
+
+    options = ("ablation", *tiny, "--num_seeds=2")
+    printed = run("vq_vae.py", *options, cwd=folder)
+    table = rows(printed)
+    assert len(table) == 16
+    for row in table:
+        assert 1 <= mean(row["perplexity"]) <= 4 - mean(row["dead codes"]) + 0.05
+    assert len((folder / "vq_vae_ablation.jsonl").read_text().splitlines()) == 32
+    assert run("vq_vae.py", *options, cwd=folder) == printed  # from the file
+
+    run("vq_vae.py", "samples", *tiny, "--num_rows=2", cwd=folder)
+    assert imread(folder / "vq_vae_samples.png").std() > 0.05
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
@@ -596,6 +649,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "rate_distortion.py": rate_distortion,
     "ring.py": ring,
     "swap_guides.py": swap_guides,
+    "vq_vae.py": vq_vae,
 }
 
 
@@ -754,6 +808,7 @@ def test_script(script: str, tmp_path: Path) -> None:
 COMMANDS = {
     "colorization_files.py": ("bytes", "diversity"),
     "em_vs_vae.py": ("digits", "mnist", "pca", "hmm"),
+    "vq_vae.py": ("table", "sweep", "ablation", "samples"),
 }
 QUICK = [(name, command) for name in SCRIPTS for command in COMMANDS.get(name, ("",))]
 
@@ -850,6 +905,7 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         "context_window.py": [],
         "collapse.py": [],
         "lagging.py": [],
+        "vq_vae.py": ["sweep"],
     }
     (tmp_path / "mine.png").write_text("mine")
     for name, options in scripts.items():

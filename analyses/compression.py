@@ -1,0 +1,611 @@
+"""What does a picture cost as codes? VQ-VAEs of several rates beside JPEG, WebP, AVIF and JPEG XL, as files.
+
+Each operating point is a `VQVAE` with a prior of its codes. Each test picture is written, read again and compared.
+Rates are those of the files, and of what is in them without their headers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bjontegaard
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from progress import Table, start
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from ppl_vae import fit, load_data, load_run, refit_prior
+from ppl_vae.codes import Quantizer, ResidualQuantizer, VectorQuantizer
+from ppl_vae.compression import compress_photo, decompress_photo, photo_error
+from ppl_vae.data import read_photo
+from ppl_vae.guides import QuantizingEncoder
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import VQVAE, PixelCNNPrior
+from ppl_vae.networks import ConvolutionalGrid
+from ppl_vae.runs import save_run
+from ppl_vae.runtime import digest, replacing, require_output
+from ppl_vae.stats import Estimate
+
+try:
+    import pillow_jxl  # gives Pillow the format
+except ModuleNotFoundError:
+    pillow_jxl = None
+
+OURS = "VQ-VAE"
+
+CODECS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "JPEG": (
+        {"format": "JPEG", "optimize": True, "progressive": True},
+        (5, 10, 20, 30, 50, 75, 90),
+    ),
+    "WebP": ({"format": "WebP", "method": 6}, (1, 5, 10, 20, 40, 60, 80, 90)),
+    "AVIF": ({"format": "AVIF", "speed": 2}, (5, 10, 20, 30, 40, 50, 65, 80)),
+    "JPEG XL": ({"format": "JXL", "effort": 7}, (5, 15, 30, 45, 60, 75, 90)),
+}
+"""Settings of a codec, and the qualities that give its curve."""
+
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weights of MS-SSIM (Wang, Simoncelli and Bovik 2003). Small pictures have room for the first ones only."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point: what is trained for one rate.
+
+    Attributes:
+        halvings: How often the picture is halved: there is a position of codes for 4^halvings pixels.
+        codes: Number K of codes.
+        depth: How many codes a position has, each of what those before leave.
+    """
+
+    halvings: int
+    codes: int
+    depth: int = 1
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return f"halvings={self.halvings}-codes={self.codes}-depth={self.depth}"
+
+    @property
+    def most_bits_per_pixel(self) -> float:
+        """With a uniform prior."""
+        return self.depth * math.log2(self.codes) / 4**self.halvings
+
+    def quantizer(self) -> Quantizer:
+        """Its codes."""
+        if self.depth == 1:
+            return VectorQuantizer(self.codes, dim=16)
+        return ResidualQuantizer(self.codes, dim=16, depth=self.depth)
+
+
+PHOTOS = (Point(3, 256), Point(2, 64), Point(3, 256, 4), Point(2, 512), Point(2, 256, 2))
+SMALL = (Point(2, 16), Point(2, 256), Point(2, 256, 2), Point(1, 64))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a point is trained.
+
+    Attributes:
+        channels: Channels of the networks.
+        max_epochs: Passes over the training rows.
+        patch: Positions on a side of a patch of a photo. The prior sees as many.
+        patches: Patches of 64 x 64 pixels per training photo; larger ones are fewer.
+        batch_pixels: Pixels of a batch.
+        learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
+        prior_channels: Channels of the prior.
+        prior_epochs: Most passes of the prior over the codes.
+        seed: Seed of weights, patches and batches.
+    """
+
+    channels: int = 64
+    max_epochs: int = 10
+    patch: int = 16
+    patches: int = 32
+    batch_pixels: int = 2**16
+    learning_rate: float = 6e-4
+    prior_channels: int = 64
+    prior_epochs: int = 30
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to train on, and to measure on.
+
+    Attributes:
+        train: Rows from 0 to 1, `(n, channels, h, w)`.
+        validation: Rows like them.
+        test: Bytes, `(h, w, 3)` or `(h, w)` each.
+    """
+
+    train: Tensor
+    validation: Tensor
+    test: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A picture in a file.
+
+    Attributes:
+        codec: Who wrote it.
+        setting: The quality, or the name of the point.
+        picture: Which test picture.
+        bits: Bits of the file per pixel.
+        payload: Those of what is not header.
+        psnr: Decibels.
+        ms_ssim: From 0 to 1.
+    """
+
+    codec: str
+    setting: str
+    picture: int
+    bits: float
+    payload: float
+    psnr: float
+    ms_ssim: float
+
+
+def main(
+    data: str = "folder:photos",
+    data_dir: Path = Path("data"),
+    runs: Path = Path("compression"),
+    settings: Settings = Settings(),
+    points: tuple[Point, ...] | None = None,
+    max_rows: int | None = None,
+    most_pictures: int | None = None,
+    output: Path = Path("compression.png"),
+    overwrite: bool = False,
+) -> None:
+    """Trains VQ-VAEs of several rates, and compares their files with those of usual codecs.
+
+    What is trained and measured is kept: a run that was stopped goes on.
+
+    Args:
+        data: "folder:PATH" with photos in `train` and `val` or `test`, or pictures of one size that `load_data`
+            knows, such as MNIST.
+        data_dir: Folder of the data, in torchvision's layout.
+        runs: Folder that keeps the trained pairs and the scores.
+        settings: How points are trained.
+        points: The operating points; None takes those that suit the size of the pictures.
+        max_rows: Maximum number of rows per split, for a quick trial.
+        most_pictures: Number of test pictures to use, the first ones.
+        output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
+    """
+    require_output(output, overwrite=overwrite)
+    photos = data.startswith("folder:") and _are_photos(Path(data.removeprefix("folder:")))
+    chosen = points or (PHOTOS if photos else SMALL)
+    codecs = [name for name in CODECS if _can_write(name)]
+    table = Table(
+        ["codec", "setting", "bits per pixel, file", "without headers", "PSNR, dB", "MS-SSIM"],
+        steps=len(chosen) + len(codecs),
+    )
+    scores: list[Score] = []
+    sizes: dict[str, int] = {}
+    for point in chosen:
+        of_point = partial(pictures_of, data, data_dir, photos, point, settings, max_rows)
+        found, sizes[point.name] = _scored(point, of_point, runs, settings, most_pictures)
+        scores += found
+        table.step(point.name)
+    test = pictures_of(data, data_dir, photos, chosen[0], settings, max_rows).test[:most_pictures]
+    for name in codecs:
+        scores += [
+            of_codec(picture, i, name, quality)
+            for quality in CODECS[name][1]
+            for i, picture in enumerate(test)
+        ]
+        table.step(name)
+    table.head()
+    for (codec, setting), group in _grouped(scores).items():
+        columns = [torch.tensor([getattr(s, n) for s in group]) for n in _NUMBERS]
+        digits = (".4f", ".4f", ".2f", ".4f")
+        table.row(
+            [codec, setting]
+            + [Estimate(c, unit="").numbers(d) for c, d in zip(columns, digits, strict=True)]
+        )
+    print(
+        f"\nSaving of {OURS} in bits at the same PSNR (BD-rate; more than 0 % needs more bits):\n"
+    )
+    savings = Table(["beside", "file", "without headers", "PSNR in common, dB"], steps=1)
+    savings.head()
+    for name in codecs:
+        savings.row(
+            [
+                name,
+                *(_told(bd_rate(scores, name, of)) for of in ("bits", "payload")),
+                _common(scores, name),
+            ]
+        )
+    print(
+        f"\n{len(test)} test pictures. Means and standard errors over pictures; of BD-rates a paired bootstrap "
+        f"over pictures. MS-SSIM of {_num_scales(test[0])} scales. Trained numbers: "
+        + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        + "."
+    )
+    with replacing(output, overwrite=overwrite) as file:
+        curves(scores).savefig(file)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------
+
+
+def pictures_of(
+    data: str, data_dir: Path, photos: bool, point: Point, settings: Settings, max_rows: int | None
+) -> Pictures:
+    """The pictures to train a point on, and the test pictures."""
+    if photos:
+        folder = Path(data.removeprefix("folder:"))
+        side = settings.patch * 2**point.halvings
+        count = max(1, settings.patches * 64**2 // side**2)
+        rows = load_data(
+            data, patch_size=side, patches=count, max_rows=max_rows, seed=settings.seed
+        )
+        return Pictures(rows.train, rows.validation, [read_photo(f) for f in _test_files(folder)])
+    rows = load_data(data, data_dir=data_dir, max_rows=max_rows, seed=settings.seed)
+    test = [_as_bytes(row) for row in rows.test]
+    return Pictures(rows.train, rows.validation, test)
+
+
+def _as_bytes(row: Tensor) -> Tensor:
+    """Bytes `(h, w, 3)` or `(h, w)` of a row from 0 to 1."""
+    found = (255 * row).round().to(torch.uint8).movedim(0, -1)
+    return found[..., 0] if found.shape[-1] == 1 else found
+
+
+# -- a point -----------------------------------------------------------------------------------------------
+
+
+def _scored(
+    point: Point,
+    pictures: Callable[[], Pictures],
+    runs: Path,
+    settings: Settings,
+    most_pictures: int | None,
+) -> tuple[list[Score], int]:
+    """The scores of a point, from its folder if they are there, and how many numbers were trained."""
+    folder = runs / point.name
+    found = pictures()
+    model, guide = trained(point, found, folder, settings)
+    test = found.test[:most_pictures]
+    file = folder / "scores.csv"
+    of = digest([*test, *model.state_dict().values()])
+    scores = _read(file, of)
+    if scores is None:
+        scores = [own(model, guide, picture, i, point) for i, picture in enumerate(test)]
+        _write(file, of, scores)
+    numbers = sum(p.numel() for module in (model, guide) for p in module.state_dict().values())
+    return scores, numbers
+
+
+def trained(
+    point: Point, pictures: Pictures, folder: Path, settings: Settings
+) -> tuple[VQVAE, QuantizingEncoder]:
+    """A pair and the prior of its codes, from its folder if it is there."""
+    whole = folder / "phase_2"
+    if whole.exists():
+        return _pair_of(whole)
+    shape = tuple(pictures.train.shape[1:])
+    network = ConvolutionalGrid(settings.channels, point.halvings)
+    torch.manual_seed(settings.seed)
+    model = VQVAE(shape, point.quantizer(), network, Gaussian(0.05))
+    guide = QuantizingEncoder(model, network)
+    batch_size = max(1, settings.batch_pixels // math.prod(shape[-2:]))
+    first = folder / "phase_1"
+    fit(
+        *(model, guide, pictures.train),
+        validation=pictures.validation,
+        batch_size=batch_size,
+        max_epochs=settings.max_epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler=partial(CosineAnnealingLR, T_max=settings.max_epochs),
+        seed=settings.seed,
+        run_dir=first,
+        resume=first.exists(),
+    )
+    refitted = refit_prior(
+        *(model, guide, pictures.train, PixelCNNPrior(settings.prior_channels)),
+        validation=pictures.validation,
+        max_epochs=settings.prior_epochs,
+        batch_size=max(1, 4 * batch_size),
+        seed=settings.seed,
+    )
+    print(f"{point.name}:\n{refitted.prior.fitted}", flush=True)
+    save_run(whole, refitted, guide)
+    return refitted, guide
+
+
+def _pair_of(folder: Path) -> tuple[Any, Any]:
+    run = load_run(folder, results=False)
+    return run.model, run.guide
+
+
+def own(model: Any, guide: Any, picture: Tensor, number: int, point: Point) -> Score:
+    """A picture as codes, in a file that is read again."""
+    file = compress_photo(model, guide, picture)
+    decoded = decompress_photo(model, file.data)
+    payload = file.code_length / 8
+    return _score(OURS, point.name, number, picture, decoded, len(file.data), payload)
+
+
+# -- usual codecs --------------------------------------------------------------------------------------------
+
+
+def of_codec(picture: Tensor, number: int, name: str, quality: int) -> Score:
+    """A picture as a usual codec writes it."""
+    written = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(written, **CODECS[name][0], quality=quality)
+    data = written.getvalue()
+    with Image.open(io.BytesIO(data)) as image:
+        mode = "L" if picture.dim() == 2 else "RGB"
+        decoded = torch.from_numpy(np.array(image.convert(mode)))
+    return _score(name, str(quality), number, picture, decoded, len(data), payload_of(data, name))
+
+
+def _can_write(name: str) -> bool:
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), **CODECS[name][0])
+    except (KeyError, OSError, ValueError):  # Pillow was built without it
+        return False
+    return True
+
+
+def payload_of(data: bytes, name: str) -> int:
+    """Bytes of a file that are coded numbers, and neither header nor table.
+
+    The scans of a JPEG, the chunk of pixels of a WebP, the media of an AVIF; JPEG XL is taken as a whole: its
+    tables are coded, too.
+    """
+    if name == "JPEG":
+        return _of_scans(data)
+    if name == "WebP":
+        return _of_chunks(data)
+    return _of_media(data) if name == "AVIF" else len(data)
+
+
+def _of_scans(data: bytes) -> int:
+    """Bytes between the start of each scan of a JPEG and the marker after it."""
+    total, place = 0, 2
+    while place < len(data):
+        kind = data[place + 1]
+        if kind == 0xD9:  # end of the picture
+            break
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+        if kind == 0xDA:
+            begin = place
+            # In a scan, 0xFF is followed by 0 or a restart marker.
+            while data[place] != 0xFF or data[place + 1] == 0 or 0xD0 <= data[place + 1] <= 0xD7:
+                place += 1
+            total += place - begin
+    return total
+
+
+def _of_chunks(data: bytes) -> int:
+    place = 12
+    while place < len(data):
+        kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return size
+        place += 8 + size + size % 2
+    raise ValueError("the WebP file has no pixels")
+
+
+def _of_media(data: bytes) -> int:
+    place = 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4])
+        if data[place + 4 : place + 8] == b"mdat":
+            return (size or len(data) - place) - 8
+        place += size
+    raise ValueError("the AVIF file has no pixels")
+
+
+# -- scores ------------------------------------------------------------------------------------------------
+
+_NUMBERS = ("bits", "payload", "psnr", "ms_ssim")
+
+
+def _score(
+    codec: str,
+    setting: str,
+    number: int,
+    picture: Tensor,
+    decoded: Tensor,
+    size: float,
+    payload: float,
+) -> Score:
+    pixels = picture.shape[0] * picture.shape[1]
+    error = photo_error(picture, decoded)
+    bits = (8 * size / pixels, 8 * payload / pixels)
+    return Score(codec, setting, number, *bits, error, ms_ssim(picture, decoded))
+
+
+def _num_scales(picture: Tensor) -> int:
+    """How many scales a picture has room for, by the rule of torchmetrics for windows of 11 pixels."""
+    side = min(picture.shape[:2])
+    return max((n for n in range(2, 6) if side // (n - 1) ** 2 > 10), default=1)
+
+
+def ms_ssim(picture: Tensor, decoded: Tensor) -> float:
+    """Multi-scale structural similarity of two pictures of bytes."""
+    both = (p if p.dim() == 3 else p.unsqueeze(-1) for p in (picture, decoded))
+    weights = torch.tensor(SCALES[: _num_scales(picture)])
+    found = multiscale_structural_similarity_index_measure(
+        *(p.movedim(-1, 0).unsqueeze(0).double() for p in both),
+        data_range=255.0,
+        betas=tuple((weights / weights.sum()).tolist()),
+    )
+    return float(found)
+
+
+def _grouped(scores: Sequence[Score]) -> dict[tuple[str, str], list[Score]]:
+    """The scores of each codec and setting."""
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.codec, score.setting), []).append(score)
+    return groups
+
+
+def _table_of(scores: Sequence[Score], codec: str, name: str) -> Tensor:
+    """A number of a codec, `(settings, pictures)`."""
+    groups = [group for (of, _), group in _grouped(scores).items() if of == codec]
+    return torch.tensor(
+        [[getattr(s, name) for s in group] for group in groups], dtype=torch.float64
+    )
+
+
+def bd_rate(
+    scores: Sequence[Score], codec: str, bits: str, draws: int = 200, seed: int = 0
+) -> tuple[float, float] | None:
+    """What our files need more than a codec's at the same PSNR, in percent, and its standard error.
+
+    Curves are of means over pictures, by piecewise cubic polynomials (Bjontegaard). The error is that of a
+    bootstrap which draws pictures, the same ones for both.
+
+    Args:
+        scores: All scores.
+        codec: The codec beside ours.
+        bits: "bits" or "payload".
+        draws: Of the bootstrap.
+        seed: Of its draws.
+
+    Returns:
+        None if the curves have no PSNR in common.
+    """
+    curves = [(_table_of(scores, of, bits), _table_of(scores, of, "psnr")) for of in (codec, OURS)]
+    pictures = curves[0][0].shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    which = [torch.arange(pictures)]
+    which += [torch.randint(pictures, (pictures,), generator=generator) for _ in range(draws)]
+    found = []
+    for rows in which:
+        (rate, quality), (own_rate, own_quality) = (
+            [of[:, rows].mean(1) for of in curve] for curve in curves
+        )
+        anchor, test = _rising(rate, quality), _rising(own_rate, own_quality)
+        if min(len(anchor[0]), len(test[0])) < 2 or not _overlap(anchor[1], test[1]):
+            return None
+        found.append(
+            bjontegaard.bd_rate(
+                *anchor, *test, method="pchip", require_matching_points=False, min_overlap=0
+            )
+        )
+    return found[0], float(np.std(found[1:], ddof=1))
+
+
+def _rising(rate: Tensor, quality: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a curve that are on it: more bits, and better than all with fewer."""
+    order = rate.argsort()
+    kept: list[int] = []
+    for i in order.tolist():
+        if not kept or float(quality[i]) > float(quality[kept[-1]]):
+            kept.append(i)
+    return rate[kept].numpy(), quality[kept].numpy()
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> bool:
+    return bool(max(first.min(), second.min()) < min(first.max(), second.max()))
+
+
+def _common(scores: Sequence[Score], codec: str) -> str:
+    """Between which PSNR both have points."""
+    ranges = [_table_of(scores, of, "psnr").mean(1) for of in (codec, OURS)]
+    low, high = max(float(r.min()) for r in ranges), min(float(r.max()) for r in ranges)
+    return f"{low:.1f} to {high:.1f}" if low < high else "none"
+
+
+def _told(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f"{found[0]:+.0f} ± {found[1]:.0f} %"
+
+
+def _read(file: Path, of: str) -> list[Score] | None:
+    """Kept scores, if they are of these pictures and weights."""
+    if not file.exists():
+        return None
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    if not rows or rows[0].pop("of") != of:
+        return None
+    return [
+        Score(r["codec"], r["setting"], int(r["picture"]), *(float(r[name]) for name in _NUMBERS))
+        for r in rows
+    ]
+
+
+def _write(file: Path, of: str, scores: Sequence[Score]) -> None:
+    with (
+        replacing(file, overwrite=True) as temporary,
+        Path(temporary).open("w", newline="") as opened,
+    ):
+        writer = csv.DictWriter(opened, ["of", *asdict(scores[0])])
+        writer.writeheader()
+        writer.writerows({"of": of, **asdict(score)} for score in scores)
+
+
+# -- the picture -------------------------------------------------------------------------------------------
+
+COLORS = {
+    OURS: "#D55E00",
+    "JPEG": "#0072B2",
+    "WebP": "#009E73",
+    "AVIF": "#CC79A7",
+    "JPEG XL": "#56B4E9",
+}
+
+
+def curves(scores: Sequence[Score]) -> Figure:
+    """PSNR and MS-SSIM against bits per pixel of the files."""
+    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
+    for axes, name, label in zip(
+        figure.subplots(1, 2), ("psnr", "ms_ssim"), ("PSNR, dB", "MS-SSIM, dB"), strict=True
+    ):
+        for codec in dict.fromkeys(score.codec for score in scores):
+            bits = _table_of(scores, codec, "bits").mean(1)
+            quality = _table_of(scores, codec, name).mean(1)
+            quality = -10 * (1 - quality).log10() if name == "ms_ssim" else quality
+            if codec == OURS:
+                axes.plot(bits, quality, "o", color=COLORS[codec], label=codec)
+                axes.plot(*_rising(bits, quality), color=COLORS[codec])
+            else:
+                axes.plot(bits, quality, ".-", color=COLORS[codec], label=codec, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlabel("bits per pixel, whole file", fontsize=12)
+        axes.set_ylabel(label, fontsize=12)
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=11)
+    return figure
+
+
+# -- photos ------------------------------------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    start(
+        main,
+        quick={
+            "settings.channels": 8,
+            "settings.max_epochs": 1,
+            "settings.prior_channels": 8,
+            "settings.prior_epochs": 1,
+            "settings.patches": 1,
+            "settings.patch": 4,
+            "max_rows": 40,
+            "most_pictures": 2,
+            "runs": "compression_quick",
+            "output": "compression_quick.png",
+        },
+    )
