@@ -75,8 +75,8 @@ def by_hand(name: str, rank: int, count: int) -> dict[str, Any]:
 
 
 def _points(quantizer: Any) -> Tensor:
-    levels = getattr(quantizer, "levels", None)
-    parts = [quantizer] if not isinstance(levels, nn.ModuleList) else levels
+    levels = None if isinstance(quantizer, FSQ) else getattr(quantizer, "levels", None)
+    parts: Any = [quantizer] if levels is None else levels
     return torch.cat([part.points() for part in parts]).detach()
 
 
