@@ -129,9 +129,10 @@ def test_a_uniform_quantizer_is_a_quarter_of_a_bit_above_the_curve_of_a_normal_s
 
 
 def test_k_means_of_a_normal_source_is_not_made_for_counted_codes() -> None:
-    """Its codes lie where x is with the density p^(1/3) (Panter and Dite, 1951): then the rate at an error is
+    """Its codes lie as densely as p^(1/3) (Panter and Dite, 1951).
 
-    higher than that of the uniform quantizer by log2(3) / 4 - 1 / (6 log 2) = 0.156 bits at high rates.
+    With that density, the rate at an error is higher than that of the uniform quantizer by
+    log2(3) / 4 - 1 / (6 log 2) = 0.156 bits at high rates.
     """
     codes = 96
     codebook: Any = VectorQuantizer(codes, 1, EMA(decay=0.0), RandomStart(), restarts=0).double()
