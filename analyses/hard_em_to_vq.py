@@ -1,61 +1,133 @@
-"""From hard EM to vector quantization: where k-means, EM and a VQ-VAE's codebook converge."""
+"""Soft to hard as one axis, a temperature: from one code for all, over EM, to k-means and VQ."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from progress import Table, start
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
-from ppl_vae import load_data
+from ppl_vae import evaluate, fit, load_data
+from ppl_vae.codes import EMA, RandomStart, VectorQuantizer
 from ppl_vae.em import fit_em
-from ppl_vae.models import GaussianMixture
-from ppl_vae.networks import MLP
+from ppl_vae.guides import QuantizingEncoder
+from ppl_vae.likelihoods import Binomial
+from ppl_vae.models import VQVAE, GaussianMixture
+from ppl_vae.networks import MLP, Slots
 from ppl_vae.runtime import replacing, require_output
+
+CENTERS = torch.tensor([[-3.0, -1.5], [-3.0, 1.5], [3.0, -1.5], [3.0, 1.5]]).double()
+SIGMA = 0.7
+"""Of the data, and known: four equally likely Gaussians in the plane."""
+
+CODES = len(CENTERS)
+POSTERIOR = 2 * SIGMA**2
+"""The temperature at which q(z | x) is the posterior."""
 
 
 @dataclass
-class Quantizer:
-    """A codebook `(codes, d)`, the rows `(n, d)` in its space, and the codes' pictures."""
+class At:
+    """A codebook at rest, and its numbers at a temperature: sums over codes, means over rows."""
 
-    name: str
-    codebook: Tensor
-    rows: Tensor
-    pictures: Tensor
+    temperature: float
+    points: Tensor
+    distortion: float
+    entropy: float
+    elbo: float
+    log_p: float
 
-    def __post_init__(self) -> None:
-        self.assigned = torch.cdist(self.rows, self.codebook).argmin(1)
-        # Distances are in units of the rows' standard deviation, so that spaces can be compared.
-        self.unit = (self.rows - self.rows.mean(0)).square().mean().sqrt()
-        nearest = means(self.rows, self.assigned, self.codebook)
-        self.residual = float(rms(self.codebook - nearest) / self.unit)
-        self.moved = float(rms(self.codebook - k_means(self.rows, self.codebook)) / self.unit)
+    @property
+    def free_energy(self) -> float:
+        return self.distortion - self.temperature * self.entropy
 
-    def match(self, other: Quantizer) -> Quantizer:
-        """The same codebook, reordered so that its pictures are nearest to another's."""
-        cost = torch.cdist(other.pictures, self.pictures).square()
-        order = linear_sum_assignment(cost.numpy())[1]
-        return Quantizer(self.name, self.codebook[order], self.rows, self.pictures[order])
+    @property
+    def apart(self) -> float:
+        """The largest distance of two codes."""
+        return float(torch.cdist(self.points, self.points).max())
+
+
+def mixture_rows(n: int, seed: int) -> Tensor:
+    """Rows `(n, 2)`, as many of each component."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n // CODES, CODES, 2, generator=generator).double()
+    return (CENTERS + SIGMA * noise).flatten(0, 1)
+
+
+def critical_temperature(x: Tensor) -> float:
+    """Above it, one place is best for all codes: twice the largest variance of the rows."""
+    return 2 * float(torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-1])
+
+
+def rest(quantizer: VectorQuantizer, x: Tensor, temperature: float) -> None:
+    """Moves the codes to the means of their members until nothing moves: the encoder is the identity."""
+    for _ in range(100_000):
+        before = quantizer.points()
+        if temperature:
+            weights = quantizer.log_weights(x, temperature).softmax(-1)
+            quantizer.codebook.follow(weights.sum(0), weights.T @ x)
+        else:  # as in the training of a VQ-VAE
+            quantizer.gather(x, quantizer.nearest(x))
+            quantizer.learn()
+        if float((quantizer.points() - before).abs().max()) < 1e-11:
+            break
+
+
+def measured(quantizer: VectorQuantizer, x: Tensor, temperature: float) -> At:
+    """What the codebook costs with q of this temperature, under the mixture with the true sigma."""
+    squared = -quantizer.log_weights(x, 1.0)
+    q = (
+        quantizer.log_weights(x, temperature).softmax(-1)
+        if temperature
+        else nn.functional.one_hot(quantizer.nearest(x), CODES).double()
+    )
+    log_joint = -squared / POSTERIOR - math.log(math.pi * POSTERIOR) - math.log(CODES)
+    entropy = -torch.special.xlogy(q, q).sum(-1)
+    return At(
+        temperature,
+        quantizer.points(),
+        float((q * squared).sum(-1).mean()),
+        float(entropy.mean()),
+        float(((q * log_joint).sum(-1) + entropy).mean()),
+        float(log_joint.logsumexp(-1).mean()),
+    )
+
+
+def annealed(x: Tensor, temperatures: Sequence[float], seed: int) -> list[At]:
+    """Codebooks from the highest temperature down, each from the one before and a push too small to see.
+
+    Args:
+        x: The rows.
+        temperatures: In any order.
+        seed: Of the pushes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    quantizer = VectorQuantizer(
+        CODES, 2, EMA(decay=0.0), RandomStart(), restarts=0
+    ).double()  # one step is one of Lloyd's
+    points, found = x.mean(0).expand(CODES, 2), []
+    for temperature in sorted(temperatures, reverse=True):
+        push = 1e-6 * torch.randn(CODES, 2, generator=generator).double()
+        quantizer.codebook.place(points + push, torch.ones(CODES, dtype=torch.bool))
+        rest(quantizer, x, temperature)
+        found.append(measured(quantizer, x, temperature))
+        points = quantizer.points()
+    return found[::-1]
 
 
 class AtScale(nn.Module):
-    """A mixture of spherical Gaussians of one fixed sigma: hard EM becomes k-means as sigma falls.
-
-    The likeliest component of a row is the argmin of |x - mu_k|^2 - 2 sigma^2 log pi_k: the nearest one, once
-    sigma is small. The M step for the means, which takes the means of the rows, does not depend on sigma.
-    """
+    """A mixture of spherical Gaussians of one fixed sigma and equal weights, for `fit_em`."""
 
     def __init__(self, mixture: GaussianMixture, sigma: float) -> None:
         super().__init__()
         self.mixture, self.sigma = mixture, sigma
+        self._hold()
 
     def forward(self, x: Tensor) -> None:
         """Runs the mixture on `x`."""
@@ -67,191 +139,153 @@ class AtScale(nn.Module):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """The M step of the mixture, except for sigma."""
+        """The M step of the mixture, except for sigma and the weights."""
         self.mixture.maximize(statistics)
+        self._hold()
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        self.mixture.logits.zero_()
         for log_scale in self.mixture.covariance.parameters():
             log_scale.fill_(math.log(self.sigma))
 
 
-def em(x: Tensor, start: Tensor, sigma: float | None, hard: bool) -> Tensor:
-    """The means that EM finds from a start; sigma is learned (one per component) if it is None."""
-    mixture = GaussianMixture(x.shape[1:], len(start), "spherical").double()
+def moved_by_em(x: Tensor, at: At) -> float:
+    """How far EM moves the codes, at sigma^2 = T / 2; hard EM at T = 0. It knows nothing of codes."""
+    mixture = GaussianMixture(x.shape[1:], CODES, "spherical").double()
     with torch.no_grad():
-        mixture.means.copy_(start)
-        mixture.centre.copy_(x.mean(0))
-        for log_scale in mixture.covariance.parameters():
-            log_scale.fill_(math.log(sigma or float((x - x.mean(0)).square().mean().sqrt())))
-    model = mixture if sigma is None else AtScale(mixture, sigma)
-    fit_em(model, x, hard=hard, initialize=False, tolerance=1e-9, max_iterations=1000)
-    return mixture.means.detach()
+        mixture.means.copy_(at.points)
+        mixture.centre.zero_()
+    hard = at.temperature == 0
+    model = AtScale(mixture, SIGMA if hard else math.sqrt(at.temperature / 2))
+    fit_em(model, x, hard=hard, initialize=False, tolerance=1e-12, max_iterations=50)
+    return float((mixture.means.detach() - at.points).abs().max())
 
 
-def k_means(x: Tensor, start: Tensor) -> Tensor:
-    """Lloyd's algorithm from a start until nothing moves."""
-    fitted = KMeans(len(start), init=start.numpy(), n_init=1, tol=0, max_iter=1000).fit(x.numpy())
-    return torch.from_numpy(fitted.cluster_centers_)
+def moved_by_k_means(x: Tensor, at: At) -> float:
+    """How far Lloyd's algorithm of scikit-learn moves the codes."""
+    lloyd = KMeans(CODES, init=at.points.numpy(), n_init=1, tol=0).fit(x.numpy())
+    return float((torch.from_numpy(lloyd.cluster_centers_) - at.points).abs().max())
 
 
-def quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest code of each row, twice: with the gradient of `z` (straight through), and with its own.
-
-    The first has the value of the code and the gradient of z, so that the codebook is trained only by its own
-    loss, |sg(z) - c|^2. The gradient of this loss by c_k is 2 sum over the rows assigned to k of (c_k - z). It
-    vanishes where c_k is their mean: the M step of hard EM (arXiv:1711.00937).
-    """
-    codes = codebook[torch.cdist(z.detach(), codebook.detach()).argmin(1)]
-    return z + (codes - z).detach(), codes
-
-
-def vq(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """A codebook for the rows themselves, by gradient descent on its loss."""
-    codebook = start.clone().requires_grad_()
-    # In a cluster that holds 1 / codes of the rows, a step goes a quarter of the way to the mean.
-    optimizer = torch.optim.SGD([codebook], lr=len(start) / 8)
-    for _ in range(steps):
-        _, codes = quantize(x, codebook)
-        optimizer.zero_grad()
-        (x - codes).square().sum(1).mean().backward()
-        optimizer.step()
-    return codebook.detach()
-
-
-def vq_vae(x: Tensor, codes: int, steps: int, seed: int, size: int = 8) -> Quantizer:
-    """A codebook for the outputs of an encoder, which is trained straight through it, and a decoder."""
-    scale = x.max()
-    network = MLP(hidden=(128,), activation=nn.Softplus)
-    encoder = nn.Sequential(network.encoder(x.shape[1:]), nn.Linear(128, size)).double()
-    decoder = network.decoder(size, x.shape[1:]).double()
-    with torch.no_grad():
-        z = encoder(x / scale)
-    codebook = nn.Parameter(
-        torch.from_numpy(kmeans_plusplus(z.numpy(), codes, random_state=seed)[0])
-    )
-    optimizer = torch.optim.Adam([codebook, *encoder.parameters(), *decoder.parameters()], lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        z = encoder(x / scale)
-        read, nearest = quantize(z, codebook)
-        optimizer.zero_grad()
-        loss = mse_loss(decoder(read), x / scale) + mse_loss(nearest, z.detach())
-        (loss + 0.25 * mse_loss(z, nearest.detach())).backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        pictures = decoder(codebook) * scale
-        return Quantizer("VQ-VAE", codebook.detach(), encoder(x / scale), pictures)
-
-
-def means(x: Tensor, assigned: Tensor, otherwise: Tensor) -> Tensor:
-    """The mean of the rows assigned to each code; the code itself where there are none."""
-    found = otherwise.new_zeros(len(otherwise), x.shape[1]).index_add(0, assigned, x)
-    counts = assigned.bincount(minlength=len(otherwise)).unsqueeze(1)
-    return torch.where(counts > 0, found / counts.clamp_min(1), otherwise)
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square."""
-    return x.square().mean().sqrt()
+def vq_vae(temperature: float, epochs: int, max_rows: int | None, seed: int) -> list[str]:
+    """A VQ-VAE of the digits whose guide draws its codes at a temperature: the cells of its row."""
+    data = load_data("digits", max_rows=max_rows)
+    torch.manual_seed(seed)
+    network = Slots(2, MLP(hidden=(128,)))
+    model = VQVAE(data.shape, VectorQuantizer(16, dim=4), network, Binomial(16))
+    guide = QuantizingEncoder(model, network, temperature)
+    fit(model, guide, data.train, max_epochs=epochs, learning_rate=2e-3, seed=seed, progress=False)
+    found = evaluate(model, guide, data.test)
+    q, entropy = guide.encode(data.test), 0.0
+    if temperature:
+        entropy = float(q.entropy().detach().mean())
+    used = len(guide.codes(data.test).unique())
+    means = (found.rate.mean, entropy, found.distortion.mean, found.elbo.mean)
+    cells = [f"{number:.3f}" for number in (*means, found.log_likelihood.mean)]
+    return [f"{temperature:g}", *cells, f"{used}"]
 
 
 def main(
-    codes: int = 10,
-    steps: int = 4000,
-    sigmas: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0, 0.5),
+    rows: int = 2000,
+    shown: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 4.0),
+    of_critical: tuple[float, ...] = (0.5, 0.98, 1.02, 1.5),
+    drawn: int = 80,
+    temperatures: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0),
+    epochs: int = 200,
     max_rows: int | None = None,
     output: Path = Path("hard_em_to_vq.png"),
     overwrite: bool = False,
     seed: int = 0,
 ) -> None:
-    """Quantizes handwritten digits by k-means, EM, hard EM and VQ: do they converge to the same codebooks?
+    """Soft to hard: codes at temperatures T from 0 (k-means) over EM to where all of them are one.
 
-    A codebook is a fixed point of k-means if each of its vectors is the mean of the rows nearest to it. The
-    table gives the distance of each codebook from those means ("residual"), how far k-means moves when it
-    starts from the codebook, and the distance from what k-means finds from the common start, with the codes
-    in the best order. These are root mean squares, in units of the standard deviation of the rows. The
-    VQ-VAE's residual is measured in the space of its codebook, the outputs of its encoder.
+    q(z | x) is proportional to exp(-|x - C_z|^2 / T), and the codes minimize distortion - T entropy. The first
+    table has a mixture of four Gaussians in the plane with equal weights and a known sigma, four codes and no
+    encoder. Everything is a sum over codes; EM and k-means, which share no code with it, say how far each
+    codebook is from where they would come to rest. The second table has a VQ-VAE with two codes for each of the
+    digits, trained and evaluated with codes drawn at T. Its entropy counts in the ELBO, and log p(x) is a sum
+    over its 256 joint codes.
 
     Args:
-        codes: Number of vectors in the codebook, and of components of the mixture.
-        steps: Gradient steps of the codebooks that are trained by gradients, each on all rows.
-        sigmas: Standard deviations at which EM holds sigma, in gray levels (there are 16).
-        max_rows: Maximum number of rows, for a quick trial.
+        rows: Rows of the mixture.
+        shown: Temperatures of the first table, in units of 2 sigma^2, where q is the posterior.
+        of_critical: More of them, in units of the critical temperature.
+        drawn: Temperatures of the picture.
+        temperatures: Those of the second table.
+        epochs: Of the training of each VQ-VAE.
+        max_rows: Maximum number of digits, for a quick trial.
         output: Where to save the picture.
         overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
-    torch.manual_seed(seed)
-    x = load_data("digits", max_rows=max_rows).train.flatten(1).double()
-    start = torch.from_numpy(kmeans_plusplus(x.numpy(), codes, random_state=seed)[0])
-
-    columns = ["method", "error per pixel", "residual", "moved by k-means", "from k-means"]
-    table = Table([*columns, "rows elsewhere"], steps=5 + 2 * len(sigmas))
-
-    def on_pixels(name: str, codebook: Tensor) -> Quantizer:
-        table.step(name)
-        return Quantizer(name, codebook, x, codebook)
-
-    reference = on_pixels("k-means", k_means(x, start))
-    kinds = {"EM": False, "hard EM": True}
-    learned = [on_pixels(f"{k}, sigma learned", em(x, start, None, kinds[k])) for k in kinds]
-    held = {
-        k: [on_pixels(f"{k}, sigma = {s:g}", em(x, start, s, kinds[k])) for s in sigmas]
-        for k in kinds
-    }
-    trained = [on_pixels("VQ of the pixels", vq(x, start, steps)), vq_vae(x, codes, steps, seed)]
-    found = [reference, *learned, *held["EM"], *held["hard EM"], *trained]
-    table.step("VQ-VAE")
-    found = [q.match(reference) for q in found]  # which is why rows come together
-
+    x = mixture_rows(rows, seed)
+    critical = critical_temperature(x)
+    print(f"The posterior is at T = {POSTERIOR:.4g}, the critical temperature is {critical:.5g}.\n")
+    asked = [0.0, *(each * POSTERIOR for each in shown), *(each * critical for each in of_critical)]
+    columns = ["T", "codes apart", "distortion", "entropy", "distortion - T entropy"]
+    columns += ["ELBO", "log p(x)", "moved by EM"]
+    table = Table(columns, steps=len(asked) + len(temperatures) + 1)
+    found = annealed(x, sorted({*asked}), seed)
     table.head()
-    for q in found:
-        error = (x - q.pictures[q.assigned]).square().mean()
-        away = rms(q.pictures - reference.pictures) / reference.unit
-        elsewhere = (q.assigned != reference.assigned).double().mean()
-        cells = [f"{error:.3f}", *(f"{v:.1e}" for v in (q.residual, q.moved, away))]
-        table.row([q.name, *cells, f"{elsewhere:.1%}"])
-    vae = found[-1]
-    decoded = rms(vae.pictures - means(x, vae.assigned, vae.pictures)) / reference.unit
-    print(f"\nWhat the VQ-VAE decodes is the mean of a code's rows to within {decoded:.1e}.")
-    shown = [found[0], found[-3], *found[1:3], *found[-2:]]
+    for at in found:
+        numbers = (at.distortion, at.entropy, at.free_energy, at.elbo, at.log_p)
+        cells = [f"{number:.4f}" for number in numbers]
+        table.row([f"{at.temperature:.5g}", f"{at.apart:.4f}", *cells, f"{moved_by_em(x, at):.0e}"])
+        table.step(f"T = {at.temperature:.3g}")
+    print(f"\nk-means moves the codes of T = 0 by {moved_by_k_means(x, found[0]):.0e}.\n")
+
+    grid = np.geomspace(POSTERIOR / 20, 1.6 * critical, drawn).tolist()
     with replacing(output, overwrite=overwrite) as file:
-        draw(shown, {k: [q.moved for q in held[k]] for k in held}, sigmas).savefig(file)
-    print(f"The picture is in {output}.")
+        draw(annealed(x, grid, seed), x, critical).savefig(file)
+    table.step("the picture")
+
+    columns = ["T", "rate", "entropy", "distortion", "ELBO", "log p(x)", "codes used"]
+    trained = Table(columns, steps=0)
+    trained.head()
+    for temperature in temperatures:
+        trained.row(vq_vae(temperature, epochs, max_rows, seed))
+        table.step(f"VQ-VAE, T = {temperature:g}")
+    print(f"\nNats per row. The picture is in {output}.")
 
 
-def draw(
-    shown: list[Quantizer], moved: dict[str, list[float]], sigmas: tuple[float, ...]
-) -> Figure:
-    """Draws the codebooks, each picture with its distance from that of k-means, and how EM becomes k-means."""
-    figure = Figure(figsize=(13, 5.4), dpi=150, layout="constrained")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(2.1, 1))
-    left, right = parts
-    codes, side = shown[0].pictures.shape[0], math.isqrt(shown[0].pictures.shape[1])
-    grid = left.subplots(len(shown), codes, squeeze=False)
-    for row, q in zip(grid, shown, strict=True):
-        for axes, picture, best in zip(row, q.pictures, shown[0].pictures, strict=True):
-            axes.imshow(picture.reshape(side, side).numpy(), cmap="gray_r", vmin=0, vmax=16)
-            axes.set(xticks=[], yticks=[])
-            if q is not shown[0]:
-                distance = float(rms(picture - best) / shown[0].unit)
-                axes.set_xlabel(f"{distance:.2f}" if distance >= 5e-3 else "0", labelpad=2)
-        label = f"{q.name.replace(', ', chr(10))}\nresidual {q.residual:.0e}"
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    left.suptitle(
-        "Codebooks after convergence, and each vector's distance from that of k-means (standard deviations)"
-    )
-    axes = right.subplots()
-    for (name, distances), marker in zip(moved.items(), "os", strict=True):
-        axes.loglog(sigmas, distances, marker=marker, label=name)
-    axes.axhspan(1e-17, 1e-13, color="0.9", lw=0)
-    axes.text(sigmas[-1], 3e-14, "rounding error", va="top", color="0.4")
-    axes.set(ylim=(1e-17, 1), xlabel="sigma of the mixture (gray levels)")
-    axes.set(ylabel="how far k-means moves from there", title="Where EM converges, as sigma falls")
-    axes.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
-    axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend()
+def draw(found: list[At], x: Tensor, critical: float) -> Figure:
+    """Draws where the codes are, and what they cost, against the temperature."""
+    figure = Figure(figsize=(11, 3.4), dpi=100, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    t = [at.temperature for at in found]
+    for k, style in zip(range(CODES), ("-", "--", "-", "--"), strict=True):
+        left.plot(
+            t,
+            [float(at.points[k, 0]) for at in found],
+            f"C0{style}",
+            label="first" if k == 0 else None,
+        )
+        left.plot(
+            t,
+            [float(at.points[k, 1]) for at in found],
+            f"C1{style}",
+            label="second" if k == 0 else None,
+        )
+    left.set(title="Coordinates of the codes", xlabel="T")
+    left.legend(loc="center left")
+    middle.plot(t, [at.distortion for at in found], label="distortion")
+    middle.plot(t, [at.entropy for at in found], label="entropy, nats")
+    middle.plot(t, [at.free_energy for at in found], label="distortion - T entropy")
+    middle.set(title="What q costs", xlabel="T", ylim=(-18, 15))
+    middle.legend()
+    right.plot(t, [at.log_p for at in found], label="log p(x)")
+    right.plot(t, [at.elbo for at in found], "--", label="ELBO")
+    right.set(title="Under the true sigma, nats", xlabel="T", ylim=(-14, None))
+    right.legend(loc="lower left")
+    for axes in (left, middle, right):
+        axes.set_xscale("log")
+        for place in (POSTERIOR, critical):
+            axes.axvline(place, color="0.7", lw=1, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.text(POSTERIOR, 0, "posterior ", ha="right", va="center", rotation=90, color="0.4")
+    left.text(1.1 * critical, 2, "critical", va="center", rotation=90, color="0.4")
     return figure
 
 
@@ -259,7 +293,7 @@ if __name__ == "__main__":
     start(
         main,
         quick={
-            **{"codes": 4, "steps": 100, "sigmas": (8.0, 0.5), "max_rows": 150},
+            **{"rows": 200, "drawn": 12, "temperatures": (0.0, 1.0), "epochs": 2, "max_rows": 150},
             "output": "hard_em_to_vq_quick.png",
         },
     )

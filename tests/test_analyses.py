@@ -125,22 +125,44 @@ def mnist(folder: Path) -> None:
 
 
 def hard_em_to_vq(folder: Path) -> None:
-    arguments = ("--codes=4", "--steps=400", "--max_rows=150", "--sigmas=[8,0.1]")
-    printed = run("hard_em_to_vq.py", *arguments, cwd=folder)
-    table = {row["method"]: row for row in rows(printed)}
-    assert next(iter(table)) == "k-means"
-    assert list(table)[-2:] == ["VQ of the pixels", "VQ-VAE"]
-    # At rest where k-means is: each vector of the codebook is the mean of the rows nearest to it.
-    for name in ("k-means", "EM, sigma = 0.1", "hard EM, sigma = 0.1", "VQ of the pixels"):
-        assert mean(table[name]["residual"]) < 1e-9
-        assert mean(table[name]["moved by k-means"]) < 1e-9
-    for name in ("EM, sigma = 0.1", "hard EM, sigma = 0.1"):
-        assert mean(table[name]["from k-means"]) < 1e-9
-        assert table[name]["error per pixel"] == table["k-means"]["error per pixel"]
-        assert mean(table[name]["rows elsewhere"]) == 0
-    # A wide component is not: the E step is soft, and weighs.
-    assert mean(table["EM, sigma = 8"]["residual"]) > 1e-3
-    assert mean(table["VQ-VAE"]["residual"]) < 0.1
+    few = ("--rows=400", "--drawn=12", "--temperatures=[0,2]", "--epochs=3", "--max_rows=150")
+    printed = run("hard_em_to_vq.py", *few, cwd=folder)
+    first, second = (rows(part) for part in printed.split("k-means moves")[:2])
+    moved, critical = (
+        float(printed.split(said)[1].split()[0].rstrip("."))
+        for said in ("k-means moves the codes of T = 0 by ", "critical temperature is ")
+    )
+    assert moved < 1e-12
+    posterior = 2 * 0.7**2
+    columns = ("T", "codes apart", "distortion", "entropy", "distortion - T entropy", "ELBO")
+    last = None
+    for row in first:
+        t, apart, distortion, entropy, free, elbo = (mean(row[name]) for name in columns)
+        assert mean(row["moved by EM"]) < 1e-8  # at sigma^2 = T / 2, hard EM at 0
+        assert free == pytest.approx(distortion - t * entropy, abs=2e-3)
+        # The ELBO is log p(x) where q is the posterior: there, and where all codes are one.
+        tight = t == pytest.approx(posterior) or t > critical
+        gap = mean(row["log p(x)"]) - elbo
+        assert (abs(gap) < 2e-4) == tight
+        assert gap > -2e-4
+        # Above the critical temperature, codes are one, and just below they are not.
+        assert apart < 1e-3 if t > critical else apart > 1
+        if t > critical:
+            assert entropy == pytest.approx(math.log(4), abs=1e-4)
+        if last is not None:
+            assert distortion >= last[0] - 1e-4
+            assert entropy >= last[1] - 1e-4
+            assert free < last[2]
+        last = distortion, entropy, free
+    assert [mean(row["T"]) / critical for row in first][-3:-1] == pytest.approx(
+        [0.98, 1.02], rel=1e-4
+    )
+    assert first[0]["entropy"] == "0.0000"
+    for row in second:  # two codes of 16 each, under a uniform prior
+        rate, entropy, elbo = (mean(row[name]) for name in ("rate", "entropy", "ELBO"))
+        assert rate == pytest.approx(2 * math.log(16) - entropy, abs=0.0021)
+        assert elbo < mean(row["log p(x)"])
+        assert (entropy > 0.01) == (row["T"] == "2")
     assert imread(folder / "hard_em_to_vq.png").std() > 0.05
 
 

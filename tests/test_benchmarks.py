@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from scripts import ROOT, mean, rows, run_alone
 
 BENCHMARKS = ROOT / "analyses" / "benchmarks"
@@ -66,6 +67,30 @@ def live(folder: Path) -> None:
         assert share == pytest.approx(spent, rel=0.1, abs=1e-3)
 
 
+def coding(folder: Path) -> None:
+    few = ("--rows=30", "--hidden=[16]", "--latents=4", "--photos=[[40,24],[80,48]]")
+    small = ("--channels=8", "--prior_channels=8", "--rounds=1")
+    printed = run_alone(str(BENCHMARKS / "coding.py"), *few, *small, cwd=folder)
+    assert printed.splitlines()[0].endswith(f"1 thread(s), torch {torch.__version__}")
+    table = rows(printed)
+    names = ["30 rows, bits-back", "40 x 24", "80 x 48"]
+    assert [row["file of"] for row in table] == [name for name in names for _ in range(2)]
+    assert [row["call"] for row in table] == 3 * ["write", "read"]
+    # Each pixel is a number, and each latent two; of photos each 4 x 4 pixels.
+    counts = [int(row["numbers"]) for row in table[::2]]
+    assert counts[0] >= 30 * (784 + 2 * 4)
+    assert counts[1:] == [40 * 24 // 16, 80 * 48 // 16]
+    for row in table:
+        pictures = 30 if "rows" in row["file of"] else 1
+        seconds = mean(row["s"])
+        assert mean(row["pictures per second"]) == pytest.approx(pictures / seconds, rel=0.05)
+        parts = [mean(row[name]) for name in ("in layers", "tables and the rest", "in the coder")]
+        assert sum(parts) == pytest.approx(seconds, abs=0.003)
+        assert min(parts[:2]) > 0
+        share = mean(row["constriction alone"]) / seconds
+        assert mean(row["constriction, of s"]) == pytest.approx(share, abs=0.02)
+
+
 def colorize(folder: Path) -> None:
     network = ("--widths=[4,8]", "--segments=3", "--kinds=[Palette]", "--contenders=[hand,fit]")
     training = ("--patch=16", "--batch_size=4", "--steps=2", "--warm_up=1", "--rounds=1")
@@ -86,6 +111,6 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("check", [*SLOW, em])
+@pytest.mark.parametrize("check", [*SLOW, em, coding])
 def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
     check(tmp_path)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from tqdm import tqdm
-from workers import ENVIRONMENTS, Worker, set_products
+from workers import ENVIRONMENTS, Worker, processor, set_products
 
 TRAINING = {
     "hand": "torch by hand",
@@ -204,14 +202,6 @@ def main(
         memory(lab, kind, sizes, most_gib)
     machine = f"{processor()}, {threads} thread(s), {device}"
     print(f"\n{machine}, K = {segments}, U-Net widths {widths}, medians of {rounds} turns")
-
-
-def processor() -> str:
-    """The name of the processor."""
-    record = Path("/proc/cpuinfo")
-    lines = record.read_text().splitlines() if record.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -104,3 +105,11 @@ def interpreter(name: str, folder: Path) -> Path:
         venv.create(folder / name, with_pip=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[name]], check=True)
     return python
+
+
+def processor() -> str:
+    """The name of the processor."""
+    record = Path("/proc/cpuinfo")
+    lines = record.read_text().splitlines() if record.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]

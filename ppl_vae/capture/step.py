@@ -200,7 +200,8 @@ class CapturedLoss:
 
         Samples that are looped over make a graph of all of them, which takes long to record and saves little.
         So does a program with one site per step of a sequence: its shapes have to come up more often. While a
-        module says that it begins otherwise than it goes on (`is_starting`), as a codebook does, nothing is.
+        module says that it begins otherwise than it goes on (`is_starting`), as a codebook does, nothing is;
+        nor where it learns only after the step (`waits`), from the rows of all processes.
         """
         if not self.has_room(batch):
             return False
@@ -212,7 +213,10 @@ class CapturedLoss:
             return False
         if key in self._cache:
             return True
-        return not any(getattr(part, "is_starting", False) for part in modules_of(self.pair))
+        return not any(
+            getattr(part, "is_starting", False) or getattr(part, "waits", False)
+            for part in modules_of(self.pair)
+        )
 
     def has_room(self, batch: Batch) -> bool:
         """Whether such a batch has a recording or may get one, for samples that run at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -20,6 +21,7 @@ class Quantizer(Rebuildable, nn.Module, ABC):
     The model of codes owns it: z is the number of a code, and the decoder reads `embed(z)`. The guide asks it
     for `nearest(project(vectors))`. In training the guide shows it what it has encoded (`gather`), and the
     model lets it learn from that once it has run (`learn`): so guide and model see the same vectors in a step.
+    Several processes learn from the vectors of all, as one process would from the whole batch.
 
     To write one of your own, derive from this class.
 
@@ -27,11 +29,14 @@ class Quantizer(Rebuildable, nn.Module, ABC):
         codes: Number K of values of a code.
         dim: Size of a vector.
         depth: Codes per vector. With more than 1, z has one more dimension, of this size.
+        waits: Whether `learn` leaves it all to `learn_together`. `fit` in several processes calls that once all
+            of them have taken the step: so an error in one of them leaves no other waiting.
     """
 
     codes: int
     dim: int
     depth: int = 1
+    waits: bool = False
     uses: Tensor
     _gathered: tuple[Tensor, Tensor] | None
 
@@ -76,23 +81,56 @@ class Quantizer(Rebuildable, nn.Module, ABC):
     def gather(self, vectors: Tensor, z: Tensor) -> None:
         """Shows it projected vectors of a training batch and their codes. Nothing changes before `learn`."""
         if self.training and torch.is_grad_enabled():
-            at = z.shape[: z.dim() - (self.depth > 1)]
+            rows, at = len(vectors), z.shape[: z.dim() - (self.depth > 1)]
+            positions = math.prod(vectors.shape[1:-1])
             each = vectors.detach().expand(*at, self.dim)  # of several draws
-            self._gathered = each.reshape(-1, self.dim), z.reshape(-1, *z.shape[len(at) :])
+            parts = (each, (self.dim,)), (z, z.shape[len(at) :])
+            # By rows, `(rows, draws * positions, ...)`: that is how several processes divide a batch.
+            self._gathered = tuple(  # type: ignore[assignment]
+                part.reshape(-1, rows, positions, *last).transpose(0, 1).flatten(1, 2)
+                for part, last in parts
+            )
+
+    def learn(self) -> None:
+        """Counts what was gathered since the last call, and learns from it, if it is in training mode.
+
+        If `torch.distributed` has several processes, all of them must call it.
+        """
+        if self._gathered is not None and not self.waits:
+            self.learn_together()
 
     @torch.no_grad()
-    def learn(self) -> None:
-        """Counts what was gathered since the last call, and learns from it, if it is in training mode."""
+    def learn_together(self) -> None:
+        """Learns as `learn` does, also where this process has gathered nothing, and others have."""
         gathered, self._gathered = self._gathered, None
-        if gathered is None or not self.training:
+        if not self.training:
             return
-        vectors, z = gathered
+        if are_several():
+            gathered = self._of_all(gathered)
+        if gathered is None:
+            return
+        vectors, z = (part.flatten(0, 1) for part in gathered)
         counts = vectors.new_zeros(self.uses.shape)
         if len(self.uses):
             counts.index_add_(0, z, vectors.new_ones(len(z)))
-            sum_over_processes(counts)
             self.uses.add_(counts)
         self.follow(vectors, z, counts)
+
+    def _of_all(self, gathered: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """What all processes have gathered, in the order of the whole batch; None if that is nothing."""
+        if gathered is None:
+            empty = self.uses.new_zeros(0, 0, self.dim)
+            gathered = empty, empty.new_zeros(0, 0, *[self.depth][self.depth == 1 :]).long()
+        vectors, z = gathered
+        sizes = torch.stack(from_all(torch.tensor(vectors.shape[:2], device=vectors.device)))
+        if not int(sizes.prod(1).sum()):
+            return None
+        rows = [int(number) for number in sizes[:, 0]]
+        most, inner = (int(number) for number in sizes.amax(0))
+        return (
+            _interleaved(vectors.to(self.uses.dtype), rows, most, inner),
+            _interleaved(z, rows, most, inner),
+        )
 
     def follow(self, vectors: Tensor, z: Tensor, counts: Tensor) -> None:
         """Learns from vectors `(n, dim)`, their codes `(n,)` and how often each code is among them, `(K,)`."""
@@ -110,7 +148,7 @@ class Quantizer(Rebuildable, nn.Module, ABC):
 
         Then it begins to count anew.
         """
-        uses = self.usage().double()
+        uses = self.usage().double().clone()  # in double precision it is the buffer itself
         self.reset_usage()
         if not len(uses) or not bool(uses.any()):
             return {}
@@ -133,10 +171,34 @@ def perplexity(counts: Tensor) -> float:
     return float((-torch.special.xlogy(p, p).sum()).exp())
 
 
-def sum_over_processes(value: Tensor) -> None:
-    """The sum over all processes of a training, in place."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
+def are_several() -> bool:
+    """Whether there are several processes of a training."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1
+
+
+def from_all(value: Tensor) -> list[Tensor]:
+    """The values of all processes, of the same shape, by rank."""
+    everyone = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(everyone, value.contiguous())
+    return everyone
+
+
+def _interleaved(part: Tensor, rows: list[int], most: int, inner: int) -> Tensor:
+    """The rows of all processes: row r of the whole batch is with process r modulo their number.
+
+    Args:
+        part: This process's, `(n, inner, ...)`.
+        rows: How many each process has.
+        most: The largest of them.
+        inner: Size of the second dimension where there are rows.
+    """
+    padded = part.new_zeros(most, inner, *part.shape[2:])
+    if len(part):
+        padded[: len(part)] = part
+    whole = torch.stack(from_all(padded), 1).flatten(0, 1)
+    there = torch.arange(most).unsqueeze(1) < torch.tensor(rows)
+    return whole[there.flatten().to(whole.device)]
 
 
 def squared_distances(vectors: Tensor, points: Tensor) -> Tensor:

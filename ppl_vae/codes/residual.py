@@ -83,6 +83,9 @@ class ResidualQuantizer(Quantizer):
         for level in self._levels():
             level.learn()
 
+    def learn_together(self) -> None:
+        """Nothing: its codebooks are quantizers themselves."""
+
     def usage(self) -> Tensor:
         """How often each code of each codebook was used since `reset_usage`, `(depth * K,)`."""
         return torch.cat([level.uses for level in self._levels()])

@@ -88,7 +88,8 @@ class LFQ(Quantizer):
     for each vector, entropy (E H(q(z | L)) - diversity H(E q(z | L))) with q(z | L) proportional to
     exp(-|L - C_z|^2 / temperature): each vector should be sure of its code, and all codes should be used. The
     bits are independent given L, so the first entropy is a sum over bits. The second, of the mean over the
-    batch, is a sum over all codes for up to 12 bits; beyond, that of the bits one by one, its upper bound.
+    batch, is a sum over all codes for up to 12 bits; beyond, that of the bits one by one, its upper bound. Each
+    of several processes takes it over its own rows.
 
     Args:
         bits: Numbers of a vector.

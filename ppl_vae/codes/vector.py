@@ -7,7 +7,7 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
-from ppl_vae.codes.base import Quantizer, squared_distances, sum_over_processes
+from ppl_vae.codes.base import Quantizer, are_several, squared_distances
 from ppl_vae.codes.learners import EMA, CodebookLearner, random_points
 from ppl_vae.codes.starts import CodebookStart, KMeansStart, picked
 from ppl_vae.networks import require_at_least_one, require_numbers, require_object, require_room
@@ -115,7 +115,6 @@ class VectorQuantizer(Quantizer):
             self._begin(vectors)
             return
         sums = vectors.new_zeros(self.codes, self.dim).index_add_(0, z, vectors)
-        sum_over_processes(sums)
         self.codebook.follow(counts, sums)
         self.recent.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
         if self.restarts:
@@ -140,8 +139,8 @@ class VectorQuantizer(Quantizer):
 
 
 def _of_first_process(value: Tensor) -> Tensor:
-    """The value of the first process, for all of a training."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    """The value of the first process, for all of a training: each has random numbers of its own."""
+    if are_several():
         value = value.contiguous()
         torch.distributed.broadcast(value, 0)
     return value

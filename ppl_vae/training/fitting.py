@@ -297,6 +297,7 @@ def fit(
             seed_everything(own_seed + APART * processes.rank)
         pair.to(processes.device)
         stack.enter_context(pair.scope())
+        stack.enter_context(processes.learning_together(pair))
         training = Training(
             pair=pair,
             processes=processes,

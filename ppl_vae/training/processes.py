@@ -193,6 +193,26 @@ class Processes:
                     for buffer in module.buffers():
                         torch.distributed.broadcast(buffer, 0)
 
+    @contextmanager
+    def learning_together(self, pair: Pair) -> Iterator[None]:
+        """Modules that learn from what they are shown, as codebooks do, wait for `learn` in the block."""
+        parts = list(_learners(pair)) if self.count > 1 else []
+        for part in parts:
+            part.waits = True
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.waits = False
+
+    def learn(self, pair: Pair) -> None:
+        """Codebooks learn from what all processes have shown them in a step, as from one batch."""
+        parts = list(_learners(pair)) if self.count > 1 else []
+        if parts:
+            with self._message("to learn from a step"):
+                for part in parts:
+                    part.learn_together()
+
     def sum_gradients(self, leaves: Sequence[Tensor], checkpoint_due: bool, rows: int) -> bool:
         """Sums the gradients of all processes; each has weighted its own by its share of the rows.
 
@@ -238,6 +258,12 @@ class Processes:
             found = self.fabric.all_reduce(mine, reduce_op="sum")
         assert isinstance(found, Tensor)
         return found
+
+
+def _learners(pair: Pair) -> Iterator[Any]:
+    """The modules that learn by a method `learn_together`, in one order."""
+    parts = (part for root in pair.modules().values() for part in root.modules())
+    return (part for part in parts if callable(getattr(part, "learn_together", None)))
 
 
 def _packed(error: BaseException | None) -> bytes | None:

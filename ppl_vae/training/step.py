@@ -250,6 +250,7 @@ class Step:
             leaf.grad is not None and (self.processes.count == 1 or bool(leaf.grad.any()))
             for leaf in self.leaves
         )
+        self.processes.learn(self.pair)
         self.optimizer.step()
         return found.metrics, checkpoint_due
 
