@@ -287,6 +287,11 @@ def _compress(options: Options) -> None:
     what = "photos; one that cannot be read is named and left out: the exit status is then 1"
     options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
     _add_files_of_a_run(options, "compress, which `decompress` needs, too")
+    what = (
+        "share of a block of codes that it has in common with the next one, where the prior reads codes: more "
+        "of it takes fewer bits and more time"
+    )
+    options.add_argument("--overlap", type=float, default=0.5, help=what)
 
 
 def _decompress(options: Options) -> None:

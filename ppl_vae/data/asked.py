@@ -14,7 +14,7 @@ DIGITS = "digits"
 """The name of the embedded data."""
 
 PATCHES = 8
-"""Patches of each photo, unless told otherwise."""
+"""Patches of each photo, unless told otherwise: the default of `load_data`, where the command line reads it."""
 
 _FOLDER = "folder:"
 _ARRAYS = (".npy", ".npz", ".pt")

@@ -16,7 +16,6 @@ from torch import Generator, Tensor
 from ppl_vae.data.arrays import read_arrays
 from ppl_vae.data.asked import (
     DIGITS,
-    PATCHES,
     is_folder,
     path_of,
     proper_name,
@@ -157,7 +156,7 @@ def load_data(
     binarize: Literal["threshold", "static", "dynamic"] | None = None,
     dequantize: bool = False,
     patch_size: int | None = None,
-    patches: int = PATCHES,
+    patches: int = 8,
     validation_fraction: float = 0.1,
     max_rows: int | None = None,
     labels: bool | int = False,
