@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ppl_vae import load_run, save_run
 from ppl_vae.cli import main
+from ppl_vae.cli.parser import make_parser
 from ppl_vae.codes import FSQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
 from ppl_vae.coding import SEAL, sealed
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
@@ -359,7 +361,7 @@ def test_a_header_with_blocks_that_are_all_overlap_is_told() -> None:
     data = compress_photo(model, guide, photo_of(33, 40)).data
     header, content = data[: HEADER - SEAL], data[HEADER:]
     *first, down, across, name, of_codes = photos._HEADER.unpack(header)
-    assert (down, across) == (2, 2)
+    assert (down, across) == (1, 1)
     forged = photos._HEADER.pack(*first, 4, across, name, of_codes)
     with pytest.raises(ValueError, match="has a header that nobody writes"):
         decompress_photo(model, sealed(forged, content))
@@ -479,6 +481,11 @@ def test_photos_are_written_and_read_on_the_command_line(
         assert torch.equal(torch.from_numpy(np.array(Image.open(f"back/{name}.png"))), expected)
     error = photo_error(photo_of(21, 30), torch.from_numpy(np.array(Image.open("back/a.png"))))
     assert f"{error:.2f} dB" in told
+
+
+def test_the_command_line_has_the_defaults_of_the_function() -> None:
+    default = inspect.signature(compress_photo).parameters["overlap"].default
+    assert make_parser("compress").get_defaults().overlap == default
 
 
 @pytest.mark.usefixtures("here")

@@ -289,9 +289,9 @@ def _compress(options: Options) -> None:
     _add_files_of_a_run(options, "compress, which `decompress` needs, too")
     what = (
         "share of a block of codes that it has in common with the next one, where the prior reads codes: more "
-        "of it takes fewer bits and more time"
+        "of it takes more time"
     )
-    options.add_argument("--overlap", type=float, default=0.5, help=what)
+    options.add_argument("--overlap", type=float, default=0.25, help=what)
 
 
 def _decompress(options: Options) -> None:

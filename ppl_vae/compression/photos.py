@@ -42,7 +42,7 @@ _MOST_CODES = 2**15
 _MOST_SHARED = 2**16 - 1
 """The largest number of shared lines that the header can hold."""
 
-OVERLAP = 0.5
+OVERLAP = 0.25
 """Share of a block that it has in common with the next one, unless told otherwise."""
 
 _WHAT, _BY = "compressed photo", "compress_photo"
@@ -137,8 +137,10 @@ def compress_photo(
         guide: Its `QuantizingEncoder`.
         photo: Bytes, `(h, w, 3)`, as `ppl_vae.data.read_photo` gives them, or `(h, w)` if it is gray.
         overlap: Share of the lines and columns of a block that it has in common with the one above, or left of
-            it. More of it takes fewer bits and more time: there are 1 / (1 - overlap)^2 times as many blocks.
-            It does nothing where codes are independent.
+            it. With more of it a code is given more codes, and there are 1 / (1 - overlap)^2 times as many
+            blocks. But more codes are near the lower and right border of their block then, and these cost
+            more if the prior was fitted to patches, where such codes depend on the padding of the encoder. It
+            does nothing where codes are independent.
         most_pixels: Most pixels of a tile.
 
     Returns:
