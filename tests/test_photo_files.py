@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,24 @@ from torch import Tensor
 
 from ppl_vae import load_run, save_run
 from ppl_vae.cli import main
+from ppl_vae.cli.parser import make_parser
 from ppl_vae.codes import FSQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
-from ppl_vae.coding import SEAL
+from ppl_vae.coding import SEAL, sealed
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
+from ppl_vae.distributions import Ancestral
 from ppl_vae.guides import QuantizingEncoder
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VQVAE, CodePrior, IndependentCodes, PixelCNNPrior, UniformCodes
-from ppl_vae.networks import MLP, ConvolutionalGrid, Slots
+from ppl_vae.models import (
+    VQVAE,
+    VQVAE2,
+    CodePrior,
+    ConditionalVQVAE,
+    IndependentCodes,
+    PixelCNNPrior,
+    TransformerPrior,
+    UniformCodes,
+)
+from ppl_vae.networks import MLP, ConvolutionalGrid, Labels, Slots
 
 HEADER = photos._HEADER.size + SEAL
 
@@ -46,6 +60,10 @@ def pair_of(
         if isinstance(quantizer, VectorQuantizer):
             quantizer.codebook.place(vectors[:16], torch.ones(16, dtype=torch.bool))
     return model, guide
+
+
+def small() -> ConvolutionalGrid:
+    return ConvolutionalGrid(channels=4, halvings=2, blocks=1)
 
 
 def photo_of(height: int, width: int, channels: int = 3) -> Tensor:
@@ -74,14 +92,7 @@ def test_codes_come_back_and_take_the_bits_that_the_prior_says(
 ) -> None:
     model, guide = pair_of(QUANTIZERS[quantizer](), PRIORS[prior])
     photo = photo_of(*size)
-    written: list[Tensor] = []
-    code = photos._code
-
-    def kept(model: Any, z: Tensor, coder: Any) -> None:
-        code(model, z, coder)
-        written.append(z.clone())
-
-    monkeypatch.setattr(photos, "_code", kept)
+    written = kept_codes(monkeypatch)
     found = compress_photo(model, guide, photo)
     decoded = decompress_photo(model, found.data)
     assert torch.equal(*written)
@@ -172,6 +183,190 @@ def test_the_numbers_print() -> None:
     assert "data" not in found.to_dict()
 
 
+# -- blocks that overlap ---------------------------------------------------------------------------------
+
+
+def kept_codes(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collects the codes that are written and read from now on."""
+    found: list[Tensor] = []
+    code = photos._code
+
+    def kept(model: Any, z: Tensor, shared: tuple[int, int], coder: Any) -> None:
+        code(model, z, shared, coder)
+        found.append(z.clone())
+
+    monkeypatch.setattr(photos, "_code", kept)
+    return found
+
+
+def starts(length: int, side: int, overlap: float) -> list[int]:
+    """Where blocks begin along a side."""
+    shared = int(overlap * side)
+    if not shared or length <= side:
+        return list(range(0, length, side))
+    gaps = -(-(length - side) // (side - shared))
+    return [i * (length - side) // gaps for i in range(gaps + 1)]
+
+
+def bits_one_by_one(model: Any, z: Tensor, side: int, overlap: float) -> float:
+    """-log2 of the probability of each code in the first block that it is in, from passes over blocks."""
+    prior = copy.deepcopy(model.prior).double().eval()
+    height, width, *inner = z.shape
+    coded: set[tuple[int, ...]] = set()
+    bits = 0.0
+    for top in starts(height, side, overlap):
+        for left in starts(width, side, overlap):
+            block = torch.zeros(side, side, *inner, dtype=torch.long)
+            for place in np.ndindex(*block.shape):
+                at = (top + place[0], left + place[1], *place[2:])
+                if at[0] >= height:
+                    continue  # nothing comes after it
+                if at[1] < width and at in coded:
+                    block[place] = z[at]
+                    continue
+                with torch.no_grad():
+                    probs = prior().conditionals(block[None]).base_dist.probs[0][place]
+                block[place] = z[at] if at[1] < width else probs.argmax()
+                if at[1] < width:
+                    bits -= math.log2(float(probs[z[at]]))
+                    coded.add(at)
+    assert len(coded) == z.numel()
+    return bits
+
+
+READING = {
+    "PixelCNN": PixelCNNPrior(channels=6, layers=2),
+    "transformer": TransformerPrior(width=8, layers=1, heads=2),
+}
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize(
+    ("quantizer", "prior", "size"),
+    [
+        ("vector", "PixelCNN", (40, 33)),
+        ("vector", "PixelCNN", (9, 41)),
+        ("vector", "transformer", (26, 29)),
+        ("residual", "PixelCNN", (26, 14)),
+    ],
+)
+def test_each_code_takes_the_bits_of_a_pass_over_its_block(
+    quantizer: str,
+    prior: str,
+    size: tuple[int, int],
+    overlap: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, guide = pair_of(QUANTIZERS[quantizer](), READING[prior])
+    codes = kept_codes(monkeypatch)
+    found = compress_photo(model, guide, photo_of(*size), overlap=overlap)
+    decompress_photo(model, found.data)
+    assert torch.equal(*codes)
+    assert found.code_length == pytest.approx(
+        bits_one_by_one(model, codes[0], 4, overlap), rel=1e-9
+    )
+    assert found.code_length - 8 <= 8 * (len(found.data) - HEADER) <= found.code_length + 64
+
+
+@dataclass(frozen=True)
+class Field(CodePrior):
+    """Each code is that on its left with probability 0.4, that above with 0.5, or any: a Markov field.
+
+    Where a block has no code on the left, or above, any code takes its place.
+    """
+
+    def build_codes(
+        self, positions: Sequence[int], codes: int, context: Any = None
+    ) -> torch.nn.Module:
+        return _Field(tuple(positions), codes)
+
+
+def field_probabilities(z: Tensor, r: int, c: int, codes: int) -> Tensor:
+    """p(z_rc | z_r,c-1, z_r-1,c) for grids `(n, h, w)`."""
+    p = torch.full((len(z), codes), 0.1 / codes, dtype=torch.double)
+    for share, inside, at in ((0.4, c > 0, (r, c - 1)), (0.5, r > 0, (r - 1, c))):
+        if inside:
+            p[range(len(z)), z[:, at[0], at[1]]] += share
+        else:
+            p += share / codes
+    return p
+
+
+class _Field(torch.nn.Module):
+    def __init__(self, positions: tuple[int, ...], codes: int) -> None:
+        super().__init__()
+        self.positions, self.codes = positions, codes
+
+    def forward(self) -> Ancestral:
+        def draw(shape: torch.Size, values: Callable[[Any], Tensor]) -> Tensor:
+            z = torch.zeros(shape.numel(), *self.positions, dtype=torch.long)
+            for r, c in np.ndindex(*self.positions):
+                p = field_probabilities(z, r, c, self.codes)
+                z[:, r, c] = values(torch.distributions.Categorical(p))
+            return z.reshape(*shape, *self.positions)
+
+        shape = torch.Size(self.positions)
+        support = torch.distributions.constraints.nonnegative_integer
+        return Ancestral(lambda _: None, draw, lambda: support, torch.Size(), shape)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("size", [(9, 14), (4, 25)], ids=str)
+def test_overlap_saves_what_the_missing_codes_tell(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, guide = pair_of(prior=Field())
+    height, width = size
+    torch.manual_seed(1)
+    z = torch.zeros(1, height, width, dtype=torch.long)
+    full = cut = 0.0  # bits with all that was before, and with what is in the same block of 4 x 4
+    for r, c in np.ndindex(height, width):
+        p = field_probabilities(z, r, c, 16)
+        z[0, r, c] = torch.multinomial(p[0], 1)
+        full -= math.log2(float(p[0, z[0, r, c]]))
+    for r, c in np.ndindex(height, width):
+        top, left = r // 4 * 4, c // 4 * 4
+        p = field_probabilities(z[:, top:, left:], r - top, c - left, 16)
+        cut -= math.log2(float(p[0, z[0, r, c]]))
+    codes = kept_codes(monkeypatch)
+    monkeypatch.setattr(photos, "_encoded", lambda *_: z[0].clone())
+    photo = photo_of(4 * height, 4 * width)
+    for overlap, expected in ((0.0, cut), (0.25, full), (0.5, full), (0.75, full)):
+        found = compress_photo(model, guide, photo, overlap=overlap)
+        decompress_photo(model, found.data)
+        assert torch.equal(codes[-1], z[0])
+        assert found.code_length == pytest.approx(expected, rel=1e-9)
+    assert cut > full + 5
+
+
+def test_blocks_in_several_batches_take_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, guide = pair_of(prior=PixelCNNPrior(channels=8, layers=2))
+    photo = photo_of(70, 60)
+    at_once = compress_photo(model, guide, photo)
+    monkeypatch.setattr(photos, "_MOST_CODES", 2 * 16)
+    codes = kept_codes(monkeypatch)
+    found = compress_photo(model, guide, photo)
+    assert found.code_length == pytest.approx(at_once.code_length, rel=1e-12)
+    decompress_photo(model, found.data)
+    assert torch.equal(*codes)
+
+
+def test_overlap_does_nothing_where_codes_are_independent() -> None:
+    model, guide = pair_of(prior=IndependentCodes())
+    none, much = (compress_photo(model, guide, photo_of(33, 40), overlap=o) for o in (0.0, 0.75))
+    assert none.data == much.data
+
+
+def test_a_header_with_blocks_that_are_all_overlap_is_told() -> None:
+    model, guide = pair_of(prior=PixelCNNPrior(channels=8, layers=2))
+    data = compress_photo(model, guide, photo_of(33, 40)).data
+    header, content = data[: HEADER - SEAL], data[HEADER:]
+    *first, down, across, name, of_codes = photos._HEADER.unpack(header)
+    assert (down, across) == (1, 1)
+    forged = photos._HEADER.pack(*first, 4, across, name, of_codes)
+    with pytest.raises(ValueError, match="has a header that nobody writes"):
+        decompress_photo(model, sealed(forged, content))
+
+
 # -- what is wrong ---------------------------------------------------------------------------------------
 
 
@@ -202,11 +397,11 @@ def test_a_machine_that_rounds_differently_is_told(monkeypatch: pytest.MonkeyPat
     data = compress_photo(model, guide, photo_of(33, 40)).data
     code = photos._code
 
-    def off(exact: Any, z: Tensor, coder: Any) -> None:
+    def off(exact: Any, z: Tensor, shared: tuple[int, int], coder: Any) -> None:
         with torch.no_grad():
             for parameter in exact.prior.parameters():
                 parameter.mul_(1.01)
-        code(exact, z, coder)
+        code(exact, z, shared, coder)
 
     monkeypatch.setattr(photos, "_code", off)
     with pytest.raises(ValueError, match="rounded differently here"):
@@ -225,6 +420,21 @@ def test_wrong_arguments_are_told() -> None:
         decompress_photo(model, "photo.vq")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="most_pixels"):
         compress_photo(model, guide, photo_of(8, 8), most_pixels=0)
+    for overlap in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match="overlap must be at least 0 and less than 1"):
+            compress_photo(model, guide, photo_of(8, 8), overlap=overlap)
+    with pytest.raises(TypeError, match="overlap must be a number"):
+        compress_photo(model, guide, photo_of(8, 8), overlap="half")  # type: ignore[arg-type]
+    of_labels = ConditionalVQVAE(
+        (3, 16, 16), VectorQuantizer(4, 2), small(), Gaussian(0.1), context=Labels(2)
+    )
+    with pytest.raises(TypeError, match=r"that of ConditionalVQVAE is p\(z \| c\), with Labels"):
+        compress_photo(of_labels, guide, photo_of(8, 8))
+    levels = VQVAE2((3, 16, 16), [VectorQuantizer(4, 2)] * 2, likelihood=Gaussian(0.1))
+    with pytest.raises(
+        TypeError, match="one grid of codes, for pictures of any size; got an object of VQVAE2"
+    ):
+        compress_photo(levels, guide, photo_of(8, 8))
     slots = Slots(4, MLP(hidden=(8,)))
     flat = VQVAE((3, 8, 8), VectorQuantizer(4, 2), slots, Gaussian(0.1))
     with pytest.raises(TypeError, match="whose network is ConvolutionalGrid"):
@@ -273,6 +483,11 @@ def test_photos_are_written_and_read_on_the_command_line(
     assert f"{error:.2f} dB" in told
 
 
+def test_the_command_line_has_the_defaults_of_the_function() -> None:
+    default = inspect.signature(compress_photo).parameters["overlap"].default
+    assert make_parser("compress").get_defaults().overlap == default
+
+
 @pytest.mark.usefixtures("here")
 def test_what_cannot_be_read_is_named_and_left_out(
     run: Path, capsys: pytest.CaptureFixture[str]
@@ -296,6 +511,10 @@ def test_what_cannot_be_read_is_named_and_left_out(
         (["compress", "a.png", "--out", "out"], "--run is missing"),
         (["decompress", "a.png", "--run", "RUN"], "--out is missing"),
         (["compress", "a.png", "--run", "RUN", "--out", "more"], "more/a.vq is there already"),
+        (
+            ["compress", "a.png", "--run", "RUN", "--out", "out", "--overlap", "1"],
+            "--overlap must be",
+        ),
     ],
 )
 def test_wrong_commands_are_told(

@@ -280,7 +280,21 @@ def test_sub_folders_are_classes_and_splits(tmp_path: Path) -> None:
     one = load_data(f"folder:{tmp_path / 'train'}")
     assert sum(len(part) for part in splits(one)) == 20
     (tmp_path / "test").rename(tmp_path / "val")
-    with pytest.raises(ValueError, match=r"holds train/ but not test/.*folder:.*train"):
+    for mine, expected in zip(splits(load_data(f"folder:{tmp_path}")), splits(data), strict=True):
+        assert torch.equal(mine, expected)
+    draw(tmp_path / "test" / "cat" / "0.png", 7)  # now val/ is the validation
+    (tmp_path / "runs").mkdir()
+    draw(
+        tmp_path / "runs" / "picture.png", 0, size=(9, 9)
+    )  # and what is beside the split is not read
+    data = load_data(f"folder:{tmp_path}")
+    assert [len(part) for part in splits(data)] == [20, 6, 1]
+    for name in ("val", "test"):
+        (tmp_path / name).rename(tmp_path / f"no_{name}")
+    with pytest.raises(ValueError, match=r"holds train/ but not test/ or val/.*folder:.*train"):
+        load_data(f"folder:{tmp_path}")
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(ValueError, match=r"holds test/ but not train/.*folder:.*test"):
         load_data(f"folder:{tmp_path}")
 
 

@@ -46,6 +46,8 @@ def compress(parser: ArgumentParser, given: Namespace) -> int:
         ValueError: None of the photos can be read.
     """
     options, files, out = _options(parser, given, "photos", "PHOTO", "compress")
+    if not 0 <= options.overlap < 1:
+        raise UsageError(f"--overlap must be at least 0 and less than 1, got {options.overlap}")
     model, guide = _pair(options, given)
     written = {stem: out / f"{stem}{ENDING}" for stem in files}
     _make_room(out, written.values(), options.overwrite)
@@ -55,7 +57,7 @@ def compress(parser: ArgumentParser, given: Namespace) -> int:
         photo = read_photo(path)
         if _is_gray(model):
             photo = _as_gray(photo)
-        found = compress_photo(model, guide, photo)
+        found = compress_photo(model, guide, photo, overlap=options.overlap)
         with replacing(written[stem], overwrite=options.overwrite) as temporary:
             Path(temporary).write_bytes(found.data)
         error = photo_error(photo, decompress_photo(model, found.data))

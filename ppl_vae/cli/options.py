@@ -72,7 +72,8 @@ COMMON = {
         ),
     ),
     "train": (
-        *("data", "binarize", "labels", "model", "guide", "objective", "max_epochs", "batch_size"),
+        *("data", "binarize", "labels", "patch_size", "patches", "model", "guide", "objective"),
+        *("max_epochs", "batch_size"),
         *("learning_rate", "device", "run_dir", "resume", "seed", "quiet"),
     ),
     "em": (
@@ -286,6 +287,11 @@ def _compress(options: Options) -> None:
     what = "photos; one that cannot be read is named and left out: the exit status is then 1"
     options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
     _add_files_of_a_run(options, "compress, which `decompress` needs, too")
+    what = (
+        "share of a block of codes that it has in common with the next one, where the prior reads codes: more "
+        "of it takes more time"
+    )
+    options.add_argument("--overlap", type=float, default=0.25, help=what)
 
 
 def _decompress(options: Options) -> None:

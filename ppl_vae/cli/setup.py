@@ -21,7 +21,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import DATA, FABRIC, PATCHES, TRAINING, add_functions, names
 from ppl_vae.cli.output import warn
 from ppl_vae.cli.parser import Parser
-from ppl_vae.data import Data, load_data, load_patches, rows_alone
+from ppl_vae.data import Data, load_data, load_patches, picture_folders, rows_alone
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Attributes, GridNetwork, Labels, Network
 from ppl_vae.objectives import Objective
@@ -132,7 +132,9 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[An
 
 def of_photos(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of `colorize train`: its data are patches of photos."""
-    return "patch_size" in config
+    return (
+        "longest" in config
+    )  # `ppl-vae train` has patches, too, but takes photos at their own size
 
 
 def data_paths(config: Mapping[str, Any]) -> list[Path]:
@@ -145,8 +147,10 @@ def data_paths(config: Mapping[str, Any]) -> list[Path]:
             else []
         )
     path = Path(name.removeprefix("folder:")).expanduser()
-    split = [path / part for part in ("train", "test")]
-    return [p.resolve() for p in (split if all(map(Path.is_dir, split)) else [path])]
+    try:
+        return [part.resolve() for part in picture_folders(path)]
+    except ValueError:  # a part of it is missing by now
+        return [path.resolve()]
 
 
 def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,11 @@ import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import pairwise
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +31,19 @@ from ppl_vae.pairs import Pair
 from ppl_vae.runtime import described, digest, require_count
 from ppl_vae.stats import Result
 
-_MAGIC, _VERSION = b"pplP", 1
+_MAGIC, _VERSION = b"pplP", 2
 
-_HEADER = struct.Struct("<4sB2I8sI")
-"""Magic, version, height, width, name of the model, checksum of the codes."""
+_HEADER = struct.Struct("<4sB2I2H8sI")
+"""Magic, version, height, width, lines and columns that blocks share, name of the model, sum of the codes."""
+
+_MOST_CODES = 2**15
+"""Codes in the blocks that are gone over at once; it bounds the memory. Files depend on it."""
+
+_MOST_SHARED = 2**16 - 1
+"""The largest number of shared lines that the header can hold."""
+
+OVERLAP = 0.25
+"""Share of a block that it has in common with the next one, unless told otherwise."""
 
 _WHAT, _BY = "compressed photo", "compress_photo"
 
@@ -95,18 +107,27 @@ class CompressedPhoto(Result):
 
 
 def compress_photo(
-    model: nn.Module, guide: nn.Module, photo: Tensor, *, most_pixels: int = MOST_PIXELS
+    model: nn.Module,
+    guide: nn.Module,
+    photo: Tensor,
+    *,
+    overlap: float = OVERLAP,
+    most_pixels: int = MOST_PIXELS,
 ) -> CompressedPhoto:
     """Writes the codes of a photo: what `decompress_photo` makes of them is near the photo, not the same.
 
     The encoder goes over the photo in tiles that overlap, and gives the codes that it would give for the photo
-    at once. The grid of codes is cut into blocks of the size that the prior knows, z_b, and a range coder takes
-    each code with the probability that the prior gives it after those before in its block. So the length is
+    at once. The grid of codes is cut into blocks of the size that the prior knows. If the prior reads the codes
+    before a code, blocks overlap, so that a code near the border of a block is given codes beyond it, too: a
+    range coder takes each code once, in the first block b(i) that it is in, from above and from the left, with
+    the probability that the prior gives it after the codes before it in this block, of which those that are in
+    other blocks are known. So the length is
 
-        - sum_b log2 p(z_b) bits,
+        - sum_i log2 p(z_i | z_j, j < i in b(i)) bits,
 
-    but for a header of 29 bytes, 4 bytes at most at the end, and probabilities that are rounded to 24 bits. Of
-    a block that reaches beyond the photo, only what is inside is written.
+    but for a header of 33 bytes, 4 bytes at most at the end, and probabilities that are rounded to 24 bits. Of
+    a block that reaches beyond the photo, only what is inside is written. Blocks on a diagonal do not depend on
+    each other, and are gone over at once.
 
     Probabilities are computed by the CPU in double precision and one thread, in the same way for writing and
     reading.
@@ -115,6 +136,11 @@ def compress_photo(
         model: A `VQVAE` of pictures that was trained on values from 0 to 1, by `ConvolutionalGrid`.
         guide: Its `QuantizingEncoder`.
         photo: Bytes, `(h, w, 3)`, as `ppl_vae.data.read_photo` gives them, or `(h, w)` if it is gray.
+        overlap: Share of the lines and columns of a block that it has in common with the one above, or left of
+            it. With more of it a code is given more codes, and there are 1 / (1 - overlap)^2 times as many
+            blocks. But more codes are near the lower and right border of their block then, and these cost
+            more if the prior was fitted to patches, where such codes depend on the padding of the encoder. It
+            does nothing where codes are independent.
         most_pixels: Most pixels of a tile.
 
     Returns:
@@ -123,7 +149,7 @@ def compress_photo(
     Raises:
         ModuleNotFoundError: `constriction` is not installed.
         TypeError: The pair has no such codes, or the photo is no tensor of bytes.
-        ValueError: The photo has the wrong shape.
+        ValueError: The photo has the wrong shape, or `overlap` is out of its range.
 
     Example:
         >>> from ppl_vae.codes import VectorQuantizer
@@ -139,6 +165,7 @@ def compress_photo(
         torch.Size([21, 30, 3])
     """
     require_count("most_pixels", most_pixels, 1)
+    _require_overlap(overlap)
     library = require_constriction("compressed photos", "compress")
     parts = _Parts.of(model)
     encoder = getattr(guide, "encoder", None)
@@ -152,10 +179,11 @@ def compress_photo(
     with Pair(model, guide).mode(training=False), torch.no_grad():
         z = _encoded(guide, encoder, pixels, most_pixels)
     with exact_copy(model) as exact:
+        shared = _shared(exact, parts.block, overlap)
         writer = _Counting(Writer(library))
-        _code(exact, z, writer)
+        _code(exact, z, shared, writer)
         payload = writer.coder.data()
-        header = _HEADER.pack(_MAGIC, _VERSION, height, width, _name_of(exact), _sum_of(z))
+        header = _HEADER.pack(_MAGIC, _VERSION, height, width, *shared, _name_of(exact), _sum_of(z))
     data = sealed(header, payload)
     return CompressedPhoto(height, width, z.numel(), parts.codes, writer.bits, data)
 
@@ -186,7 +214,7 @@ def decompress_photo(
         raise TypeError(f"data must be the bytes of a file, got {described(data)}")
     parts = _Parts.of(model)
     header, payload = unsealed(bytes(data), _MAGIC, _VERSION, _HEADER.size, _WHAT, _BY)
-    height, width, name, of_codes = _HEADER.unpack(header)[2:]
+    height, width, *shared, name, of_codes = _HEADER.unpack(header)[2:]
     reader = Reader(require_constriction("compressed photos", "compress"), payload, _WHAT)
     stride = parts.decoder.stride
     grid = (math.ceil(height / stride), math.ceil(width / stride))
@@ -199,8 +227,10 @@ def decompress_photo(
                 f"this {_WHAT} was written with another model than this {type(model).__name__}: give the one "
                 "with the same weights"
             )
+        if not all(some < side for some, side in zip(shared, parts.block, strict=True)):
+            raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
         try:
-            _code(exact, z, reader)
+            _code(exact, z, (shared[0], shared[1]), reader)
             found: int | None = _sum_of(z)
         except WrongFileError:
             found = None
@@ -259,10 +289,16 @@ class _Parts:
     def of(cls, model: nn.Module) -> _Parts:
         decoder, positions = getattr(model, "decoder", None), getattr(model, "positions", None)
         shape, quantizer = getattr(model, "data_shape", ()), getattr(model, "quantizer", None)
+        context = getattr(model, "context", None)
+        if context is not None:
+            raise TypeError(
+                f"compressed photos need a VQVAE, whose prior is p(z), but that of {type(model).__name__} is "
+                f"p(z | c), with {context}: a photo comes without any"
+            )
         if not isinstance(decoder, PictureDecoder) or positions is None or quantizer is None:
             raise TypeError(
-                "compressed photos need a VQVAE whose network is ConvolutionalGrid, which takes pictures of "
-                f"any size, got {described(model)}"
+                "compressed photos need a VQVAE whose network is ConvolutionalGrid: one grid of codes, for "
+                f"pictures of any size; got {described(model)}"
             )
         channels = math.prod(shape[:-2])
         if channels not in (1, 3):
@@ -332,40 +368,131 @@ def _decoded(model: Any, parts: _Parts, z: Tensor, most_pixels: int) -> Tensor:
 # -- codes in the file -----------------------------------------------------------------------------------
 
 
-def _code(model: Any, z: Tensor, coder: TableCoder) -> None:
-    """Writes the codes of a picture, or reads them: all blocks together, one position after the other.
+def _code(model: Any, z: Tensor, shared: tuple[int, int], coder: TableCoder) -> None:
+    """Writes the codes of a picture, or reads them: the blocks of a diagonal together.
 
     Args:
         model: The model, in double precision.
         z: What is written, or filled, `(h, w, *inner)`.
+        shared: How many lines a block has in common with the one above it, and columns with that on its left.
         coder: What writes or reads.
     """
-    blocks, inside, back = _blocks(z, _Parts.of(model).block)
-    prior = model.prior
-    order = blocks.flatten(1)
+    block = _Parts.of(model).block
+    sides = [_cuts(*each) for each in zip(z.shape, block, shared, strict=False)]
+    if any(shared):
+        down, across = (len(side) for side in sides)
+        fronts = [
+            [(sides[0][i], sides[1][n - i]) for i in range(down) if 0 <= n - i < across]
+            for n in range(down + across - 1)
+        ]
+    else:
+        fronts = [[(rows, columns) for rows in sides[0] for columns in sides[1]]]
+    most = max(1, _MOST_CODES // math.prod([*block, *z.shape[2:]]))
+    for front in fronts:
+        for first in range(0, len(front), most):
+            _code_blocks(model.prior(), z, block, front[first : first + most], coder)
+
+
+class _Cut(NamedTuple):
+    """Where a block is along one side of the grid, and the first of its lines that no block before it has."""
+
+    start: int
+    new: int
+
+
+def _cuts(length: int, block: int, shared: int) -> list[_Cut]:
+    """The blocks along one side of the grid, which share so many lines, or some more.
+
+    Where they share any, the last one ends with the grid, and the others are moved evenly: none of what they
+    could read is beyond the grid.
+    """
+    if not shared or length <= block:
+        return [_Cut(start, start) for start in range(0, length, block)]
+    count = math.ceil((length - block) / (block - shared)) + 1
+    starts = [i * (length - block) // (count - 1) for i in range(count)]
+    return [_Cut(0, 0), *(_Cut(s, before + block) for before, s in pairwise(starts))]
+
+
+def _code_blocks(
+    prior: Any,
+    z: Tensor,
+    block: tuple[int, int],
+    where: Sequence[tuple[_Cut, _Cut]],
+    coder: TableCoder,
+) -> None:
+    """Writes or reads the codes of some blocks, one position after the other.
+
+    Args:
+        prior: The distribution of a block.
+        z: The grid. Of each block, what other blocks have before it is known, and the rest is filled.
+        block: Height and width of a block.
+        where: The blocks.
+        coder: What writes or reads.
+    """
+    places = []
+    for side, length in enumerate(block):
+        starts, new = torch.tensor([cuts[side] for cuts in where]).unsqueeze(-1).unbind(1)
+        line = starts + torch.arange(length)
+        places.append((line, line < z.shape[side], line >= new))
+    (row, row_in, row_new), (column, column_in, column_new) = places
+    inside = row_in[:, :, None] & column_in[:, None]
+    new = inside & row_new[:, :, None] & column_new[:, None]
+    at = row.clamp(max=z.shape[0] - 1)[:, :, None], column.clamp(max=z.shape[1] - 1)[:, None]
+    each = z[at]  # (blocks, *block, *inner)
+    inner = each.shape[3:]
+
+    def flat(mask: Tensor) -> Tensor:
+        """Of all codes of a block, in their order, `(positions, blocks)`."""
+        return mask[(..., *[None] * len(inner))].expand(each.shape).flatten(1).T.contiguous()
+
+    order, written, beyond = each.flatten(1).T.contiguous(), flat(new), flat(~inside)
+    open_ = (written | beyond).any(1).tolist()
     place = 0
 
     def choose(p: Any) -> Tensor:
         """The codes of all blocks at the next position, from their distribution given those before."""
         nonlocal place
-        tables = _logits_of(p).double().softmax(-1)
-        # Beyond the photo, what is likeliest: the prior reads it, and nobody writes it.
-        chosen = tables.argmax(-1)
-        there = inside[:, place]
-        if bool(there.any()):
-            chosen[there] = coder.categorical(order[there, place], tables[there]).long()
-        order[:, place] = chosen
+        chosen = order[place]
+        if open_[place]:
+            here, outside = written[place], beyond[place]
+            logits = _logits_of(p)
+            if bool(here.any()):
+                tables = logits[here].double().softmax(-1)
+                chosen[here] = coder.categorical(chosen[here], tables).long()
+            # Beyond the photo, what is likeliest: the prior reads it, and nobody writes it.
+            chosen[outside] = logits[outside].argmax(-1)
         place += 1
         return chosen
 
-    p = prior().expand((len(blocks),))
-    if hasattr(p, "by_parts"):
+    p = prior.expand((len(where),))
+    if _reads_codes(p):
         p.by_parts(choose)
     else:
-        logits = _logits_of(p).flatten(1, -2)
-        for each in logits.unbind(1):
-            choose(torch.distributions.Categorical(logits=each))
-    back(order.reshape(blocks.shape))
+        tables = _logits_of(p).flatten(1, -2).transpose(0, 1)[written].double().softmax(-1)
+        order[written] = coder.categorical(order[written], tables).long()
+    z[tuple(index.expand(new.shape)[new] for index in at)] = order.T.reshape(each.shape)[new]
+
+
+def _reads_codes(p: Any) -> bool:
+    """Whether a prior is one of codes that each depend on those before."""
+    return hasattr(p, "by_parts")
+
+
+def _require_overlap(overlap: float) -> None:
+    if isinstance(overlap, bool) or not isinstance(overlap, Real):
+        raise TypeError(f"overlap must be a number, got {described(overlap)}")
+    if not 0 <= overlap < 1:
+        raise ValueError(
+            f"overlap must be at least 0 and less than 1, the share of a block that others have, got {overlap}"
+        )
+
+
+def _shared(model: Any, block: tuple[int, int], overlap: float) -> tuple[int, int]:
+    """How many lines and columns blocks share; none where nothing is read from them."""
+    if not _reads_codes(model.prior()):
+        return 0, 0
+    down, across = (min(math.floor(overlap * side), side - 1, _MOST_SHARED) for side in block)
+    return down, across
 
 
 def _logits_of(p: Any) -> Tensor:
@@ -379,26 +506,6 @@ def _logits_of(p: Any) -> Tensor:
         )
     found: Tensor = p.logits
     return found
-
-
-def _blocks(z: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor, Any]:
-    """A grid in blocks, `(n, *block, *inner)`, which codes of them are there, `(n, m)`, and the way back."""
-    (height, width), inner = z.shape[:2], z.shape[2:]
-    down, across = math.ceil(height / block[0]), math.ceil(width / block[1])
-    whole = z.new_zeros(down * block[0], across * block[1], *inner)
-    there = torch.zeros(whole.shape, dtype=torch.bool)
-    whole[:height, :width] = z
-    there[:height, :width] = True
-
-    def cut(grid: Tensor) -> Tensor:
-        parts = grid.reshape(down, block[0], across, block[1], *inner).movedim(2, 1)
-        return parts.reshape(down * across, *block, *inner)
-
-    def back(blocks: Tensor) -> None:
-        parts = blocks.reshape(down, across, *block, *inner).movedim(1, 2)
-        z.copy_(parts.reshape(whole.shape)[:height, :width])
-
-    return cut(whole).clone(), cut(there).flatten(1), back
 
 
 class _Counting:

@@ -13,6 +13,9 @@ from ppl_vae.data.torchvision_sets import TORCHVISION
 DIGITS = "digits"
 """The name of the embedded data."""
 
+PATCHES = 8
+"""Patches of each photo, unless told otherwise: the default of `load_data`, where the command line reads it."""
+
 _FOLDER = "folder:"
 _ARRAYS = (".npy", ".npz", ".pt")
 
@@ -66,6 +69,8 @@ def require_data_options(
     download: object = True,
     binarize: str | None = None,
     dequantize: bool = False,
+    patch_size: int | None = None,
+    patches: int = PATCHES,
     validation_fraction: float = 0.1,
     max_rows: int | None = None,
     labels: bool | int = False,
@@ -82,6 +87,7 @@ def require_data_options(
     for option, given in (("download", download), ("dequantize", dequantize)):
         if not isinstance(given, bool | np.bool_):  # the text 'no' would count as True
             raise TypeError(f"{option} must be True or False, got {given!r}")
+    _require_patches(str(name), patch_size, patches, binarize)
 
 
 def require_data(name: str) -> None:
@@ -132,6 +138,29 @@ def _require_values(
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     if max_rows is not None:
         require_whole("max_rows", max_rows)
+
+
+def _require_patches(name: str, patch_size: int | None, patches: int, binarize: str | None) -> None:
+    """Refuses patches of what is no folder of photos, and what photos are not for."""
+    require_whole("patches", patches)
+    if patch_size is None:
+        if patches != PATCHES:
+            raise ValueError(
+                f"patches={patches} is how many patches are cut out of each photo: give their side, too "
+                "(patch_size)"
+            )
+        return
+    require_whole("patch_size", patch_size)
+    if not is_folder(name):
+        raise ValueError(
+            f"patch_size={patch_size} cuts patches out of a folder of photos (folder:PATH), and {name!r} is "
+            "none: leave it out"
+        )
+    if binarize:
+        raise ValueError(
+            f"binarize={binarize!r} is for rows whose values are intensities, and those of patches of photos "
+            "are colors: leave it out"
+        )
 
 
 def require_whole(name: str, value: object) -> None:

@@ -21,16 +21,20 @@ from ppl_vae.data.asked import (
     proper_name,
     require_data_options,
 )
-from ppl_vae.data.folders import read_folder
+from ppl_vae.data.folders import read_folder, read_patches
 from ppl_vae.data.labels import warn_of_empty_classes, with_labels
 from ppl_vae.data.sizes import require_room
-from ppl_vae.data.sources import Part, Source, read_digits, runs_of
+from ppl_vae.data.sources import (
+    TEST_FRACTION,
+    Part,
+    Source,
+    held_out,
+    read_digits,
+    runs_of,
+)
 from ppl_vae.data.torchvision_sets import read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
 from ppl_vae.runtime import HIDDEN, channels_last, html_table
-
-TEST_FRACTION = 0.2
-"""Share of the rows held out for the test where a source has no test split of its own."""
 
 Rows = TypeVar("Rows", Tensor, tuple[Tensor, Tensor])
 """Rows alone, or rows and their labels."""
@@ -120,6 +124,8 @@ def load_data(
     download: bool = ...,
     binarize: Literal["threshold", "static", "dynamic"] | None = ...,
     dequantize: bool = ...,
+    patch_size: int | None = ...,
+    patches: int = ...,
     validation_fraction: float = ...,
     max_rows: int | None = ...,
     labels: int,
@@ -135,6 +141,8 @@ def load_data(
     download: bool = ...,
     binarize: Literal["threshold", "static", "dynamic"] | None = ...,
     dequantize: bool = ...,
+    patch_size: int | None = ...,
+    patches: int = ...,
     validation_fraction: float = ...,
     max_rows: int | None = ...,
     labels: Literal[False] = ...,
@@ -147,6 +155,8 @@ def load_data(
     download: bool = True,
     binarize: Literal["threshold", "static", "dynamic"] | None = None,
     dequantize: bool = False,
+    patch_size: int | None = None,
+    patches: int = 8,
     validation_fraction: float = 0.1,
     max_rows: int | None = None,
     labels: bool | int = False,
@@ -161,8 +171,9 @@ def load_data(
       torchvision's sets, values k/255 in [0, 1], shape (channels, height, width); EMNIST is the
       *balanced* split.
     - `folder:PATH`: the pictures below PATH, values k/255, shape (channels, height, width): one
-      channel if all are gray, otherwise three. `PATH/train` and `PATH/test` are the split if they
-      exist; sub-folders are the labels.
+      channel if all are gray, otherwise three. `PATH/train` and `PATH/test` (or `PATH/val`) are the split
+      if they exist, and `PATH/val` beside both is the validation; sub-folders are the labels. `X.seg.png`, a
+      segmentation, is no picture. All have one size, unless patches are cut out of them (`patch_size`).
     - `PATH.npy`, `PATH.npz`, `PATH.pt`: arrays, rows first: `x` (labels: `y`), or `train` with any
       of `validation` and `test` (labels: `train_labels`, ...). uint8 is read as 8-bit pictures,
       values k/255; other numbers are kept as they are. Whole numbers, one for each row, and one-hot vectors
@@ -186,7 +197,11 @@ def load_data(
         dequantize: Adds uniform noise within each level, so that values lie in [0, 1).
             `Data.transform` draws new noise for each training batch. See `Dequantization`, also
             for the conversion to bits per dimension.
-        validation_fraction: Share of the training rows to hold out for validation.
+        patch_size: Cuts squares of this side, in pixels, out of the photos of a folder, which may have any
+            sizes: the places are random, uniformly. Splits are made of photos: all patches of one are in one.
+        patches: How many of each photo.
+        validation_fraction: Share of the training rows to hold out for validation; with `patch_size`, of the
+            training photos.
         max_rows: Keeps at most this many rows of each split, chosen at random, for quick trials.
         labels: True for all labels, or how many. Each row comes with its label, `(x, y)`, for models that are
             given it. A number tells the labels of so many training rows alone, as many of each class as of any
@@ -220,13 +235,20 @@ def load_data(
         download=download,
         binarize=binarize,
         dequantize=dequantize,
+        patch_size=patch_size,
+        patches=patches,
         validation_fraction=validation_fraction,
         max_rows=max_rows,
         labels=labels,
     )
-    name, source = _read(str(name), Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), _generator(seed)
+    name = proper_name(str(name))
+    if patch_size is not None and (folder := path_of(name)) is not None:
+        fraction = float(validation_fraction)
+        source = read_patches(folder, patch_size, patches, fraction, fixed, seeded)
+    else:
+        source = _read(name, Path(data_dir), download)
     splits = _splits(name, source, validation_fraction, max_rows, fixed, seeded)
     train, validation, test = splits
     x, x_validation, x_test = _values(name, splits)
@@ -322,29 +344,21 @@ def _splits(
     return train, validation, test
 
 
-def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
-    """The name in its usual spelling, and the source that it names."""
-    proper = proper_name(name)
-    if (path := path_of(proper)) is not None:
-        return proper, read_folder(path) if is_folder(proper) else read_arrays(path)
-    if proper == DIGITS:
-        return proper, read_digits()
-    return proper, read_torchvision(proper, data_dir.expanduser(), download)
+def _read(name: str, data_dir: Path, download: bool) -> Source:
+    """The source that a name in its usual spelling names."""
+    if (path := path_of(name)) is not None:
+        return read_folder(path) if is_folder(name) else read_arrays(path)
+    if name == DIGITS:
+        return read_digits()
+    return read_torchvision(name, data_dir.expanduser(), download)
 
 
 def _split(
     name: str, split: _Split, fraction: float, generator: Generator
 ) -> tuple[_Split, _Split]:
     """All but a random `fraction` of the rows, and that fraction; both in the original order."""
-    n = len(split.rows)
-    held_out = max(1, round(fraction * n))
-    if held_out >= n:
-        raise ValueError(
-            f"{name} has too few rows to be split: {held_out} of {n} would be held out and none "
-            "would be left; at least one row must remain for each of training, validation and test"
-        )
-    order = torch.randperm(n, generator=generator)
-    return split.chosen(order[held_out:]), split.chosen(order[:held_out])
+    kept, held = held_out(name, len(split.rows), fraction, generator)
+    return split.chosen(kept), split.chosen(held)
 
 
 def _at_most(rows: int, split: _Split, generator: Generator) -> _Split:

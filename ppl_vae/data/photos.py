@@ -15,11 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ppl_vae.colors import split_colors
-from ppl_vae.data.folders import PICTURES, PIL_ERRORS, opened_picture
+from ppl_vae.data.folders import HELD_OUT, PIL_ERRORS, SEGMENTS, opened_picture, picture_files
 from ppl_vae.runtime import require_count, require_seed
-
-SEGMENTS = ".seg.png"
-"""What the name of a segmentation ends in: that of `12.jpg` is `12.seg.png`, a number for each pixel."""
 
 _EMBEDDED = {
     "train": (
@@ -33,9 +30,6 @@ _EMBEDDED = {
     "test": ("coffee.png", "motorcycle_left.png"),
 }
 """The color photos that scikit-image has in its wheel; others it downloads."""
-
-_HELD_OUT = ("test", "val", "validation")
-"""Folders of photos that are kept apart, beside `train`."""
 
 
 class BrokenPhotoWarning(UserWarning):
@@ -199,15 +193,15 @@ def load_photos(
             f"there is no folder {folder.absolute()}: check the path in '{name}'"
         )
     if not split:
-        photos = _read(_photo_files(folder), longest)
+        photos = _read(picture_files(folder, "photos"), longest)
         return PhotoData(photos, photos)
-    held_out = [folder / other for other in _HELD_OUT if (folder / other).is_dir()]
+    held_out = [folder / other for other in HELD_OUT if (folder / other).is_dir()]
     if (folder / "train").is_dir() and held_out:
         return PhotoData(
-            _read(_photo_files(folder / "train"), longest),
-            _read(_photo_files(held_out[0]), longest),
+            _read(picture_files(folder / "train", "photos"), longest),
+            _read(picture_files(held_out[0], "photos"), longest),
         )
-    files = _photo_files(folder)
+    files = picture_files(folder, "photos")
     if len(files) < 2:
         raise ValueError(
             f"the folder {folder} has one photo alone, and at least two are needed: one to train on, and one "
@@ -275,18 +269,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, opaque).convert("RGB")
     return image.convert("RGB")
-
-
-def _photo_files(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
-        if not path.name.endswith(SEGMENTS)
-    )
-    if not files:
-        raise ValueError(f"no photos in the folder {folder}: looked for {', '.join(PICTURES)}")
-    return files
 
 
 def _read(files: Sequence[Path], longest: int | None) -> Photos:

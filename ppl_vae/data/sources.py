@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+TEST_FRACTION = 0.2
+"""Share of the rows held out for the test where a source has no test split of its own."""
 
 RUN_BYTES = 2**21
 """About so many bytes of rows are worked on at a time; at least one row is."""
@@ -96,6 +99,31 @@ class Source:
     validation: Part | None = None
     levels: int | None = None
     maximum: float = 1.0
+
+
+def held_out(
+    name: str, n: int, fraction: float, generator: Generator, what: str = "row"
+) -> tuple[Tensor, Tensor]:
+    """Numbers below n: all but a random `fraction` of them, and that fraction; both in rising order.
+
+    Args:
+        name: The data, for the error.
+        n: How many there are.
+        fraction: The share to hold out; at least one is.
+        generator: Of the choice.
+        what: What the numbers are those of, for the error.
+
+    Raises:
+        ValueError: None would be left.
+    """
+    held = max(1, round(fraction * n))
+    if held >= n:
+        raise ValueError(
+            f"{name} has too few {what}s to be split: {held} of {n} would be held out and none "
+            f"would be left; at least one {what} must remain for each of training, validation and test"
+        )
+    order = torch.randperm(n, generator=generator)
+    return order[held:].sort().values, order[:held].sort().values
 
 
 def read_digits() -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, pad
+from torch.nn.functional import dropout, linear, pad
 
 from ppl_vae.networks.arguments import require_room
 
@@ -190,8 +190,8 @@ class _Layer(nn.Module):
 
     def left(self, left: Tensor, link: Tensor, before: Tensor | None, hide: float = 0.0) -> Tensor:
         """What the layer gives, from what is left and the link; `before` is what the layer before gave."""
-        gates = link if self.of_left is None else link + self.of_left(left)
-        given: Tensor = self.out(_gated(gates, hide))
+        gates = link if self.of_left is None else link + _convolved(self.of_left, left)
+        given = _convolved(self.out, _gated(gates, hide))
         return given if before is None else before + given
 
 
@@ -204,6 +204,18 @@ def _convolution(reads: int, gives: int, kernel: tuple[int, int], aside: int) ->
     if not math.prod(kernel):
         return None
     return nn.Conv2d(reads, gives, kernel, padding=(0, aside), bias=False)
+
+
+def _convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution without padding; where the kernel fits once, as in a draw, by a product of matrices.
+
+    That gives the same numbers, but for rounding, and takes a tenth of the time.
+    """
+    if x.shape[-2:] == convolution.kernel_size:
+        found = linear(x.flatten(1), convolution.weight.flatten(1), convolution.bias)
+        return found[..., None, None]
+    convolved: Tensor = convolution(x)
+    return convolved
 
 
 def _gated(gates: Tensor, hide: float = 0.0) -> Tensor:
