@@ -45,7 +45,8 @@ class VQVAE2(RowModel):
 
     Raises:
         TypeError: An argument is not what it must be.
-        ValueError: There is not one quantizer or prior for each level, or the network has no grids for such rows.
+        ValueError: There is not one quantizer or prior for each level, or the network has no grids for such
+            rows.
 
     Example:
         >>> import torch

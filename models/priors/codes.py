@@ -35,8 +35,8 @@ class CodePrior(ABC):
         Args:
             positions: Shape of z of a row.
             codes: Number K of values of each code.
-            context: What rows come with, such as `Labels(10)`; `CodesAbove(...)` if z is a level of several, and
-                those above are given; None if they come alone. If `context.on_grid(channels, size)` is a
+            context: What rows come with, such as `Labels(10)`; `CodesAbove(...)` if z is one of several levels,
+                and those above are given; None if they come alone. If `context.on_grid(channels, size)` is a
                 module, it gives numbers for each position.
 
         Returns:
@@ -158,7 +158,7 @@ class _CodesByPosition(nn.Module):
 
     def forward(self, c: Tensor | None = None) -> dist.TorchDistribution:
         require_context("IndependentCodes", self.context, c)
-        logits = self.logits
+        logits: Tensor = self.logits
         if c is not None and isinstance(self.context, Labels):
             logits = logits[c.long()]
         elif c is not None and self.context is not None:

@@ -51,7 +51,7 @@ class LevelPriors(nn.ModuleList):
         return cls([*lower, priors[-1].build_codes(grids[-1], codes[-1])], sites)
 
     def given(self, *above: Tensor) -> dist.TorchDistribution:
-        """p(z_l | z_{l+1}, ..., z_L) of the level below some codes, `(*batch, *grid)` each, from the nearest."""
+        """p(z_l | z_{l+1}, ..., z_L) of the level below codes `(*batch, *grid)`, which are from the nearest."""
         prior = self[len(self) - 1 - len(above)]
         p = prior(cast(CodesAbove, prior.context).joined(*above)) if above else prior()
         return cast(dist.TorchDistribution, p)

@@ -91,7 +91,7 @@ class OrderedCodes(nn.Module, ABC):
         return Ancestral(conditionals, draw, support, batch, torch.Size(self.positions))
 
     def told(self, given: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What a context tells: numbers of each position, `(n, channels, height, width)`, or vectors `(n, size)`.
+        """What a context tells: numbers of positions, `(n, channels, height, width)`, or vectors `(n, size)`.
 
         The other one is None, and both are without a context.
 

@@ -33,8 +33,8 @@ class PixelCNNPrior(CodePrior):
     what they read of a code is a learned vector, and each layer gets a learned number for each position. The
     several codes of a residual quantizer at one position, the last of three dimensions of z, follow each
     other: the head of the d-th one reads the sum of vectors of those before it, too (as in
-    arXiv:2203.01941). With a context, c reaches each layer: p(z | c). Codes of coarser grids (`CodesAbove`, in a
-    `VQVAE2`) tell each position something else.
+    arXiv:2203.01941). With a context, c reaches each layer: p(z | c). Codes of coarser grids (`CodesAbove`, in
+    a `VQVAE2`) tell each position something else.
 
     A density takes one pass. A draw goes over the codes once, and computes for each what it adds alone.
 
@@ -92,7 +92,9 @@ class _PixelCNN(OrderedCodes):
         self.embedding = nn.Embedding(depth * codes, channels)
         self.within = nn.Embedding((depth - 1) * codes, channels) if depth > 1 else None
         self.place = nn.Parameter(0.1 * torch.randn(1, channels, *size))
-        self.layers = GatedLayers(channels, channels, size, of.layers, window, self.length_given, self.name)
+        self.layers = GatedLayers(
+            channels, channels, size, of.layers, window, self.length_given, self.name
+        )
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.LeakyReLU(),
@@ -131,7 +133,7 @@ class _PixelCNN(OrderedCodes):
         return z.reshape(n, *self.positions)
 
     def _told(self, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The numbers of each position, with those that a context gives it; and what all positions are given."""
+        """The numbers of each position, with those of a context; and what all positions are given."""
         above, given = self.told(given)
         return (self.place if above is None else self.place + above), given
 

@@ -25,7 +25,7 @@ class CodesAbove(Context):
     ("Generating Diverse High-Fidelity Images with VQ-VAE-2", arXiv:1906.00446).
 
     Args:
-        grids: Height and width of each grid above, from the nearest; each is that below it, halved once or more.
+        grids: Height and width of each grid above, from the nearest; each is the one below it, halved.
         codes: Number of values of the codes of each.
         blocks: Number of residual blocks for each.
 
@@ -57,7 +57,8 @@ class CodesAbove(Context):
         require_at_least(self, 0, blocks=self.blocks)
         if len(self.codes) != len(grids):
             raise ValueError(
-                f"CodesAbove.codes must be one number for each of the {len(grids)} grids, got {tuple(self.codes)}"
+                f"CodesAbove.codes must be one number for each of the {len(grids)} grids, got "
+                f"{tuple(self.codes)}"
             )
         object.__setattr__(self, "grids", grids)
         object.__setattr__(self, "codes", tuple(self.codes))
@@ -73,7 +74,7 @@ class CodesAbove(Context):
         return constraints.independent(constraints.integer_interval(0, max(self.codes) - 1), 1)
 
     def joined(self, *z: Tensor) -> Tensor:
-        """The context of rows: the codes `(*batch, *grid)` of each grid, from the nearest, as `(*batch, size)`."""
+        """The context of rows, `(*batch, size)`: their codes `(*batch, *grid)`, from the nearest grid."""
         return torch.cat([each.flatten(-2) for each in z], -1)
 
     def __call__(self, c: Tensor) -> Tensor:
@@ -100,9 +101,7 @@ class _FromAbove(nn.Module):
     def __init__(self, of: CodesAbove, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.grids = [(height, width) for height, width in of.grids]
-        halvings = [
-            _halvings(*pair) for pair in zip([size, *self.grids], self.grids, strict=False)
-        ]
+        halvings = [_halvings(*pair) for pair in zip([size, *self.grids], self.grids, strict=False)]
         require_room(of, "choose fewer channels of the prior", channels, 2 * channels, 4, 4)
         self.embeddings = nn.ModuleList(nn.Embedding(codes, channels) for codes in of.codes)
         # Each reads its codes, and what is above them.
@@ -132,7 +131,7 @@ def _halvings(below: Sequence[int], above: Sequence[int]) -> int:
     times = (below[0] // above[0]).bit_length() - 1
     if times < 0 or any(low != high << times for low, high in zip(below, above, strict=True)):
         raise ValueError(
-            f"codes on a grid of {tuple(above)} are above a grid of {tuple(below)}: expected a grid whose height "
-            "and width are those of the one below, halved once or more"
+            f"codes on a grid of {tuple(above)} cannot tell the positions of a grid of {tuple(below)}: "
+            "expected the height and width of the grid below, halved as often as one likes"
         )
     return times
