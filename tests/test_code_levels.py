@@ -233,7 +233,7 @@ def test_log_p_of_x_is_a_sum_over_all_joint_codes(prior: CodePrior) -> None:
 def _log_density(model: Any, x: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     held = pyro.poutine.condition(model, data={"z1": z1, "z2": z2})
     with torch.no_grad():
-        return pyro.poutine.trace(held).get_trace(x).log_prob_sum()
+        return torch.as_tensor(pyro.poutine.trace(held).get_trace(x).log_prob_sum())
 
 
 @learned
