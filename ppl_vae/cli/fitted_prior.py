@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -148,11 +150,11 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
         epochs = _epochs(found, held_out)
         if not epochs and (typed := [name for name in _OF_STEPS if name in given]):
             warn(f"--{typed[0]} had no use: {type(prior).__name__} is counted, and takes no steps")
-        history = [*read_history(source), *_continued(read_history(source), epochs, seconds)]
-        write_weights(folder.path, refitted, run.guide, epochs=len(history))
+        history = _continued(read_history(source), epochs, seconds)
+        weights = write_weights(folder.path, refitted, run.guide, epochs=len(history))
         write_history(folder.path, history)
         result = RefittedPrior(type(prior).__name__, found, before.elbo, after.elbo)
-        write_results(folder.path, fit=result.to_dict())
+        write_results(folder.path, fit=result.to_dict(), weights=weights)
         folder.begin()
         fitted = _fit_of(setup, refitted, run, history, found, epochs, seconds)
         finish_run(folder, setup, fitted, given, stages, result)
@@ -202,7 +204,7 @@ def _loaded(
     data = load_rows(config, options.data_dir)
     warn_of_other_rows(source, data)
     model = dict(config["model"]) if isinstance(config.get("model"), Mapping) else {}
-    model["init_args"] = {**(model.get("init_args") or {}), "prior": spec}
+    model["init_args"] = {**(model.get("init_args") or {}), "prior": copy.deepcopy(spec)}
     left_out = ("versions", "made_by", "refit_of", "model", "prior", "fit_of_prior")
     new = {
         **{name: value for name, value in config.items() if name not in left_out},
@@ -229,7 +231,7 @@ def _model_with_prior(run: Run) -> torch.nn.Module:
         UsageError: It has none.
     """
     name = type(run.model).__name__
-    arguments = (run.config.get("model") or {}).get("init_args") or {}
+    arguments = inspect.signature(type(run.model)).parameters
     has_prior = isinstance(getattr(run.model, "prior", None), torch.nn.Module)
     if isinstance(run.model, torch.nn.Module) and has_prior and "prior" in arguments:
         return run.model
@@ -291,13 +293,13 @@ def _rates_in(level: PriorFit, epoch: int) -> tuple[float, float]:
 def _continued(
     history: list[dict[str, float]], epochs: list[dict[str, float]], seconds: float
 ) -> list[dict[str, float]]:
-    """The epochs of the prior with the numbers that they have in a history that they follow."""
+    """The history of a pair, and the epochs of its prior behind it."""
     last = history[-1] if history else {}
     kept: dict[str, float] = {
         name: last[name] for name in ("step", "beta", "codes_used", "perplexity") if name in last
     }
     before = last.get("seconds", 0.0)
-    return [
+    added = [
         {
             "epoch": len(history) + i + 1,
             **kept,
@@ -305,6 +307,11 @@ def _continued(
             "seconds": before + seconds * (i + 1) / len(epochs),
         }
         for i, row in enumerate(epochs)
+    ]
+    whole = ("epoch", "step")
+    return [
+        {name: int(value) if name in whole else value for name, value in row.items()}
+        for row in [*history, *added]
     ]
 
 
