@@ -250,6 +250,10 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the light description and the full parser agree -----------------------------------------------------
 
 CLASSES: dict[str, Collection[str]] = {
+    "prior": [
+        *("DiagonalNormal", "FlowPrior", "IndependentCodes", "MixturePrior"),
+        *("PixelCNNPrior", "TransformerPrior"),
+    ],
     "model": [
         name
         for name, found in ((n, getattr(models, n)) for n in dir(models))
@@ -313,7 +317,7 @@ def test_light_and_full_parser_have_the_same_options(name: str) -> None:
 
 @pytest.mark.parametrize("role", CLASSES)
 def test_constructors_are_read_as_they_are(role: str) -> None:
-    package = {"model": models, "guide": guides, "objective": objectives}[role]
+    package = {"model": models, "guide": guides, "prior": models, "objective": objectives}[role]
     compared = set()
     for name, definition in source.offered(package.__name__).items():
         found = getattr(package, name)

@@ -46,6 +46,7 @@ SUITED = {
     "HierarchicalVAE": {"guide": "ppl_vae.guides.TopDown"},
     "PottsSegments": {"guide": "ppl_vae.guides.StructuredMeanField"},
     "VQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
+    "ConditionalVQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
     "VQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
     "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
