@@ -240,3 +240,23 @@ def test_the_page_of_a_run_that_was_killed_says_how_it_is_made_anew(
     shutil.rmtree(run)
     again: Callable[..., str] = command_again
     assert again({"made_by": "train"}, Path("a")) == "ppl-vae train --resume a"
+
+
+@pytest.mark.parametrize(
+    ("options", "place_of", "expected"),
+    [
+        ("--model VQVAE --model.quantizer.codes 64", "quantizer", "ppl_vae.codes.VectorQuantizer"),
+        (
+            "--model ConditionalVQVAE --labels true --model.quantizer.dim 3",
+            "quantizer",
+            "ppl_vae.codes.VectorQuantizer",
+        ),
+    ],
+)
+def test_an_argument_of_a_documented_default_needs_no_class(
+    options: str, place_of: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *options.split(), "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"][place_of]["class_path"] == expected
+    assert config["guide"]["class_path"] == "ppl_vae.guides.QuantizingEncoder"

@@ -663,8 +663,9 @@ def _class_missing(option: str, word: str, expected: Type) -> UsageError:
 
 def _how_reached(role: str) -> str:
     """How the help says that classes have arguments."""
+    deeper = "" if role == "prior" else f" and --{role}.network.NAME"
     return (
-        f"--{role}.NAME and --{role}.network.NAME are arguments of the classes; --{role}.help "
+        f"--{role}.NAME{deeper} are arguments of the classes; --{role}.help "
         "CLASS lists them. Your own class: package.module.Class."
     )
 

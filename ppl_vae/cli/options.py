@@ -121,7 +121,7 @@ EXAMPLES = {
     ),
     "refit-prior": (
         "ppl-vae refit-prior RUN --prior PixelCNNPrior --prior.channels 128",
-        "ppl-vae refit-prior RUN --prior TransformerPrior --run_dir runs/second --max_epochs 50",
+        "ppl-vae refit-prior RUN --prior TransformerPrior --max_epochs 50",
         "ppl-vae refit-prior RUN --prior MixturePrior --prior.components 50",
     ),
 }
