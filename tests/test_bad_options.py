@@ -108,6 +108,16 @@ LONG = "x" * 300
         (["evaluate", "run", "--num_samples", str(10**12)], 1, "num_samples must be at most"),
         (["train", "--resume", "run", "--seed", "3"], 2, "leave out --seed"),
         (["train", "--model.prior.components", "3"], 2, "--model.prior: the class is missing"),
+        (
+            ["train", "--model", "VQVAE", "--model.network", "MLP"],
+            2,
+            "--model.network: expected the name of a known class, of which VQVAE takes ConvolutionalGrid, Slots,",
+        ),
+        (
+            ["train", "--model", "VQVAE2", "--model.network", "Slots"],
+            2,
+            "--model.network: VQVAE2 takes GridPyramid alone, so that no class is named",
+        ),
         (["train", "--model.prior.components", "3"], 2, "write --model.prior MixturePrior"),
         (
             ["train", "--model.likelihood.levels", "3"],
@@ -156,7 +166,7 @@ LONG = "x" * 300
         (
             ["evaluate", "run", "--max_epochs", "3"],
             2,
-            "an option of ppl-vae train, ppl-vae refit, ppl-vae colorize train, and",
+            "an option of ppl-vae train, ppl-vae refit, ppl-vae refit-prior, ppl-vae colorize train, and",
         ),
         (["train", "--no-download"], 2, "(write --download false)"),
         (["em", "--no_hard"], 2, "(write --hard false)"),

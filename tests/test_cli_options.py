@@ -183,6 +183,7 @@ def test_help_is_short_and_shows_the_common_options(
         "train": ("--model.latent_dim", "--model.network", "--objective.beta"),
         "em": ("--model.components", "--model.covariance"),
         "refit": ("--objective.beta", "--objective.free_bits"),
+        "refit-prior": ("--prior.channels", "--prior.layers"),
         "colorize train": (
             "--model.segments",
             "--model.colors",

@@ -19,7 +19,7 @@ import torch
 
 from ppl_vae import guides, models, objectives
 from ppl_vae.cli import ACTIONS, COMMANDS, source
-from ppl_vae.cli.known import known
+from ppl_vae.cli.known import find_known, known
 from ppl_vae.cli.light import command_parser
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.parser import make_parser
@@ -250,6 +250,10 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the light description and the full parser agree -----------------------------------------------------
 
 CLASSES: dict[str, Collection[str]] = {
+    "prior": [
+        *("DiagonalNormal", "FlowPrior", "IndependentCodes", "MixturePrior"),
+        *("PixelCNNPrior", "TransformerPrior"),
+    ],
     "model": [
         name
         for name, found in ((n, getattr(models, n)) for n in dir(models))
@@ -313,7 +317,7 @@ def test_light_and_full_parser_have_the_same_options(name: str) -> None:
 
 @pytest.mark.parametrize("role", CLASSES)
 def test_constructors_are_read_as_they_are(role: str) -> None:
-    package = {"model": models, "guide": guides, "objective": objectives}[role]
+    package = {"model": models, "guide": guides, "prior": models, "objective": objectives}[role]
     compared = set()
     for name, definition in source.offered(package.__name__).items():
         found = getattr(package, name)
@@ -346,14 +350,17 @@ def test_a_constructor_with_keywords_of_any_name(last: str, any_name: bool) -> N
 
 
 @pytest.mark.parametrize("role", CLASSES)
-def test_every_argument_of_every_class_is_accepted(role: str) -> None:
+def test_every_argument_of_every_class_is_accepted(role: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    command, run = ("refit-prior", [str(tmp_path)]) if role == "prior" else ("train", [])
     for name in CLASSES[role]:
-        definition = source.find_by_path(f"ppl_vae.{role}s.{name}")
+        definition = find_known(role, name)
         assert definition is not None
         for parameter in source.parameters(definition):
-            command_parser("train").check((f"--{role}", name, f"--{role}.{parameter.name}", "3"))
+            option = f"--{role}.{parameter.name}"
+            command_parser(command).check((*run, f"--{role}", name, option, "3"))
             with pytest.raises(UsageError):
-                command_parser("train").check((f"--{role}", name, f"--{role}.{parameter.name}q=3"))
+                command_parser(command).check((*run, f"--{role}", name, f"{option}q=3"))
 
 
 def test_a_folder_is_a_run_if_it_has_a_configuration(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from ppl_vae.models import (
     UniformCodes,
 )
 from ppl_vae.networks import MLP, ConvolutionalGrid, GridNetwork, GridPyramid, Slots
-from ppl_vae.objectives import ELBO, QuantizedELBO, TraceELBO
+from ppl_vae.objectives import ELBO, MeanFieldELBO, QuantizedELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout
 
 MARK: Any = {"quantizes": "vector"}
@@ -351,6 +351,15 @@ def test_drawn_codes_have_their_entropy_in_the_bound(temperature: float) -> None
     for found_, again, expected in zip(*many, of_rate, strict=True):
         torch.testing.assert_close(found_ / 1e6, expected, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(again / 1e6, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_objective_without_a_term_for_drawn_codes_names_the_site() -> None:
+    prior = PixelCNNPrior(channels=4, layers=1)
+    model, guide = pair_of(plain(5, 3, EMA()), temperature=1.0, prior=prior)
+    words = r"site 'z' has no analytic KL \(Categorical from Ancestral\).* use ELBO \(the default\)"
+    pair = Pair(model, guide)
+    with pair.scope(), pyro.validation_enabled(False), pytest.raises(PairError, match=words):
+        MeanFieldELBO()(pair, find_layout(pair, rows()), rows())
 
 
 def test_several_particles_are_their_mean() -> None:

@@ -38,7 +38,7 @@ class ConditionalVQVAE(CodeDecoder):
 
     Args:
         data_shape: Shape of one row of the data.
-        quantizer: As for `VQVAE`; so are the next three.
+        quantizer: The codes, as for `VQVAE`; `VectorQuantizer()` if none is given.
         network: What builds the decoder, and the grid of positions.
         likelihood: p(x | features); `Bernoulli()` if none is given.
         prior: What p(z | c) is built from; `UniformCodes()` if none is given.

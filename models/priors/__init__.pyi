@@ -6,6 +6,7 @@ from .codes import (
     UniformCodes as UniformCodes,
 )
 from .flow import FlowPrior as FlowPrior
+from .levels import LevelPriors as LevelPriors
 from .mixture import MixturePrior as MixturePrior
 from .normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
 from .pixel_cnn import PixelCNNPrior as PixelCNNPrior

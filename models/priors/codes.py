@@ -10,7 +10,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.networks import Context, Labels, require_one_each, require_positive, require_room
+from ppl_vae.networks import (
+    CodesAbove,
+    Context,
+    Labels,
+    require_one_each,
+    require_positive,
+    require_room,
+)
 
 
 class CodePrior(ABC):
@@ -28,7 +35,9 @@ class CodePrior(ABC):
         Args:
             positions: Shape of z of a row.
             codes: Number K of values of each code.
-            context: What rows come with, such as `Labels(10)`; None if they come alone.
+            context: What rows come with, such as `Labels(10)`; `CodesAbove(...)` if z is one of several levels,
+                and those above are given; None if they come alone. If `context.on_grid(channels, size)` is a
+                module, it gives numbers for each position.
 
         Returns:
             A module whose `forward()` returns a distribution of batch shape `()` and event shape `positions`
@@ -95,13 +104,14 @@ class IndependentCodes(CodePrior):
     """p(z) = prod_i p_i(z_i): for each position how often each code is used there.
 
     `refit_prior` sets it in closed form, by counts; trained with the model, it follows the gradient. With
-    `Labels` as the context, p(z | c) has such a table for each label.
+    `Labels` as the context, p(z | c) has such a table for each label. Codes of coarser grids, as in a `VQVAE2`,
+    it ignores: the levels are independent then.
 
     Args:
         pseudocount: What `refit_prior` adds to each count, so that no code costs infinitely much.
 
     Raises:
-        TypeError: `pseudocount` is no number; or, of `build_codes`, the context is something else than labels.
+        TypeError: `pseudocount` is no number; or, of `build_codes`, the context is neither labels nor codes.
         ValueError: It is not positive.
 
     Example:
@@ -121,30 +131,38 @@ class IndependentCodes(CodePrior):
         self, positions: Sequence[int], codes: int, context: Context | None = None
     ) -> nn.Module:
         """See `CodePrior.build_codes`."""
-        if not (context is None or isinstance(context, Labels)):
+        if not (context is None or isinstance(context, Labels | CodesAbove)):
             raise TypeError(
                 f"IndependentCodes counts the codes of each label, but rows come with {context}: choose "
                 "PixelCNNPrior() or TransformerPrior(), which read numbers"
             )
-        classes = 1 if context is None else context.classes
+        classes = context.classes if isinstance(context, Labels) else 1
         require_room(self, "choose fewer codes", classes, *positions, codes)
         return _CodesByPosition(tuple(positions), codes, self.pseudocount, context)
 
 
 class _CodesByPosition(nn.Module):
     def __init__(
-        self, positions: tuple[int, ...], codes: int, pseudocount: float, context: Labels | None
+        self,
+        positions: tuple[int, ...],
+        codes: int,
+        pseudocount: float,
+        context: Labels | CodesAbove | None,
     ) -> None:
         super().__init__()
         self.pseudocount = pseudocount
         self.context = context
         self.event_dim = len(positions)
-        of_labels = () if context is None else (context.classes,)
+        of_labels = (context.classes,) if isinstance(context, Labels) else ()
         self.logits = nn.Parameter(torch.zeros(*of_labels, *positions, codes))
 
     def forward(self, c: Tensor | None = None) -> dist.TorchDistribution:
         require_context("IndependentCodes", self.context, c)
-        logits = self.logits if c is None else self.logits[c.long()]
+        logits: Tensor = self.logits
+        if c is not None and isinstance(self.context, Labels):
+            logits = logits[c.long()]
+        elif c is not None and self.context is not None:
+            logits = logits.expand(*self.context(c).shape[:-1], *logits.shape)
         p: dist.TorchDistribution = dist.Categorical(logits=logits).to_event(self.event_dim)
         return p
 
@@ -153,7 +171,7 @@ class _CodesByPosition(nn.Module):
         """Sets the probabilities to the shares among codes `(n, *positions)`, of each label `(n,)` if any."""
         require_context("IndependentCodes", self.context, c)
         counts = torch.full_like(self.logits, self.pseudocount)
-        if c is None or self.context is None:
+        if c is None or not isinstance(self.context, Labels):
             self._count(z, counts)
         else:
             require_one_each(self, self.context, c, len(z))

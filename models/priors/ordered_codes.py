@@ -27,23 +27,42 @@ class OrderedCodes(nn.Module, ABC):
         positions: Shape of z of a row.
         codes: Number K of values of a code.
         context: What rows come with; None if they come alone.
+        channels: How many numbers the network reads at each position.
+
+    Attributes:
+        depth: Number of codes at one position.
+        size: Height and width of the grid; codes in a line are one row.
+        above: What makes numbers for each position from the vectors of the context; None if all positions read
+            these vectors, or there are none.
+        length_given: Length of the vectors that all positions read; 0 if there are none.
     """
 
     def __init__(
-        self, name: str, positions: Sequence[int], codes: int, context: Context | None
+        self,
+        name: str,
+        positions: Sequence[int],
+        codes: int,
+        context: Context | None,
+        channels: int,
     ) -> None:
         super().__init__()
         self.name = name
         self.positions = tuple(positions)
+        self.depth = depth_of(name, positions)
+        self.size = (1, positions[0]) if len(positions) == 1 else (positions[0], positions[1])
         self.codes = codes
         self.context = context
+        self.above = None if context is None else context.on_grid(channels, self.size)
+        self.length_given = 0 if context is None or self.above is not None else context.size
 
     def forward(self, c: Tensor | None = None) -> Ancestral:
         """p(z), of batch shape `()`; with a context p(z | c), of the batch shape of c."""
         require_context(self.name, self.context, c)
         given = None
         if c is not None and self.context is not None:
-            given = self.context(c).to(next(self.parameters()).dtype)
+            given = self.context(c)
+            if self.above is None:  # which reads whole numbers
+                given = given.to(next(self.parameters()).dtype)
         batch = torch.Size() if given is None else given.shape[:-1]
         event_dim = len(self.positions)
 
@@ -70,6 +89,16 @@ class OrderedCodes(nn.Module, ABC):
             return found
 
         return Ancestral(conditionals, draw, support, batch, torch.Size(self.positions))
+
+    def told(self, given: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What a context tells: numbers of positions, `(n, channels, height, width)`, or vectors `(n, size)`.
+
+        The other one is None, and both are without a context.
+
+        Args:
+            given: As for `logits`.
+        """
+        return (None, given) if self.above is None or given is None else (self.above(given), None)
 
     @abstractmethod
     def logits(self, z: Tensor, given: Tensor | None) -> Tensor:

@@ -33,7 +33,8 @@ class PixelCNNPrior(CodePrior):
     what they read of a code is a learned vector, and each layer gets a learned number for each position. The
     several codes of a residual quantizer at one position, the last of three dimensions of z, follow each
     other: the head of the d-th one reads the sum of vectors of those before it, too (as in
-    arXiv:2203.01941). With a context, c reaches each layer: p(z | c).
+    arXiv:2203.01941). With a context, c reaches each layer: p(z | c). Codes of coarser grids (`CodesAbove`, in
+    a `VQVAE2`) tell each position something else.
 
     A density takes one pass. A draw goes over the codes once, and computes for each what it adds alone.
 
@@ -82,19 +83,18 @@ class _PixelCNN(OrderedCodes):
     def __init__(
         self, of: PixelCNNPrior, positions: Sequence[int], codes: int, context: Context | None
     ) -> None:
-        super().__init__("PixelCNNPrior", positions, codes, context)
-        self.depth = depth = depth_of(self.name, positions)
-        size = (1, positions[0]) if len(positions) == 1 else (positions[0], positions[1])
-        self.size = size
+        super().__init__("PixelCNNPrior", positions, codes, context, of.channels)
+        depth, size = self.depth, self.size
         self.dropout = of.dropout
         channels, window = of.channels, max(size) if of.window is None else of.window
-        given = 0 if context is None else context.size
         # The codes of one position are of different codebooks: each has a table of its own.
         self.register_buffer("offsets", codes * torch.arange(depth), persistent=False)
         self.embedding = nn.Embedding(depth * codes, channels)
         self.within = nn.Embedding((depth - 1) * codes, channels) if depth > 1 else None
         self.place = nn.Parameter(0.1 * torch.randn(1, channels, *size))
-        self.layers = GatedLayers(channels, channels, size, of.layers, window, given, self.name)
+        self.layers = GatedLayers(
+            channels, channels, size, of.layers, window, self.length_given, self.name
+        )
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.LeakyReLU(),
@@ -108,7 +108,8 @@ class _PixelCNN(OrderedCodes):
     def logits(self, z: Tensor, given: Tensor | None) -> Tensor:
         z = z.reshape(-1, *self.size, self.depth)
         hide = self.dropout if self.training else 0.0
-        features = self.layers(self._read(z).movedim(-1, 1), self.place, given, hide).movedim(1, -1)
+        place, given = self._told(given)
+        features = self.layers(self._read(z).movedim(-1, 1), place, given, hide).movedim(1, -1)
         before = [features]
         if self.within is not None:
             told = self.within(z[..., :-1] + self.offsets[:-1])
@@ -127,8 +128,14 @@ class _PixelCNN(OrderedCodes):
                     features = features + self.within(chosen + self.offsets[d])
             return self._read(z[:, r, c])
 
-        self.layers.draw(n, self.place, given, pixel)
+        place, given = self._told(given)
+        self.layers.draw(n, place, given, pixel)
         return z.reshape(n, *self.positions)
+
+    def _told(self, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The numbers of each position, with those of a context; and what all positions are given."""
+        above, given = self.told(given)
+        return (self.place if above is None else self.place + above), given
 
     def _read(self, z: Tensor) -> Tensor:
         """What the layers read of codes `(*batch, depth)`: `(*batch, channels)`."""

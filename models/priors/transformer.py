@@ -22,7 +22,8 @@ class TransformerPrior(CodePrior):
     The second phase of a VQ-VAE, as with `PixelCNNPrior`: `refit_prior(model, guide, x, TransformerPrior())`.
     Codes are in the order of the flattened z: on a grid row by row, and the several codes of a residual
     quantizer at one position right after each other. Step i reads a learned vector of z_{i-1}, of its position,
-    and of c if there is a context. The layers normalize what they read (pre-norm), and add it up:
+    and of c if there is a context; of codes of coarser grids (`CodesAbove`, in a `VQVAE2`) it reads what they
+    tell its position. The layers normalize what they read (pre-norm), and add it up:
 
         x <- x + attention(norm(x)),    x <- x + MLP(norm(x))
 
@@ -80,8 +81,8 @@ class _Transformer(OrderedCodes):
     def __init__(
         self, of: TransformerPrior, positions: Sequence[int], codes: int, context: Context | None
     ) -> None:
-        super().__init__("TransformerPrior", positions, codes, context)
-        self.depth = depth = depth_of(self.name, positions)
+        super().__init__("TransformerPrior", positions, codes, context, of.width)
+        depth = self.depth
         self.length = math.prod(positions)
         self.dropout = of.dropout
         width, scale = of.width, of.width**-0.5
@@ -92,7 +93,8 @@ class _Transformer(OrderedCodes):
         nn.init.normal_(self.embedding.weight, std=scale)
         self.start = nn.Parameter(scale * torch.randn(width))
         self.place = nn.Parameter(scale * torch.randn(self.length, width))
-        self.given = None if context is None else nn.Linear(context.size, width, bias=False)
+        given = self.length_given
+        self.given = nn.Linear(given, width, bias=False) if given else None
         self.blocks = nn.ModuleList(_Block(width, of.heads, of.dropout) for _ in range(of.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Parameter(0.1 * scale * torch.randn(depth, width, codes))
@@ -102,8 +104,8 @@ class _Transformer(OrderedCodes):
         n = len(z)
         read = self.embedding(z.reshape(n, -1)[:, :-1] + self.offsets[:-1])
         x = torch.cat([self.start.expand(n, 1, -1), read], 1) + self.place
-        if self.given is not None:
-            x = x + self.given(given).unsqueeze(1)
+        if (told := self._told(given)) is not None:
+            x = x + told
         x = dropout(x, self.dropout, self.training)
         for block in self._blocks():
             x = block(x)
@@ -114,6 +116,7 @@ class _Transformer(OrderedCodes):
     @torch.no_grad()
     def draw(self, n: int, given: Tensor | None, choose: Callable[[Tensor], Tensor]) -> Tensor:
         blocks = self._blocks()
+        told = self._told(given)
         past = [block.past(n, self.length) for block in blocks]
         z = torch.zeros(n, self.length, dtype=torch.long, device=self.start.device)
         for i in range(self.length):
@@ -121,13 +124,23 @@ class _Transformer(OrderedCodes):
                 self.embedding(z[:, i - 1] + self.offsets[i - 1]) if i else self.start.expand(n, -1)
             )
             x = read + self.place[i]
-            if self.given is not None:
-                x = x + self.given(given)
+            if told is not None:
+                x = x + told[:, i]
             for block, of_block in zip(blocks, past, strict=True):
                 x = block.step(x, of_block, i)
             d = i % self.depth
             z[:, i] = choose(self.norm(x) @ self.head[d] + self.bias[d])
         return z.reshape(n, *self.positions)
+
+    def _told(self, given: Tensor | None) -> Tensor | None:
+        """What a context tells each step, `(n, length, width)`; None without one."""
+        above, given = self.told(given)
+        if above is not None:
+            return above.flatten(2).transpose(1, 2).repeat_interleave(self.depth, 1)
+        if self.given is None:
+            return None
+        vectors: Tensor = self.given(given)
+        return vectors.unsqueeze(1).expand(-1, self.length, -1)
 
     def _blocks(self) -> list[_Block]:
         return [block for block in self.blocks if isinstance(block, _Block)]

@@ -401,7 +401,8 @@ def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> I
                 name,
                 f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterized "
                 f"sampler, but {objective.needs_reparameterized_latents} needs one: use TraceELBO without "
-                "options, enumerate the site with EnumELBO, or draw it from a relaxed distribution",
+                "options, enumerate the site with EnumELBO, or draw it from a relaxed distribution; ELBO (the "
+                "default) selects what suits the pair",
             )
 
 

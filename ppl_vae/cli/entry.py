@@ -32,7 +32,11 @@ from ppl_vae.runtime import progress_in_lines, safe_children
 _MODULES = ("train", "em", "refit", "sweep", "report", "colorize")
 """The commands that have a module of their own."""
 
-_ELSEWHERE = {"compress": "compressed", "decompress": "compressed"}
+_ELSEWHERE = {
+    "compress": "compressed",
+    "decompress": "compressed",
+    "refit-prior": "fitted_prior",
+}
 """The modules of other commands, where it is not `run_commands`."""
 
 
@@ -147,7 +151,7 @@ def _run(arguments: list[str]) -> int:
     group, _, action = command.rpartition(" ")
     own = group or action
     module = own if own in _MODULES else _ELSEWHERE.get(own, "run_commands")
-    run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), action)
+    run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), action.replace("-", "_"))
     with progress_in_lines(say):
         return int(run(parser, given))
 

@@ -29,6 +29,7 @@ from ppl_vae.runs import (
     write_weights,
 )
 from ppl_vae.runtime import DiskFullError, as_typed
+from ppl_vae.stats import Result
 from ppl_vae.training import Fit
 
 LARGE_POSTERIOR = 10_000_000
@@ -42,10 +43,27 @@ class Measured(NamedTuple):
     diagnosis: Diagnosis
 
 
-def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages: Stages) -> None:
-    """Everything that follows the training of a run, with what was typed, and what took how long."""
+def finish_run(
+    run: RunFolder,
+    setup: Setup,
+    fitted: Fit,
+    given: Namespace,
+    stages: Stages,
+    also: Result | None = None,
+) -> None:
+    """Everything that follows the training of a run.
+
+    Args:
+        run: The folder.
+        setup: What was trained.
+        fitted: How.
+        given: What was typed.
+        stages: What took how long.
+        also: A result to print above those of the pair, in place of how long the training took.
+    """
     progress = False if given.get("quiet") else None
-    told_of_training(fitted)
+    if also is None:
+        told_of_training(fitted)
     with stages.stage("saving", told=False):
         weights = write_weights(run.path, fitted.model, fitted.guide, epochs=len(fitted.history))
     measured = _measure(run.path, setup, fitted, progress, stages)
@@ -71,7 +89,7 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stag
         with stages.stage("report"):
             unwritten = write_report(folder)
     say_of_other_weights(folder, weights)
-    _show(folder, measured, reported and not unwritten)
+    _show(folder, measured, reported and not unwritten, also)
     failed += unwritten
     for line in failed:
         warn(line)
@@ -183,9 +201,10 @@ def dark_folder(folder: Path, reported: bool) -> Path | None:
     )  # those that are there would be of other weights
 
 
-def _show(folder: Path, measured: Measured, reported: bool) -> None:
+def _show(folder: Path, measured: Measured, reported: bool, also: Result | None) -> None:
     evaluation, diagnosis = measured
-    show(result_table([*evaluation.lines(), *diagnosis.lines()], *measured))
+    results = (evaluation, diagnosis) if also is None else (also, evaluation, diagnosis)
+    show(result_table([line for each in results for line in each.lines()], *results))
     show(f"\n{diagnosis.summary()}")
     show(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
     if reported:

@@ -35,6 +35,9 @@ DEFAULTS_OF_COLORS = {
 }
 """The same for models of colors."""
 
+DEFAULTS_OF_PRIORS = {"prior": "ppl_vae.models.PixelCNNPrior"}
+"""The same for a prior that is fitted to a trained pair."""
+
 SUITED = {
     "SemiSupervisedVAE": {
         "guide": "ppl_vae.guides.SemiSupervised",
@@ -43,6 +46,7 @@ SUITED = {
     "HierarchicalVAE": {"guide": "ppl_vae.guides.TopDown"},
     "PottsSegments": {"guide": "ppl_vae.guides.StructuredMeanField"},
     "VQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
+    "ConditionalVQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
     "VQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
     "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
@@ -57,7 +61,7 @@ FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood", "context", "cl
 
 def face(role: str) -> str:
     """The package of a role's known classes."""
-    return DEFAULTS[role].rpartition(".")[0]
+    return {**DEFAULTS, **DEFAULTS_OF_PRIORS}[role].rpartition(".")[0]
 
 
 _BY_EM = {"posterior", "log_evidence", "expected_statistics", "maximize"}
@@ -66,6 +70,12 @@ _BY_EM = {"posterior", "log_evidence", "expected_statistics", "maximize"}
 
 _NO_MODELS_OF_ROWS = ("Prior", "CodePrior", "Colors", "SegmentedColors")
 """Bases of what stands among the models, but is none of the data that `train` loads."""
+
+_FITTED = (
+    *("IndependentCodes", "PixelCNNPrior", "TransformerPrior"),
+    *("DiagonalNormal", "FlowPrior", "MixturePrior"),
+)
+"""The priors that can be fitted to a trained pair: of codes, and of vectors."""
 
 _OF_COLORS = {
     "guide": ("SegmentationEncoder", "StructuredMeanField", "WithinPicture"),
@@ -106,6 +116,8 @@ def find_known(role: str, name: str, kind: str = OF_ROWS) -> Definition | None:
 def _has_short_name(role: str, definition: Definition, kind: str = OF_ROWS) -> bool:
     if not isinstance(definition.node, ast.ClassDef) or is_abstract(definition):
         return False
+    if role == "prior":
+        return definition.node.name in _FITTED
     if kind == OF_COLORS:
         name = definition.node.name
         if role == "model":
@@ -127,7 +139,7 @@ def unknown_name(role: str, name: str, kind: str = OF_ROWS) -> UsageError:
     names = known(role, kind)
     if kind == BY_EM and find_known(role, name):
         return not_by_em(name)
-    if kind == OF_ROWS and find_known(role, name, OF_COLORS):
+    if kind == OF_ROWS and role != "prior" and find_known(role, name, OF_COLORS):
         full = f"; `ppl-vae refit` of such a run takes its full name, {face(role)}.{name}"
         return UsageError(
             f"--{role} {name}: it is for models of colors, which `ppl-vae colorize train` trains"

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,7 @@ class LightParser(argparse.ArgumentParser):
         expected = self.objects.get(above, Type())
         action = self._option_string_actions.get(above)
         default = None if action is None else action.default
+        classes: list[Definition] | None = []
         for word in words:
             values = given.get(above, [])
             classes = self._chosen(above, expected, values)
@@ -322,6 +324,31 @@ class LightParser(argparse.ArgumentParser):
                 raise _class_missing(above, word, expected)
             default = _default_of(word, classes)
             above, expected = f"{above}.{word}", types[word]
+        _require_kind(above, given.get(above, []), expected, classes or [])
+
+    def with_documented(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments, with the class that is taken if none is named, where an argument of it is given.
+
+        So `--model.quantizer.codes 64` is one of `VectorQuantizer`, if the model says that it takes that. What
+        the data decide on is left open.
+        """
+        given, found = _values(arguments), list[str]()
+        if "--config" in given:
+            return list(arguments)
+        for argument in arguments:
+            name = _plain_name(argument.partition("=")[0])
+            above, *words = name.split(".")
+            expected = self.objects.get(above, Type())
+            for word, next_word in pairwise(words):
+                classes = self._chosen(above, expected, given.get(above, [])) or []
+                above, expected = f"{above}.{word}", _arguments(classes).get(word, Type())
+                kind = _documented(word, classes)
+                taken = None if kind is None else _classes(expected).get(kind)
+                if not given.get(above) and taken and next_word in _arguments([taken]):
+                    given[above] = [str(kind)]
+                    found += [above, str(kind)]
+            found.append(argument)
+        return found
 
     def _check_description(self, name: str, values: Iterable[str]) -> None:
         """Raises an error for a text that begins as a description in YAML and is none."""
@@ -582,6 +609,43 @@ def _default_of(word: str, classes: Iterable[Definition]) -> Any:
     return next((default for default in found if isinstance(default, str)), None)
 
 
+def _documented(word: str, classes: Iterable[Definition]) -> str | None:
+    """The class that is taken for an argument if none is given, as its description says; else None."""
+    if word in FILLED_IN:
+        return None
+    described = (p.help for kind in classes for p in parameters(kind) if p.name == word)
+    named = (re.search(r"(\w+)\(\) if none is given", text) for text in described)
+    return next((found[1] for found in named if found), None)
+
+
+def _require_kind(
+    option: str, values: Iterable[str], expected: Type, holders: Iterable[Definition]
+) -> None:
+    """Raises an error for the name of a class of another kind than an argument takes, with those that it takes.
+
+    Full names, and texts that are no names, are left to the full parser.
+    """
+    if expected.kinds or not expected.bases:
+        return
+    known = _classes(expected)
+    for value in values:
+        plain = value.isidentifier() and value not in expected.values and not os.path.exists(value)
+        if not plain or value in known:
+            continue
+        takers = ", ".join(getattr(holder.node, "name", "") for holder in holders)
+        base = getattr(expected.bases[0].node, "name", "")
+        if known:
+            listed = ", ".join(known)
+            raise UsageError(
+                f"{option}: expected the name of a known class, of which {takers} takes {listed}, or a full "
+                f"name such as package.module.Class, got {value}"
+            )
+        raise UsageError(
+            f"{option}: {takers} takes {base} alone, so that no class is named, but its arguments: "
+            f"{option}.NAME VALUE; got {value}"
+        )
+
+
 def _class_missing(option: str, word: str, expected: Type) -> UsageError:
     """The error for an argument of an object whose class is not named."""
     takers = [
@@ -599,8 +663,9 @@ def _class_missing(option: str, word: str, expected: Type) -> UsageError:
 
 def _how_reached(role: str) -> str:
     """How the help says that classes have arguments."""
+    deeper = "" if role == "prior" else f" and --{role}.network.NAME"
     return (
-        f"--{role}.NAME and --{role}.network.NAME are arguments of the classes; --{role}.help "
+        f"--{role}.NAME{deeper} are arguments of the classes; --{role}.help "
         "CLASS lists them. Your own class: package.module.Class."
     )
 

@@ -10,13 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from ppl_vae.cli.known import BY_EM, DEFAULTS, DEFAULTS_OF_COLORS, OF_COLORS, OF_ROWS
+from ppl_vae.cli.known import (
+    BY_EM,
+    DEFAULTS,
+    DEFAULTS_OF_COLORS,
+    DEFAULTS_OF_PRIORS,
+    OF_COLORS,
+    OF_ROWS,
+)
 from ppl_vae.cli.source import function, parameters
 
 COMMANDS = {
     "train": "train a model/guide pair, evaluate and diagnose it, draw pictures",
     "em": "fit a model with closed forms by EM: a mixture, factor analysis, ...",
     "refit": "train a new guide for the model of a run, which stays as it is",
+    "refit-prior": "fit a new prior to the codes or latents of a run, whose pair stays as it is",
     "sweep": "train for many options and seeds, on all cores or a cluster: table and pictures",
     "evaluate": "ELBO, rate, distortion and log p(x) of a run's test rows",
     "gaps": "where a run's bound is lost: approximation gap and amortization gap",
@@ -84,6 +92,10 @@ COMMON = {
         *("guide", "objective", "max_epochs", "batch_size", "learning_rate", "device"),
         *("run_dir", "resume", "seed", "quiet"),
     ),
+    "refit-prior": (
+        *("prior", "max_epochs", "patience", "batch_size", "learning_rate", "device"),
+        *("run_dir", "overwrite", "seed", "quiet"),
+    ),
 }
 """Of the commands with many options, those that `--help` shows; `--help-all` shows the others, too."""
 
@@ -107,6 +119,11 @@ EXAMPLES = {
         "ppl-vae refit RUN --guide FullCovariance",
         "ppl-vae refit RUN --guide NeuralSpline --guide.bins 8 --run_dir runs/spline",
         "ppl-vae refit RUN --guide.network MLP --guide.network.hidden [512,512]",
+    ),
+    "refit-prior": (
+        "ppl-vae refit-prior RUN --prior PixelCNNPrior --prior.channels 128",
+        "ppl-vae refit-prior RUN --prior TransformerPrior --max_epochs 50",
+        "ppl-vae refit-prior RUN --prior MixturePrior --prior.components 50",
     ),
 }
 """Examples in the help of those commands."""
@@ -156,6 +173,14 @@ TRAINING = (
     Function(
         "ppl_vae.runtime.make_fabric", skip=("device",), title=_OF_DEVICES
     ),  # which `fit` has as well
+)
+
+PRIOR = (
+    Function(
+        "ppl_vae.training.refit_prior",
+        skip=("model", "guide", "x", "prior", "validation", "seed", "progress"),
+        title="Fit of the prior",
+    ),
 )
 
 FABRIC = ("device", *TRAINING[1].options())
@@ -333,6 +358,22 @@ def _refit(options: Options) -> None:
     _add_training(options)
 
 
+def _refit_prior(options: Options) -> None:
+    what = "folder of the run whose encoder and decoder are kept"
+    options.add_argument("run", type=str, metavar="RUN", help=what)
+    _add_trust(options)
+    _add_run_dir(options)
+    _add_num_samples(options, "importance samples per test row, for log p(x)")
+    _add_posterior(options)
+    _add_report(options)
+    for role, default in DEFAULTS_OF_PRIORS.items():
+        options.add_role(role, default)
+    add_functions(options, PRIOR)
+    what = "where torchvision's files are now, if they have moved"
+    options.add_argument("--data_dir", type=str, help=what)
+    _add_device(options)
+
+
 def _sweep(options: Options) -> None:
     what = (
         "YAML file: `base` has options of `ppl-vae train` that all runs share, `grid` lists of values, "
@@ -427,6 +468,7 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "train": _train,
     "em": _em,
     "refit": _refit,
+    "refit-prior": _refit_prior,
     "sweep": _sweep,
     "evaluate": _evaluate,
     "gaps": _gaps,

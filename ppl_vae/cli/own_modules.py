@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ppl_vae.cli.known import DEFAULTS, load_file
+from ppl_vae.cli.known import DEFAULTS, DEFAULTS_OF_PRIORS, load_file
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.runs import ROLES, TYPED, Trust, names_in, read_config
 
@@ -27,7 +27,11 @@ def reach_typed(arguments: Sequence[str]) -> None:
         value = value if equals else "".join(arguments[i + 1 : i + 2])
         if option == "--config":
             _reach(TYPED.names_of(load_file(value)))
-        elif option.removeprefix("--").split(".")[0].removesuffix("+") in {*ROLES, *DEFAULTS}:
+        elif option.removeprefix("--").split(".")[0].removesuffix("+") in {
+            *ROLES,
+            *DEFAULTS,
+            *DEFAULTS_OF_PRIORS,
+        }:
             _reach(name for *_, name in names_in(value, "part", option))
 
 

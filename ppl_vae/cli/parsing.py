@@ -28,6 +28,7 @@ def parsed(command: str, arguments: Sequence[str]) -> tuple[Parser, Any]:
     light = command_parser(command)
     own = light.with_whole_numbers(arguments)
     own = with_suited(command, own) if command in ("train", "refit", "colorize train") else own
+    own = light.with_documented(own)
     light.check(own)
     from ppl_vae.cli.parser import make_parser  # from here on with torch
 

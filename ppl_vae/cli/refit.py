@@ -14,7 +14,7 @@ from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import with_beta_held
 from ppl_vae.cli.setup import checked, set_up
 from ppl_vae.cli.stages import Stages
-from ppl_vae.cli.start import check_setup, options_of, started, step_size_of
+from ppl_vae.cli.start import check_setup, options_of, require_apart, started, step_size_of
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
 from ppl_vae.runtime import as_folder, resolve_device
@@ -62,7 +62,7 @@ def _options_for(
     """The model of a run, the options of the refit, and the trust in those that are the run's."""
     target = given.get("run_dir")
     if target is not None:
-        _require_apart(Path(target), source)
+        require_apart(Path(target), source)
         require_free(as_folder(target, "run_dir"), overwrite=bool(given.get("overwrite")))
     trust = trust_of(given, source)
     run = load_run(source, trust=trust, results=False)
@@ -88,28 +88,6 @@ def _options_for(
     config = {**options, **kept, **chosen, "refit_of": str(source.resolve())}
     config.pop("run", None)
     return run.model, config, {name: trust for name in kept if name not in chosen}
-
-
-def _require_apart(target: Path, source: Path) -> None:
-    """Raises an error if one of two runs is the other, or inside of it.
-
-    Raises:
-        UsageError: It is.
-    """
-    new, old = target.resolve(), source.resolve()
-    if new == old:
-        raise UsageError(
-            f"--run_dir {target} is the run whose model is kept, and would be lost: choose another folder"
-        )
-    if new in old.parents:
-        raise UsageError(
-            f"--run_dir {target} holds {source}, the run whose model is kept: choose another folder"
-        )
-    if old in new.parents:
-        raise UsageError(
-            f"--run_dir {target} is inside of {source}, the run whose model is kept, which is left as it is: "
-            "choose another folder"
-        )
 
 
 def _model_of(path: Path, source: Path, given: Namespace) -> Program:

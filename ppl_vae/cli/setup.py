@@ -23,7 +23,7 @@ from ppl_vae.cli.output import warn
 from ppl_vae.cli.parser import Parser
 from ppl_vae.data import Data, load_data, load_patches, picture_folders, rows_alone
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.networks import Attributes, GridNetwork, Labels, Network
+from ppl_vae.networks import Attributes, GridNetwork, GridPyramid, Labels, Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, DataArguments, Pair, Program
 from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
@@ -326,7 +326,7 @@ def _require_all(
 
 def _suits(kind: type, name: str) -> bool:
     """Whether a parameter of this name means what ours means by it: networks and likelihoods by their type."""
-    ours = {"network": (Network, GridNetwork), "likelihood": (Likelihood,)}.get(name)
+    ours = {"network": (Network, GridNetwork, GridPyramid), "likelihood": (Likelihood,)}.get(name)
     if ours is None:
         return True
     hint = _hint(kind, name)

@@ -27,6 +27,7 @@ from ppl_vae.runs import (
     WEIGHTS,
     RunFolder,
     Trust,
+    command_again,
     is_of_a_run,
     made_by,
     read_config,
@@ -113,9 +114,9 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
     config.pop("versions", None)
     maker = made_by(config)
     if maker != command:
+        does = "fits it anew" if maker == "refit-prior" else "continues it"
         raise UsageError(
-            f"{path} was made by `ppl-vae {maker}`, which continues it: "
-            f"ppl-vae {maker} --resume {as_typed(path)}"
+            f"{path} was made by `ppl-vae {maker}`, which {does}: {command_again(config, path)}"
         )
     has_checkpoints = _has_checkpoints(path)
     # A refit writes weights, those of its model, before it begins.
@@ -216,9 +217,32 @@ def started(
             yield Started(folder or RunFolder.of_other_process(path), resume)
     except KeyboardInterrupt:
         if folder is not None and path.exists():
-            went_on = f"continue with: ppl-vae {command} --resume {as_typed(path)}"
+            went_on = f"continue with: {command_again(folder.config or {}, path)}"
             say(f"\n{went_on if folder.keeps else f'the run in {path} is as it was'}")
         raise
+
+
+def require_apart(target: Path, source: Path, which: str = "the run whose model is kept") -> None:
+    """Raises an error if one of two runs is the other, or inside of it.
+
+    Args:
+        target: The run that is to be written.
+        source: The run that it is made of.
+        which: What that is, in words.
+
+    Raises:
+        UsageError: It is.
+    """
+    new, old = target.resolve(), source.resolve()
+    if new == old:
+        raise UsageError(f"--run_dir {target} is {which}, and would be lost: choose another folder")
+    if new in old.parents:
+        raise UsageError(f"--run_dir {target} holds {source}, {which}: choose another folder")
+    if old in new.parents:
+        raise UsageError(
+            f"--run_dir {target} is inside of {source}, {which}, which is left as it is: "
+            "choose another folder"
+        )
 
 
 def _require_apart_from_data(path: Path, config: Mapping[str, Any]) -> None:

@@ -265,6 +265,6 @@ def _off_the_prior(uses: list[UseOfCodes]) -> dict[str, str]:
     return {
         "prior mismatch": (
             f"The codes of a row cost at least {nats:.1f} nats more than they would with a prior that knows "
-            "how often each is used; fit one to them (such as IndependentCodes)."
+            "how often each is used; fit one to them (refit_prior, or `ppl-vae refit-prior`)."
         )
     }

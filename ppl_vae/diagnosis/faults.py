@@ -240,7 +240,7 @@ def off_the_prior(
     else:
         remedy = (
             "give the model a richer prior (such as MixturePrior or FlowPrior), or fit one afterwards "
-            "(refit_prior)."
+            "(refit_prior, or `ppl-vae refit-prior`)."
         )
     return {
         "prior mismatch": (

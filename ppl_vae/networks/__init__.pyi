@@ -25,6 +25,7 @@ from .context import (
 from .convolutional import Convolutional as Convolutional
 from .gated_layers import GatedLayers as GatedLayers
 from .gradients import straight_through as straight_through
+from .grid_context import CodesAbove as CodesAbove
 from .grids import (
     ConvolutionalGrid as ConvolutionalGrid,
     GridNetwork as GridNetwork,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Context(ABC):
     """What a conditional model p(x | z, c) and its guide q(z | x, c) are given for each row.
 
-    To write one of your own, derive from this class: `size`, `support` and `__call__`.
+    To write one of your own, derive from this class: `size`, `support` and `__call__`. A context that says
+    something else of each position of a grid, as `CodesAbove` does, also has `on_grid`.
     """
 
     @property
@@ -37,6 +38,18 @@ class Context(ABC):
     @abstractmethod
     def __call__(self, c: Tensor) -> Tensor:
         """The vectors that the networks read, `(*batch, size)`, for the context of rows, `(*batch, *event)`."""
+
+    def on_grid(self, channels: int, size: tuple[int, int]) -> nn.Module | None:
+        """What makes numbers for each position of a grid from the vectors; None if all positions read them.
+
+        Args:
+            channels: Numbers for each position.
+            size: Height and width of the grid.
+
+        Returns:
+            A module that maps vectors `(n, size)` to numbers `(n, channels, height, width)`, or None.
+        """
+        return None
 
 
 @dataclass(frozen=True)

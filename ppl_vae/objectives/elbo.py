@@ -36,6 +36,7 @@ from ppl_vae.pairs import (
     elementwise_kl,
     find_layout,
     has_log_density,
+    innermost,
     is_discrete,
     is_enumerated,
     latent_sites,
@@ -196,7 +197,16 @@ class MeanFieldELBO(Objective):
         return super().needs_reparameterized_latents or type(self).__name__
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        return _pyro_loss(pyro.infer.TraceMeanField_ELBO, self, pair, layout, batch, beta)
+        try:
+            return _pyro_loss(pyro.infer.TraceMeanField_ELBO, self, pair, layout, batch, beta)
+        except AttributeError as error:
+            if site := _without_kl(pair, batch):  # Pyro's estimator looks for an entropy that is 0
+                raise PairError(
+                    f"site '{site[0]}' has no analytic KL ({site[1]}), and its sampler is not reparameterized, "
+                    "so that MeanFieldELBO has no gradient for it: use ELBO (the default), which selects an "
+                    "objective that has one, or TraceELBO"
+                ) from error
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +234,21 @@ class EnumELBO(Objective):
                 "could weight: train with beta = 1, or sample the site in the guide"
             )
         return _pyro_loss(pyro.infer.TraceEnum_ELBO, self, pair, layout, batch, beta)
+
+
+def _without_kl(pair: Pair, batch: Batch) -> tuple[str, str] | None:
+    """A latent that has neither an analytic KL nor a reparameterized sampler, and of what the KL would be."""
+    with torch.random.fork_rng(), torch.no_grad():
+        model_trace, guide_trace = trace_pair(pair, batch)
+    for name in latent_sites(model_trace):
+        if name not in guide_trace.nodes or guide_trace.nodes[name]["fn"].has_rsample:
+            continue
+        q, p = guide_trace.nodes[name]["fn"], model_trace.nodes[name]["fn"]
+        try:
+            kl_divergence(q, p)
+        except NotImplementedError:
+            return name, " from ".join(type(innermost(each)).__name__ for each in (q, p))
+    return None
 
 
 def _has_kls(model_trace: Trace, guide_trace: Trace) -> bool:

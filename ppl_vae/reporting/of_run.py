@@ -47,6 +47,7 @@ from ppl_vae.runs import (
     GAPS,
     METRICS,
     WEIGHTS,
+    command_again,
     made_by,
     read_config,
     read_csv,
@@ -125,7 +126,7 @@ class Content:
             found = self.read(lambda: read_history(self.run))
         if found is not None and (lacks := self.read(lambda: what_history_lacks(self.run))):
             keeps = "data" in self.config and (self.run / CHECKPOINTS).is_dir()
-            again = f"ppl-vae {made_by(self.config)} --resume {as_typed(self.run)}"
+            again = command_again(self.config, self.run)
             self.unread.append(f"{lacks}{f'; `{again}` writes it again' * keeps}")
         return found or []
 
@@ -195,13 +196,12 @@ def _diagnosis(content: Content, diagnosis: Mapping[str, Any] | None) -> Markup:
 
 def _unfinished(content: Content) -> list[Markup]:
     """Of a run without weights: that its training has not ended, and how it goes on."""
-    typed = as_typed(content.run)
+    anew = made_by(content.config) == "refit-prior"
+    finishes = "This makes it anew:" if anew else "This finishes it, from its last checkpoint:"
     return [
         paragraph("This run is not finished: it has no weights.", kind="headline"),
-        paragraph(
-            "Its training goes on, or was interrupted. This finishes it, from its last checkpoint:"
-        ),
-        to_type(f"ppl-vae {made_by(content.config)} --resume {typed}"),
+        paragraph(f"Its training goes on, or was interrupted. {finishes}"),
+        to_type(command_again(content.config, content.run)),
     ]
 
 
@@ -257,7 +257,7 @@ def _training(history: Sequence[Mapping[str, float]], pictures: Found) -> Markup
 def _no_pictures(content: Content) -> Markup:
     if content.weights is None or "data" not in content.config:
         return Markup("")
-    again = f"ppl-vae {made_by(content.config)} --resume {as_typed(content.run)}"
+    again = command_again(content.config, content.run)
     return joined(
         [paragraph("This run has no pictures that can be shown. This draws them:"), to_type(again)]
     )
@@ -304,7 +304,7 @@ def _made(content: Content, history: Sequence[Mapping[str, float]]) -> Markup:
     if "made_by" in config or "data" in config:
         facts.append(("command", f"ppl-vae {maker}"))
     if "refit_of" in config:
-        facts.append(("model of", config["refit_of"]))
+        facts.append(("pair of" if maker == "refit-prior" else "model of", config["refit_of"]))
     facts += [(name, config[name]) for name in ("data", "seed", "device") if name in config]
     facts.append(("begun", _date(run / CONFIG)))
     if content.weights is not None:

@@ -34,6 +34,7 @@ from .contents import (
 )
 from .folder import (
     MADE_BY as MADE_BY,
+    command_again as command_again,
     describe_rows as describe_rows,
     evaluated_rows as evaluated_rows,
     made_by as made_by,

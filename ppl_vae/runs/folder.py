@@ -65,7 +65,7 @@ _MAKERS = {
 MADE_BY = "made_by"
 """Entry of config.yaml: the command that made the run."""
 
-_MAKERS_OF_RUNS = ("train", "refit", "em", "colorize train")
+_MAKERS_OF_RUNS = ("train", "refit", "refit-prior", "em", "colorize train")
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
@@ -449,10 +449,42 @@ def _command(path: Path, name: str) -> str:
     if Path(name).stem == Path(GAPS).stem:
         return f"{_MAKERS[GAPS]} {as_typed(path)} --overwrite"
     try:
-        maker = made_by(read_config(path))
+        return command_again(read_config(path), path)
     except (OSError, ValueError):
-        maker = "train"
-    return f"ppl-vae {maker} --resume {as_typed(path)}"
+        return command_again({}, path)
+
+
+def command_again(config: Mapping[str, Any], path: Path) -> str:
+    """The command that goes on with a run and writes its pictures again; a prior is fitted anew.
+
+    Args:
+        config: The content of config.yaml.
+        path: The run's folder.
+
+    Example:
+        >>> command_again({"made_by": "em"}, Path("runs/a"))
+        'ppl-vae em --resume runs/a'
+    """
+    maker = made_by(config)
+    if maker != "refit-prior":
+        return f"ppl-vae {maker} --resume {as_typed(path)}"
+    source = config.get("refit_of")
+    words = [as_typed(Path(source)) if isinstance(source, str) else "RUN", *_options_of(config)]
+    return f"ppl-vae {maker} {' '.join(words)} --run_dir {as_typed(path)} --overwrite"
+
+
+def _options_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """The options of the prior that `ppl-vae refit-prior` was given, as they are typed."""
+    spec = config.get("prior")
+    if not isinstance(spec, Mapping):
+        return
+    options = {"": str(spec.get("class_path")).removeprefix("ppl_vae.models.")}
+    given = spec.get("init_args")
+    options |= {f".{n}": v for n, v in given.items()} if isinstance(given, Mapping) else {}
+    for name, value in options.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, str | int | float):
+            yield f"--prior{name} {as_typed(Path(text))}"
 
 
 def made_by(config: Mapping[str, Any]) -> str:

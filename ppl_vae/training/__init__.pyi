@@ -1,5 +1,5 @@
 from .aggregate_prior import refit_prior as refit_prior
-from .code_prior import PriorFit as PriorFit
+from .code_prior import LevelsFit as LevelsFit, PriorFit as PriorFit
 from .errors import DivergenceError as DivergenceError
 from .fitting import Fit as Fit, fit as fit
 from .frozen_model import refit_guide as refit_guide

@@ -24,7 +24,7 @@ from ppl_vae.pairs import (
     trace_guide,
 )
 from ppl_vae.runtime import described, require_count, require_number, require_samples
-from ppl_vae.training.code_prior import Codes, CodeSteps, fit_codes
+from ppl_vae.training.code_prior import CodeLevel, Codes, CodeSteps, LevelsFit, fit_codes
 
 
 class PriorDescription(Protocol):
@@ -47,7 +47,7 @@ def refit_prior(
     model: nn.Module,
     guide: Program,
     x: DataLike,
-    prior: PriorDescription | CodePriorDescription,
+    prior: PriorDescription | CodePriorDescription | Sequence[CodePriorDescription],
     *,
     num_draws: int = 10,
     validation: DataLike | None = None,
@@ -71,7 +71,9 @@ def refit_prior(
     `PixelCNNPrior`, `TransformerPrior` and others without a closed form learn by Adam on -log p(z), the rate of
     a row, until that of held-out rows has not fallen for `patience` epochs, and the weights of the best epoch
     are kept: such priors overfit. Where rows come with labels or attributes, as those of a `ConditionalVQVAE`,
-    it is p(z | c) that is fitted. `refitted.prior.fitted`, a `PriorFit`, says what was found.
+    it is p(z | c) that is fitted. Of codes on several grids, as those of a `VQVAE2`, it is the prior of each,
+    given those above ("Generating Diverse High-Fidelity Images with VQ-VAE-2", arXiv:1906.00446).
+    `refitted.prior.fitted`, a `PriorFit` or a `LevelsFit`, says what was found.
 
     Args:
         model: The model; its `model.prior` is the module whose `forward()` is p(z).
@@ -79,7 +81,8 @@ def refit_prior(
         x: The rows whose posteriors count: those trained on, as for `evaluate`.
         prior: The new prior: `DiagonalNormal()`, `MixturePrior(20)`, `FlowPrior()`, or any description whose
             module has a method `fit_to(mean, variance, draws)`. For codes `IndependentCodes()`,
-            `PixelCNNPrior()`, `TransformerPrior()`, or any other `CodePrior`.
+            `PixelCNNPrior()`, `TransformerPrior()`, or any other `CodePrior`; for codes on several grids one
+            for all, or a list with one for each, from the lowest.
         num_draws: Draws from each row's q(z | x). A guide that is certain of its codes draws them once.
         validation: For priors of codes: held-out rows, as `x`. Without them, a tenth of the rows is drawn and
             held out from a prior that learns by steps.
@@ -97,7 +100,7 @@ def refit_prior(
         TypeError: The model has no module `prior`, the new prior cannot be fitted, or it is of codes and z is
             not, or the reverse.
         ValueError: The guide does not sample one vector per row, `num_draws` is less than 2, an option is out
-            of its range, or there is no row to hold out.
+            of its range, there is no row to hold out, or there is not one prior for each grid.
         PairError: As from `evaluate`.
         DivergenceError: The rate became NaN or infinite.
 
@@ -140,12 +143,13 @@ def refit_prior(
     require_number("learning_rate", learning_rate)
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-    of_codes = hasattr(prior, "build_codes")
-    if isinstance(prior, type) or not (of_codes or hasattr(prior, "build")):
-        raise TypeError(
-            f"prior must be a description such as MixturePrior(20), or PixelCNNPrior() for codes, got "
-            f"{described(prior)}"
-        )
+    for each in prior if isinstance(prior, list | tuple) else [prior]:
+        described_by = hasattr(each, "build_codes") or hasattr(each, "build")
+        if isinstance(each, type) or not described_by:
+            raise TypeError(
+                f"prior must be a description such as MixturePrior(20), or PixelCNNPrior() for codes, got "
+                f"{described(each)}"
+            )
     steps = CodeSteps(max_epochs, patience, batch_size, float(learning_rate))
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         old = getattr(model, "prior", None)
@@ -155,9 +159,11 @@ def refit_prior(
                 f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "
                 "self.prior = StandardNormal().build(data_shape, latent_dim)"
             )
-        kind = _kind_of_codes(session)
-        _require_kind(prior, kind, session)
-        if kind is None:
+        kinds = _kinds_of_codes(session, old)
+        priors = _one_for_each(prior, kinds)
+        for each in priors:
+            _require_kind(each, kinds, session)
+        if not kinds:
             if validation is not None:
                 raise ValueError(
                     f"validation is for priors of codes, and {type(prior).__name__} is none: leave it out"
@@ -165,7 +171,7 @@ def refit_prior(
             new = _fitted(session, prior, num_draws)
         else:
             held_out = None if validation is None else (model, guide, validation)
-            new = _fitted_to_codes(session, prior, kind, num_draws, held_out, old, steps)
+            new = _fitted_to_codes(session, priors, kinds, num_draws, held_out, old, steps)
     # The old prior is not copied: it may hold on to the guide.
     refitted = copy.deepcopy(model, {id(old): new.train(model.training)})
     told_instead(refitted, prior=prior)
@@ -196,13 +202,24 @@ class _Kind(NamedTuple):
     certain: bool
 
 
-def _kind_of_codes(session: Session) -> _Kind | None:
-    """What the only latent of a row is, if it is whole numbers from 0 on; else None."""
+def _kinds_of_codes(session: Session, old: nn.Module) -> list[_Kind]:
+    """What the latents of a row are, if each is whole numbers from 0 on; else empty.
+
+    They are one, or those that the model's prior has a part for, in its order.
+    """
     layout = session.layout
-    if len(layout.latents) != 1 or layout.shared or layout.enumerated:
-        return None
-    site = layout.latents[0]
-    q: Any = trace_guide(session.pair.guide, *as_args(session.first)).nodes[site]["fn"]
+    sites = getattr(old, "sites", layout.latents)
+    known = len(sites) == 1 or hasattr(old, "sites")
+    if not known or {*sites} != {*layout.latents} or layout.shared or layout.enumerated:
+        return []
+    trace = trace_guide(session.pair.guide, *as_args(session.first))
+    kinds = [_kind_of_codes(site, trace.nodes[site]["fn"]) for site in sites]
+    found = [kind for kind in kinds if kind is not None]
+    return found if len(found) == len(kinds) else []
+
+
+def _kind_of_codes(site: str, q: Any) -> _Kind | None:
+    """What a latent is, if it is whole numbers from 0 on; else None."""
     each = innermost(q)
     support: Any = getattr(each, "support", None)
     support = getattr(support, "base_constraint", support)
@@ -212,19 +229,39 @@ def _kind_of_codes(session: Session) -> _Kind | None:
     return _Kind(site, tuple(q.event_shape), int(support.upper_bound) + 1, certain)
 
 
-def _require_kind(prior: Any, kind: _Kind | None, session: Session) -> None:
+def _one_for_each(prior: Any, kinds: Sequence[_Kind]) -> list[Any]:
+    """The descriptions of the priors, one for each site of codes.
+
+    Raises:
+        ValueError: There is a list with another number.
+    """
+    count = max(1, len(kinds))
+    if not isinstance(prior, list | tuple):
+        return [prior] * count
+    if len(prior) != count:
+        sites = f" ({', '.join(kind.site for kind in kinds)})" if count > 1 else ""
+        raise ValueError(
+            f"prior must be one prior{f', or a list of {count}' if count > 1 else ''} for the latents of a "
+            f"row{sites}, got a list of {len(prior)}"
+        )
+    return [*prior]
+
+
+def _require_kind(prior: Any, kinds: Sequence[_Kind], session: Session) -> None:
     """Raises an error for a prior of vectors where z are codes, or the reverse.
 
     Raises:
         TypeError: It is so.
     """
     name = type(prior).__name__
-    if kind is not None and not hasattr(prior, "build_codes"):
+    if kinds and not hasattr(prior, "build_codes"):
+        sites = " and ".join(f"'{kind.site}'" for kind in kinds)
         raise TypeError(
-            f"the latents '{kind.site}' of a row are codes, whole numbers from 0 to {kind.codes - 1}, and "
-            f"{name} is a density of vectors: choose IndependentCodes(), PixelCNNPrior() or TransformerPrior()"
+            f"the latents {sites} of a row are codes, whole numbers from 0 to "
+            f"{max(kind.codes for kind in kinds) - 1}, and {name} is a density of vectors: choose "
+            "IndependentCodes(), PixelCNNPrior() or TransformerPrior()"
         )
-    if kind is None and not hasattr(prior, "build"):
+    if not kinds and not hasattr(prior, "build"):
         raise TypeError(
             f"{name} is a prior of codes, whole numbers from 0 on, but the latents of a row are not codes at "
             f"one site ({', '.join(session.layout.latents) or 'there are none'}): choose DiagonalNormal(), "
@@ -234,45 +271,82 @@ def _require_kind(prior: Any, kind: _Kind | None, session: Session) -> None:
 
 def _fitted_to_codes(
     session: Session,
-    prior: Any,
-    kind: _Kind,
+    priors: Sequence[Any],
+    kinds: Sequence[_Kind],
     num_draws: int,
     validation: tuple[nn.Module, Program, DataLike] | None,
-    old: nn.Module,
+    old: Any,
     steps: CodeSteps,
 ) -> nn.Module:
-    """A prior of codes, fitted to those of the rows."""
+    """A prior of codes, fitted to those of the rows; of several sites, each is given those that follow it."""
+    several = hasattr(old, "sites")
     # The prior that is replaced knows what it is called with.
-    context = getattr(old, "context", getattr(session.pair.model, "context", None))
-    context = () if context is None else (context,)
-    new: Any = prior.build_codes(kind.positions, kind.codes, *context)
-    new = new.to(device=session.device, dtype=DataArguments.of(session.pair).dtype)
-    name = type(prior).__name__
-    if not (hasattr(new, "fit_to_codes") or any(True for _ in new.parameters())):
-        raise TypeError(
-            f"{name} has no numbers that could be fitted to the codes: use IndependentCodes, PixelCNNPrior or "
-            "TransformerPrior"
-        )
-    draws = 1 if kind.certain else num_draws
-    codes = _codes(session, kind, draws, bool(context))
-    held_out = None
+    contexts = [
+        getattr(each, "context", None if several else getattr(session.pair.model, "context", None))
+        for each in (old if several else [old])
+    ]
+    draws = 1 if all(kind.certain for kind in kinds) else num_draws
+    codes = _codes(session, kinds, contexts, draws, several)
+    held_out: list[Codes] | list[None] = [None] * len(kinds)
     if validation is not None:
         with opened(*validation, progress=session.progress) as others:
-            held_out = _codes(others, kind, draws, bool(context))
-    new.fitted = fit_codes(new, name, codes, held_out, steps, session.device, session.progress)
-    fitted: nn.Module = new
-    return fitted
+            held_out = _codes(others, kinds, contexts, draws, several)
+    levels = [
+        CodeLevel(
+            type(prior).__name__, kind.site, _built(session, prior, kind, context), own, apart
+        )
+        for prior, kind, context, own, apart in zip(
+            priors, kinds, contexts, codes, held_out, strict=True
+        )
+    ]
+    found = fit_codes(levels, steps, session.device, session.progress)
+    new: Any
+    for level, fitted in zip(levels, found, strict=True):
+        new = level.prior
+        new.fitted = fitted
+    if several:
+        new = type(old)([level.prior for level in levels], old.sites)
+        new.fitted = LevelsFit(dict(zip(old.sites, found, strict=True)))
+    built: nn.Module = new
+    return built
 
 
-def _codes(session: Session, kind: _Kind, num_draws: int, with_context: bool) -> Codes:
-    """Draws from each row's q(z | x), and what the rows come with."""
-    z, c = [], []
+def _built(session: Session, prior: Any, kind: _Kind, context: Any) -> nn.Module:
+    """The module of a prior of codes, which is to be fitted.
+
+    Raises:
+        TypeError: It has no numbers.
+    """
+    given = () if context is None else (context,)
+    new: nn.Module = prior.build_codes(kind.positions, kind.codes, *given)
+    if not (hasattr(new, "fit_to_codes") or any(True for _ in new.parameters())):
+        raise TypeError(
+            f"{type(prior).__name__} has no numbers that could be fitted to the codes: use IndependentCodes, "
+            "PixelCNNPrior or TransformerPrior"
+        )
+    return new.to(device=session.device, dtype=DataArguments.of(session.pair).dtype)
+
+
+def _codes(
+    session: Session, kinds: Sequence[_Kind], contexts: Sequence[Any], num_draws: int, several: bool
+) -> list[Codes]:
+    """Draws from each row's q(z | x) of each site, and what they are given: what rows come with, or codes."""
+    z: list[list[Tensor]] = [[] for _ in kinds]
+    beside: list[Tensor] = []
     for chunk in session.chunks(session.rows_at_once(num_draws), "refit_prior"):
-        drawn = session.sample(chunk, num_draws).latents[kind.site]
-        z.append(drawn.transpose(0, 1).to(torch.int32).cpu())
-        if with_context:
-            c.append(tensors_of(chunk)[1].cpu())
-    return Codes(torch.cat(z), torch.cat(c) if c else None)
+        latents = session.sample(chunk, num_draws).latents
+        for kind, of_kind in zip(kinds, z, strict=True):
+            of_kind.append(latents[kind.site].transpose(0, 1).to(torch.int32).cpu())
+        if not several and contexts[0] is not None:
+            beside.append(tensors_of(chunk)[1].cpu())
+    drawn = [torch.cat(of_kind) for of_kind in z]
+    if beside:
+        c = torch.cat(beside).unsqueeze(1)
+        return [Codes(drawn[0], c.expand(-1, num_draws, *c.shape[2:]))]
+    return [
+        Codes(own, None if context is None else context.joined(*drawn[i + 1 :]))
+        for i, (own, context) in enumerate(zip(drawn, contexts, strict=True))
+    ]
 
 
 def _posteriors(session: Session, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -76,12 +76,78 @@ class PriorFit(Result):
 
 
 @dataclass(frozen=True)
+class LevelsFit(Result):
+    """What codes of several levels cost under priors that were fitted to them, each given the levels above.
+
+    `refit_prior` of a `VQVAE2` leaves it at the new prior: `refitted.prior.fitted`.
+
+    Attributes:
+        levels: What was found of each level, by the name of its site, from the lowest.
+    """
+
+    levels: dict[str, PriorFit]
+
+    @property
+    def rate(self) -> Estimate:
+        """The sum of the rates of the rows that the priors were fitted to, one value for each draw."""
+        return Estimate(sum_of([found.rate.values for found in self.levels.values()]))
+
+    @property
+    def validation_rate(self) -> Estimate | None:
+        """The same of the held-out rows; None if all levels were counted from all rows."""
+        held_out = [f.validation_rate for f in self.levels.values() if f.validation_rate]
+        return Estimate(sum_of([each.values for each in held_out])) if held_out else None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """See `Result.lines`."""
+        names = dict.fromkeys(found.prior for found in self.levels.values())
+        found = [("prior", ", ".join(names)), ("rate, training rows", f"{self.rate} per row")]
+        if self.validation_rate is not None:
+            found.append(("rate, held-out rows", f"{self.validation_rate} per row"))
+        sites = [*self.levels]
+        for i, (site, of_level) in enumerate(self.levels.items()):
+            given = f" given {', '.join(sites[i + 1 :])}" if sites[i + 1 :] else ""
+            held_out = of_level.validation_rate
+            rate, which = (
+                (of_level.rate, "training") if held_out is None else (held_out, "held-out")
+            )
+            epochs = f"; epoch {of_level.best_epoch} of {len(of_level.history)}"
+            found.append(
+                (f"{site}{given}", f"{rate}, {which} rows{epochs if of_level.history else ''}")
+            )
+        return found
+
+    def doubts(self) -> Iterator[str]:
+        """See `Result.doubts`."""
+        for site, found in self.levels.items():
+            for text in found.doubts():
+                yield f"{site}: {text}"
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """See `Result.summary_numbers`."""
+        held_out = self.validation_rate
+        return {
+            "unit": "nats",
+            "num_rows": len(self.rate.values),
+            "rate": self.rate.to_dict(),
+            "validation_rate": None if held_out is None else held_out.to_dict(),
+            "levels": {site: found.summary_numbers() for site, found in self.levels.items()},
+        }
+
+
+def sum_of(values: Sequence[Tensor]) -> Tensor:
+    """The sum of some tensors of one shape."""
+    return torch.stack([*values]).sum(0)
+
+
+@dataclass(frozen=True)
 class Codes:
     """The codes of rows, and what the rows come with.
 
     Attributes:
         z: `(n, num_draws, *positions)`, whole numbers.
-        c: `(n, *event)`; None if the rows come alone.
+        c: What each draw is given, `(n, num_draws, *event)`: labels or attributes of the row, or codes above;
+            None if the rows come alone.
     """
 
     z: Tensor
@@ -96,9 +162,11 @@ class Codes:
 
     def drawn(self) -> Codes:
         """Each draw as a row of its own, with one draw."""
-        draws = self.z.shape[1]
-        c = None if self.c is None else self.c.repeat_interleave(draws, 0)
-        return Codes(self.z.flatten(0, 1).unsqueeze(1), c)
+        z, c = (
+            each if each is None else each.flatten(0, 1).unsqueeze(1) for each in (self.z, self.c)
+        )
+        assert z is not None
+        return Codes(z, c)
 
     def batches(
         self, size: int, order: Tensor | None, device: torch.device
@@ -107,7 +175,7 @@ class Codes:
         order = torch.arange(len(self)) if order is None else order
         for which in order.split(size):
             part = self.take(which)
-            parts = [part.z[:, 0].long()] + ([] if part.c is None else [part.c])
+            parts = [part.z[:, 0].long()] + ([] if part.c is None else [part.c[:, 0]])
             yield [each.to(device) for each in parts]
 
 
@@ -128,70 +196,87 @@ class CodeSteps:
     learning_rate: float
 
 
+class CodeLevel(NamedTuple):
+    """A prior, and the codes that it is fitted to.
+
+    Attributes:
+        name: The name of the prior.
+        site: The site of the codes.
+        prior: The module whose `forward()` is p(z), or `forward(c)` p(z | c).
+        codes: The codes of the rows.
+        held_out: Those of held-out rows; None if none were given.
+    """
+
+    name: str
+    site: str
+    prior: nn.Module
+    codes: Codes
+    held_out: Codes | None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the prior is fitted in closed form."""
+        return hasattr(self.prior, "fit_to_codes")
+
+
 def fit_codes(
-    prior: nn.Module,
-    name: str,
-    codes: Codes,
-    held_out: Codes | None,
+    levels: Sequence[CodeLevel],
     steps: CodeSteps,
     device: torch.device,
     progress: bool | None,
-) -> PriorFit:
-    """Fits a prior to codes, in place.
+) -> list[PriorFit]:
+    """Fits priors to codes, in place.
 
     Args:
-        prior: The module whose `forward()` is p(z), or `forward(c)` p(z | c).
-        name: The name of the prior.
-        codes: Those to fit it to. If it learns by steps and no others are given, some of them are held out.
-        held_out: Held-out ones.
-        steps: How it learns if it has no closed form.
-        device: Where it is.
+        levels: The priors and their codes, of the same rows. If one learns by steps and no held-out rows are
+            given, some rows are held out, the same of all levels.
+        steps: How those learn that have no closed form.
+        device: Where they are.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Raises:
         ValueError: There is nothing to hold out.
         DivergenceError: The rate became NaN or infinite.
     """
+    if levels[0].held_out is None and not all(level.counts for level in levels):
+        kept, apart = _split(len(levels[0].codes))
+        levels = [
+            level._replace(codes=level.codes.take(kept), held_out=level.codes.take(apart))
+            for level in levels
+        ]
     with pyro.validation_enabled(False):  # NaN is told below, in fewer words
-        return _fit(prior, name, codes, held_out, steps, device, progress)
+        return [_fit(level, len(levels) > 1, steps, device, progress) for level in levels]
 
 
 def _fit(
-    prior: nn.Module,
-    name: str,
-    codes: Codes,
-    held_out: Codes | None,
-    steps: CodeSteps,
-    device: torch.device,
-    progress: bool | None,
+    level: CodeLevel, named: bool, steps: CodeSteps, device: torch.device, progress: bool | None
 ) -> PriorFit:
     at_once = AT_ONCE * steps.batch_size
-    closed = getattr(prior, "fit_to_codes", None)
+    prior: Any = level.prior
+    codes = level.codes.drawn()
+    held_out = None if level.held_out is None else level.held_out.drawn()
     history: list[dict[str, float]] = []
     best = 0
-    if closed is not None:
-        codes = codes.drawn()
+    if level.counts:
         (given,) = codes.batches(len(codes), None, device)
-        closed(*given)
+        prior.fit_to_codes(*given)
     else:
-        if held_out is None:
-            codes, held_out = _split(codes)
-        codes = codes.drawn()
-        history, best = _train(prior, codes, held_out.drawn(), steps, device, progress)
+        assert held_out is not None
+        title = f"refit_prior, {level.site}" if named else "refit_prior"
+        history, best = _train(prior, codes, held_out, steps, device, title, progress)
     rate = Estimate(_rates(prior, codes, at_once, device))
     of_held_out = None
     if held_out is not None:
-        of_held_out = Estimate(_rates(prior, held_out.drawn(), at_once, device))
-    return PriorFit(name, rate, of_held_out, history, best)
+        of_held_out = Estimate(_rates(prior, held_out, at_once, device))
+    return PriorFit(level.name, rate, of_held_out, history, best)
 
 
-def _split(codes: Codes) -> tuple[Codes, Codes]:
+def _split(n: int) -> tuple[Tensor, Tensor]:
     """The rows without some that are held out, and these; drawn from torch's global generator.
 
     Raises:
         ValueError: There is one row only.
     """
-    n = len(codes)
     if n < 2:
         raise ValueError(
             "refit_prior holds out a tenth of the rows, to stop before the prior overfits, but there is only "
@@ -199,7 +284,7 @@ def _split(codes: Codes) -> tuple[Codes, Codes]:
         )
     order = torch.randperm(n)
     held_out = max(1, n // HELD_OUT)
-    return codes.take(order[held_out:]), codes.take(order[:held_out])
+    return order[held_out:], order[:held_out]
 
 
 def _train(
@@ -208,6 +293,7 @@ def _train(
     held_out: Codes,
     steps: CodeSteps,
     device: torch.device,
+    title: str,
     progress: bool | None,
 ) -> tuple[list[dict[str, float]], int]:
     """Minimizes -log p(z) by Adam, and keeps the weights with the least held-out rate.
@@ -220,7 +306,7 @@ def _train(
     least, best = float(_rates(prior, held_out, at_once, device).mean()), 0
     kept = copy.deepcopy(prior.state_dict())
     history: list[dict[str, float]] = []
-    with progress_bar(steps.max_epochs, "refit_prior", "epoch", progress) as bar:
+    with progress_bar(steps.max_epochs, title, "epoch", progress) as bar:
         for epoch in range(1, steps.max_epochs + 1):
             rate = _epoch(prior, codes, optimizer, steps, device, epoch)
             found = float(_rates(prior, held_out, at_once, device).mean())

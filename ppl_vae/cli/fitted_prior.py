@@ -1,0 +1,345 @@
+"""The subcommand `refit-prior`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ppl_vae.checks import device_for
+from ppl_vae.cli.common import warn_of_other_rows
+from ppl_vae.cli.finish import finish_run
+from ppl_vae.cli.known import DEFAULTS_OF_PRIORS
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import PRIOR, names
+from ppl_vae.cli.output import warn
+from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.reached import objective_of
+from ppl_vae.cli.setup import Setup, checked, load_rows, missing_arguments, of_photos
+from ppl_vae.cli.stages import Stages
+from ppl_vae.cli.start import require_apart, started
+from ppl_vae.data import Data
+from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.pairs import Batch, Batches, Pair, num_rows, transformed
+from ppl_vae.runs import (
+    Run,
+    build,
+    load_run,
+    read_history,
+    require_free,
+    write_history,
+    write_results,
+    write_weights,
+)
+from ppl_vae.runtime import (
+    as_folder,
+    preserve_random_state,
+    require_samples,
+    require_seed,
+    resolve_device,
+    seed_everything,
+)
+from ppl_vae.stats import Estimate, Result
+from ppl_vae.training import Fit, LevelsFit, PriorFit, refit_prior as fit_prior
+
+_OF_STEPS = ("max_epochs", "patience", "batch_size", "learning_rate")
+"""Options of priors that learn by steps."""
+
+_FEW = 64
+"""Samples for an ELBO that is not exact."""
+
+
+@dataclass(frozen=True)
+class RefittedPrior(Result):
+    """What a new prior has changed.
+
+    Attributes:
+        prior: The name of the prior.
+        found: What `refit_prior` has found; None of a prior of vectors, which has no rates of its own.
+        before: The ELBO of the test rows with the prior before.
+        after: The same with the new one.
+    """
+
+    prior: str
+    found: PriorFit | LevelsFit | None
+    before: Estimate
+    after: Estimate
+
+    def lines(self) -> list[tuple[str, str]]:
+        """See `Result.lines`."""
+        found = [("prior", self.prior)] if self.found is None else self.found.lines()
+        gain = Estimate(self.after.values - self.before.values)
+        return [
+            *found,
+            ("ELBO, prior before", str(self.before)),
+            ("ELBO, new prior", str(self.after)),
+            ("gained", f"{gain.numbers('+.3f')} nats, test rows"),
+        ]
+
+    def doubts(self) -> Iterator[str]:
+        """See `Result.doubts`."""
+        if self.found is not None:
+            yield from self.found.doubts()
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """See `Result.summary_numbers`."""
+        found = {"prior": self.prior} if self.found is None else self.found.summary_numbers()
+        return {**found, "elbo_before": self.before.to_dict(), "elbo_after": self.after.to_dict()}
+
+
+def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
+    """Fits a new prior for the pair of a run, which is left as it is; the result is a run of its own."""
+    options = parser.get_defaults()
+    options.update(given)
+    stages = Stages(bool(given.get("quiet")))
+    source = Path(options.run)
+    resolve_device(options.device)
+    require_samples("num_samples", options.num_samples)
+    require_seed(options.seed)
+    if given.get("run_dir") is not None:
+        target = Path(options.run_dir)
+        require_apart(target, source, "the run whose encoder and decoder are kept")
+        require_free(as_folder(options.run_dir, "run_dir"), overwrite=bool(options.overwrite))
+    prior, spec = _prior_of(parser, given)
+    with stages.stage("data and pair", told=False):
+        setup, run = _loaded(source, given, options, spec)
+    model = _model_with_prior(run)
+    of_codes = hasattr(prior, "build_codes")
+    if typed := [name for name in _OF_STEPS if name in given and not of_codes]:
+        raise UsageError(
+            f"--{typed[0]} is for priors of codes, which learn by steps; {type(prior).__name__} is fitted to "
+            f"vectors otherwise: leave out {', '.join(f'--{name}' for name in typed)}"
+        )
+    pair = Pair.of(run.model, run.guide)
+    pair.to(resolve_device(device_for(pair, Batches(setup.data.test, pair), options.device)))
+    progress = False if options.quiet else None
+    how = {name: options[name] for name in names(PRIOR)}
+    begun = time.monotonic()
+    with started("refit-prior", setup, given) as (folder, _):
+        with stages.stage("fit of the prior", told=False):  # the end is told in other words
+            refitted: Any = fit_prior(
+                model,
+                run.guide,
+                _as_trained(setup.data, options.seed),
+                prior,
+                **({"validation": setup.data.validation} if of_codes else {}),
+                **how,
+                seed=options.seed,
+                progress=progress,
+            )
+        seconds = time.monotonic() - begun
+        found: PriorFit | LevelsFit | None = getattr(refitted.prior, "fitted", None)
+        measured = {"num_samples": _FEW, "seed": options.seed, "progress": progress}
+        with stages.stage("ELBO before and after", told=False):
+            before, after = (
+                evaluate(model, run.guide, setup.data.test, method="guide", **measured)
+                for model in (model, refitted)
+            )
+            held_out = evaluate(
+                refitted, run.guide, setup.data.validation, method="guide", **measured
+            )
+        epochs = _epochs(found, held_out)
+        if not epochs and (typed := [name for name in _OF_STEPS if name in given]):
+            warn(f"--{typed[0]} had no use: {type(prior).__name__} is counted, and takes no steps")
+        history = _continued(read_history(source), epochs, seconds)
+        weights = write_weights(folder.path, refitted, run.guide, epochs=len(history))
+        write_history(folder.path, history)
+        result = RefittedPrior(type(prior).__name__, found, before.elbo, after.elbo)
+        write_results(folder.path, fit=result.to_dict(), weights=weights)
+        folder.begin()
+        fitted = _fit_of(setup, refitted, run, history, found, epochs, seconds)
+        finish_run(folder, setup, fitted, given, stages, result)
+    return 0
+
+
+def _prior_of(parser: ArgumentParser, given: Namespace) -> tuple[Any, dict[str, Any]]:
+    """The description of the prior that was typed, and the same as plain values.
+
+    Raises:
+        UsageError: It lacks an argument, or has one that it cannot have.
+    """
+    spec: Any = {"class_path": DEFAULTS_OF_PRIORS["prior"]}
+    if given.get("prior") is not None:
+        typed = yaml.safe_load(parser.dump(given.clone(), skip_validation=True))
+        spec = typed["prior"]
+    if isinstance(spec, str):
+        spec = {"class_path": spec}
+    name = str(spec["class_path"]).rpartition(".")[2]
+    try:
+        prior, spec = build(spec)
+    except (TypeError, ValueError) as error:
+        if missing := missing_arguments(error, spec["class_path"]):
+            listed = " and ".join(f"--prior.{argument}" for argument in missing)
+            raise UsageError(f"{listed} is missing: {name} needs it") from error
+        raise UsageError(f"--prior {name}: {error}") from error
+    if not (hasattr(prior, "build_codes") or hasattr(prior, "build")):
+        raise UsageError(
+            f"--prior {name}: this is no description of a prior, which has a method build_codes (of codes) or "
+            "build (of vectors): take PixelCNNPrior or MixturePrior, say"
+        )
+    return prior, spec
+
+
+def _loaded(
+    source: Path, given: Namespace, options: Namespace, spec: dict[str, Any]
+) -> tuple[Setup, Run]:
+    """What is to be fitted: the data and the pair of a run, and the configuration of the new one."""
+    trust = trust_of(given, source)
+    run = load_run(source, trust=trust, results=False)
+    config = checked(source, run.config)
+    if of_photos(config):
+        raise UsageError(
+            f"{source} is a run of `ppl-vae colorize train`, whose segments have a prior of their own kind: "
+            "refit-prior takes runs of `ppl-vae train`"
+        )
+    data = load_rows(config, options.data_dir)
+    warn_of_other_rows(source, data)
+    model = dict(config["model"]) if isinstance(config.get("model"), Mapping) else {}
+    model["init_args"] = {**(model.get("init_args") or {}), "prior": copy.deepcopy(spec)}
+    left_out = ("versions", "made_by", "refit_of", "model", "prior", "fit_of_prior")
+    new = {
+        **{name: value for name, value in config.items() if name not in left_out},
+        "model": model,
+        "num_samples": options.num_samples,
+        "device": options.device,
+        "refit_of": str(source.resolve()),
+        "prior": spec,
+        "fit_of_prior": {
+            **{name: options[name] for name in names(PRIOR)},
+            "seed": options.seed,
+        },
+    }
+    if options.data_dir is not None:
+        new["data_dir"] = options.data_dir
+    new.setdefault("seed", 0)
+    return Setup(data, run.model, run.guide, objective_of(run, trust), {}, new), run
+
+
+def _model_with_prior(run: Run) -> torch.nn.Module:
+    """The model of a run, whose prior can be replaced.
+
+    Raises:
+        UsageError: It has none.
+    """
+    name = type(run.model).__name__
+    arguments = inspect.signature(type(run.model)).parameters
+    has_prior = isinstance(getattr(run.model, "prior", None), torch.nn.Module)
+    if isinstance(run.model, torch.nn.Module) and has_prior and "prior" in arguments:
+        return run.model
+    raise UsageError(
+        f"{run.path} is a run of {name}, which has no prior that could be replaced: refit-prior takes runs of "
+        "models with an argument `prior`, such as VAE, ConditionalVAE, VQVAE, ConditionalVQVAE and VQVAE2"
+    )
+
+
+def _as_trained(data: Data[Any], seed: int) -> Batch:
+    """The training rows: where each batch of a training is binarized or dequantized anew, one draw of that."""
+    if data.transform is None:
+        rows: Batch = data.train
+        return rows
+    with preserve_random_state():
+        seed_everything(seed)
+        return transformed(data.train, data.transform)
+
+
+def _epochs(found: PriorFit | LevelsFit | None, held_out: Evaluation) -> list[dict[str, float]]:
+    """The rates of each epoch, nats per row, as metrics; a level that has stopped keeps its best epoch's.
+
+    The distortion stays what it is.
+    """
+    if found is None:
+        return []
+    levels = found.levels if isinstance(found, LevelsFit) else {"": found}
+    count = max(len(level.history) for level in levels.values())
+    distortion = held_out.distortion.mean
+    epochs = []
+    for i in range(count):
+        each = {name: _rates_in(level, i) for name, level in levels.items()}
+        rate = sum(train for train, _ in each.values())
+        validation = sum(apart for _, apart in each.values())
+        of_levels = {f"rate_{name}": apart for name, (_, apart) in each.items() if name}
+        epochs.append(
+            {
+                "rate": rate,
+                "validation_elbo": -(validation + distortion),
+                "validation_rate": validation,
+                "validation_distortion": distortion,
+                **of_levels,
+            }
+        )
+    return epochs
+
+
+def _rates_in(level: PriorFit, epoch: int) -> tuple[float, float]:
+    """The rates of training and held-out rows in an epoch, which counts from 0."""
+    if epoch >= len(level.history):
+        epoch = level.best_epoch - 1
+    if epoch < 0:
+        assert level.validation_rate is not None
+        return level.rate.mean, level.validation_rate.mean
+    row = level.history[epoch]
+    return row["rate"], row["validation_rate"]
+
+
+def _continued(
+    history: list[dict[str, float]], epochs: list[dict[str, float]], seconds: float
+) -> list[dict[str, float]]:
+    """The history of a pair, and the epochs of its prior behind it."""
+    last = history[-1] if history else {}
+    kept: dict[str, float] = {
+        name: last[name] for name in ("step", "beta", "codes_used", "perplexity") if name in last
+    }
+    before = last.get("seconds", 0.0)
+    added = [
+        {
+            "epoch": len(history) + i + 1,
+            **kept,
+            **row,
+            "seconds": before + seconds * (i + 1) / len(epochs),
+        }
+        for i, row in enumerate(epochs)
+    ]
+    whole = ("epoch", "step")
+    return [
+        {name: int(value) if name in whole else value for name, value in row.items()}
+        for row in [*history, *added]
+    ]
+
+
+def _fit_of(
+    setup: Setup,
+    refitted: Any,
+    run: Run,
+    history: list[dict[str, float]],
+    found: PriorFit | LevelsFit | None,
+    epochs: list[dict[str, float]],
+    seconds: float,
+) -> Fit:
+    """What was trained, as `fit` says it."""
+    size, steps, best = 0, 0, len(history)
+    if found is not None and epochs:
+        levels = [*found.levels.values()] if isinstance(found, LevelsFit) else [found]
+        size = math.ceil(num_rows(setup.data.train) / setup.config["fit_of_prior"]["batch_size"])
+        steps = size * sum(len(level.history) for level in levels)
+        best = len(history) - len(epochs) + max(level.best_epoch for level in levels)
+    return Fit(
+        model=refitted,
+        guide=run.guide,
+        history=history,
+        objective=setup.objective,
+        epochs=len(history),
+        steps=steps,
+        best_epoch=best,
+        stopped="",
+        seconds=seconds,
+        batch_size=setup.config.get("batch_size"),
+    )

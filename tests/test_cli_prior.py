@@ -1,0 +1,262 @@
+"""`ppl-vae refit-prior`: a new prior for the pair of a run, and a run that all other commands take."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ppl_vae import evaluate, load_run, models
+from ppl_vae.cli import main
+from ppl_vae.cli.known import known
+from ppl_vae.models.priors import CodePrior, Prior
+from ppl_vae.runs import command_again
+from ppl_vae.runtime import content_digest
+
+QUICK = ("--posterior", "never", "--report", "false", "--quiet", "--num_samples", "64")
+STEPS = ("--max_epochs", "3", "--learning_rate", "1e-2", "--batch_size", "20")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_pictures() -> Iterator[None]:
+    """Pictures take most of the time; tests of the commands that draw them are elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppl_vae.cli.finish.draw_run", lambda *_: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with binary pictures of three kinds, and runs on them."""
+    folder = tmp_path_factory.mktemp("priors")
+    generator = torch.Generator().manual_seed(0)
+    centers, labels = torch.rand(3, 1, 4, 4, generator=generator), torch.arange(90) % 3
+    x = torch.bernoulli(centers[labels], generator=generator)
+    np.savez(folder / "rows.npz", x=x.numpy(), y=labels.numpy())
+    code = ("--model.quantizer.codes", "8", "--model.quantizer.dim", "2")
+    grid = (
+        *("--model.network", "ConvolutionalGrid", "--model.network.channels", "6"),
+        *("--model.network.halvings", "1", "--model.network.blocks", "0"),
+    )
+    pyramid = ("--model.network.channels", "6", "--model.network.halvings", "[1,1]")
+    for name, options in {
+        "levels": ("VQVAE2", *pyramid, "--model.network.blocks", "0"),
+        "labels": ("ConditionalVQVAE", *grid, *code, "--labels", "true"),
+        "vectors": ("VAE", "--model.latent_dim", "2"),
+    }.items():
+        data = ("--data", str(folder / "rows.npz"), "--run_dir", str(folder / name))
+        where = (*data, "--max_epochs", "2", *QUICK)
+        assert main(["train", "--model", *options, *where]) == 0
+    return folder
+
+
+def refit_prior(run: Path, to: Path, *options: str) -> int:
+    return main(["refit-prior", str(run), "--run_dir", str(to), *QUICK, *options])
+
+
+def test_a_run_of_two_levels(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = place / "levels", place / "levels-2"
+    before = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
+    prior = ("--prior", "PixelCNNPrior", "--prior.channels", "4", "--prior.layers", "1")
+    assert refit_prior(source, run, *prior, *STEPS) == 0
+    shown = capsys.readouterr().out
+    for words in ("z1 given z2", "ELBO, prior before", "ELBO, new prior", "gained"):
+        assert words in shown
+    assert {f: f.read_bytes() for f in source.rglob("*") if f.is_file()} == before
+    # The pair is that of the source, with another prior.
+    old, new = load_run(source), load_run(run)
+    assert {n: p for n, p in new.config.items() if n in ("seed", "data", "guide")} == {
+        n: p for n, p in old.config.items() if n in ("seed", "data", "guide")
+    }
+    assert new.config["made_by"] == "refit-prior"
+    assert new.config["refit_of"] == str(source.resolve())
+    assert new.config["fit_of_prior"]["max_epochs"] == 3
+    state: Any = new.model
+    for name, value in old.model.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(state.state_dict()[name], value), name
+    # What was found is what an evaluation of the rows finds.
+    found = json.loads((run / "fit.json").read_text())
+    with np.load(place / "rows.npz") as rows:
+        assert len(rows["x"]) == 90
+    for name, pair in (("elbo_before", old), ("elbo_after", new)):
+        stored = evaluate(pair.model, pair.guide, _test_rows(pair.config))
+        assert found[name]["mean"] == pytest.approx(stored.elbo.mean, abs=1e-4)
+    summary = json.loads((run / "evaluation.json").read_text())
+    assert summary["elbo"]["mean"] == pytest.approx(found["elbo_after"]["mean"], abs=1e-4)
+    assert found["elbo_after"]["mean"] > found["elbo_before"]["mean"] + 0.3
+    # The epochs of the prior follow those of the pair.
+    with (run / "metrics.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["epoch"] for line in lines] == ["1", "2", "3", "4", "5"]
+    for line in lines[2:]:
+        rate = float(line["rate_z1"]) + float(line["rate_z2"])
+        assert float(line["validation_rate"]) == pytest.approx(rate)
+        bound = -rate - float(line["validation_distortion"])
+        assert float(line["validation_elbo"]) == pytest.approx(bound)
+    least = min(float(line["validation_rate"]) for line in lines[2:])
+    assert found["validation_rate"]["mean"] <= least + 1e-4
+
+
+def _test_rows(config: Any) -> Any:
+    from ppl_vae.cli.setup import load_rows
+
+    return load_rows(config).test
+
+
+def test_other_commands_take_it(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert refit_prior(place / "labels", run, "--prior.channels", "4", *STEPS) == 0
+    for command in ("evaluate", "diagnose"):
+        assert main([command, str(run), "--overwrite", "--quiet"]) == 0
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "ppl-vae refit-prior" in page
+    assert "pair of" in page
+    output = tmp_path / "drawn.npz"
+    drawn = ("--num", "5", "--label", "2,0", "--output", str(output))
+    assert main(["sample", str(run), *drawn]) == 0
+    with np.load(output) as arrays:
+        assert arrays["label"].tolist() == [2, 0, 2, 0, 2]
+        assert arrays["z"].shape == (5, 4)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "which fits it anew: ppl-vae refit-prior" in capsys.readouterr().err
+
+
+def test_vectors_have_a_prior_of_vectors(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--prior", "MixturePrior", "--prior.components", "3")
+    assert refit_prior(place / "vectors", tmp_path / "run", *options) == 0
+    assert "ELBO, new prior" in capsys.readouterr().out
+    loaded: Any = load_run(tmp_path / "run")
+    assert loaded.model.prior().component_distribution.batch_shape == (3,)
+    again = command_again(loaded.config, tmp_path / "run")
+    assert "--prior MixturePrior --prior.components 3" in again
+
+
+def test_one_of_the_same_settings_is_the_same(place: Path, tmp_path: Path) -> None:
+    options = ("--prior", "TransformerPrior", "--prior.width", "8", "--prior.layers", "1")
+    for name in ("a", "b"):
+        assert refit_prior(place / "labels", tmp_path / name, *options, *STEPS) == 0
+    one, two = (content_digest(tmp_path / name / "weights.safetensors") for name in ("a", "b"))
+    assert one == two
+
+
+def test_the_priors_that_are_known_are_those_that_can_be_fitted() -> None:
+    fitted = set()
+    for name in dir(models):
+        kind = getattr(models, name)
+        if isinstance(kind, type) and issubclass(kind, CodePrior) and kind is not CodePrior:
+            module = kind().build_codes((2, 2), 3)
+            if hasattr(module, "fit_to_codes") or [*module.parameters()]:
+                fitted.add(name)
+        of_vectors = isinstance(kind, type) and issubclass(kind, Prior) and kind is not Prior
+        if of_vectors and name != "VampPrior" and hasattr(kind().build((3,), 2), "fit_to"):
+            fitted.add(name)
+    assert set(known("prior")) == fitted
+
+
+WRONG: dict[str, tuple[str, int, str]] = {
+    "no run": ("nowhere --run_dir new", 1, "there is no run folder nowhere"),
+    "nothing": ("", 2, "RUN is missing"),
+    "no prior": (
+        "labels --prior Wrong",
+        2,
+        "there is no prior of this name; known are DiagonalNormal",
+    ),
+    "no argument": ("labels --prior.chanels 4", 2, "did you mean --prior.channels?"),
+    "a wrong argument": (
+        "labels --prior.channels 0",
+        2,
+        "PixelCNNPrior.channels must be at least 1",
+    ),
+    "a model": ("labels --prior ppl_vae.networks.MLP", 2, "no description of a prior"),
+    "vectors": ("labels --prior MixturePrior --run_dir new", 1, "choose IndependentCodes()"),
+    "codes": ("vectors --run_dir new", 1, "the latents of a row are not codes"),
+    "steps of vectors": (
+        "vectors --prior MixturePrior --max_epochs 3 --run_dir new",
+        2,
+        "--max_epochs is for priors of codes",
+    ),
+    "itself": (
+        "labels --run_dir labels --overwrite",
+        2,
+        "whose encoder and decoder are kept, and would",
+    ),
+    "inside": ("labels --run_dir labels/in", 2, "is inside of labels"),
+    "another": ("labels --run_dir levels", 1, "there is a run in levels already"),
+    "a resumed one": ("labels --resume labels", 2, "unrecognized arguments: --resume"),
+    "no epochs": ("labels --max_epochs 0 --run_dir new", 1, "max_epochs must be at least 1"),
+    "no prior in the model": (
+        "plain --run_dir new",
+        2,
+        "which has no prior that could be replaced",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    line, code, words = WRONG[name]
+    if line.startswith("plain") and not (place / "plain").exists():
+        _without_prior(place)
+    assert main(["refit-prior", *line.split(), "--quiet"]) == code
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (place / "new").exists()
+
+
+def _without_prior(place: Path) -> None:
+    options = ("--model", "ProbabilisticPCA", "--model.latent_dim", "2", "--guide", "Exact")
+    where = ("--data", str(place / "rows.npz"), "--run_dir", str(place / "plain"))
+    assert main(["train", *options, *where, "--max_epochs", "1", *QUICK]) == 0
+
+
+def test_the_page_of_a_run_that_was_killed_says_how_it_is_made_anew(
+    place: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    run.mkdir()
+    config = yaml.safe_load((place / "labels" / "config.yaml").read_text())
+    prior = {"class_path": "ppl_vae.models.PixelCNNPrior", "init_args": {"channels": 4}}
+    config |= {"made_by": "refit-prior", "refit_of": str(place / "labels"), "prior": prior}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "--prior PixelCNNPrior --prior.channels 4" in page
+    shutil.rmtree(run)
+    again: Callable[..., str] = command_again
+    assert again({"made_by": "train"}, Path("a")) == "ppl-vae train --resume a"
+
+
+@pytest.mark.parametrize(
+    ("options", "place_of", "expected"),
+    [
+        ("--model VQVAE --model.quantizer.codes 64", "quantizer", "ppl_vae.codes.VectorQuantizer"),
+        (
+            "--model ConditionalVQVAE --labels true --model.quantizer.dim 3",
+            "quantizer",
+            "ppl_vae.codes.VectorQuantizer",
+        ),
+    ],
+)
+def test_an_argument_of_a_documented_default_needs_no_class(
+    options: str, place_of: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *options.split(), "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"][place_of]["class_path"] == expected
+    assert config["guide"]["class_path"] == "ppl_vae.guides.QuantizingEncoder"
