@@ -1,7 +1,7 @@
 """What does a picture cost as codes? VQ-VAEs of several rates beside JPEG, WebP, AVIF and JPEG XL, as files.
 
-Each operating point is a `VQVAE` with a prior of its codes. Each test picture is written, read again and compared.
-Rates are those of the files, and of what is in them without their headers.
+Each operating point is a `VQVAE` with a prior of its codes. Each test picture is written, read again and
+compared. Rates are those of the files, and of what is in them without their headers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from ppl_vae import fit, load_data, load_run, refit_prior
 from ppl_vae.codes import Quantizer, ResidualQuantizer, VectorQuantizer
+from ppl_vae.colors import to_rgb
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error
-from ppl_vae.data import read_photo
+from ppl_vae.data import load_photos
 from ppl_vae.guides import QuantizingEncoder
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VQVAE, PixelCNNPrior
 from ppl_vae.networks import ConvolutionalGrid
+from ppl_vae.objectives import QuantizedELBO
 from ppl_vae.runs import save_run
 from ppl_vae.runtime import digest, replacing, require_output
 from ppl_vae.stats import Estimate
@@ -50,7 +52,7 @@ CODECS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (5, 10, 20, 30, 50, 75, 90),
     ),
     "WebP": ({"format": "WebP", "method": 6}, (1, 5, 10, 20, 40, 60, 80, 90)),
-    "AVIF": ({"format": "AVIF", "speed": 2}, (5, 10, 20, 30, 40, 50, 65, 80)),
+    "AVIF": ({"format": "AVIF", "speed": 4}, (5, 10, 20, 30, 40, 50, 65, 80)),
     "JPEG XL": ({"format": "JXL", "effort": 7}, (5, 15, 30, 45, 60, 75, 90)),
 }
 """Settings of a codec, and the qualities that give its curve."""
@@ -101,23 +103,23 @@ class Settings:
     Attributes:
         channels: Channels of the networks.
         max_epochs: Passes over the training rows.
-        patch: Positions on a side of a patch of a photo. The prior sees as many.
-        patches: Patches of 64 x 64 pixels per training photo; larger ones are fewer.
+        patch: Positions of codes on a side of a patch of a photo: the prior sees as many.
         batch_pixels: Pixels of a batch.
+        sigma: Noise of p(x | z): the mean squared error counts 1 / (2 sigma^2) beside the commitment.
         learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
         prior_channels: Channels of the prior.
         prior_epochs: Most passes of the prior over the codes.
         seed: Seed of weights, patches and batches.
     """
 
-    channels: int = 64
-    max_epochs: int = 10
+    channels: int = 32
+    max_epochs: int = 8
     patch: int = 16
-    patches: int = 32
-    batch_pixels: int = 2**16
-    learning_rate: float = 6e-4
-    prior_channels: int = 64
-    prior_epochs: int = 30
+    batch_pixels: int = 2**14
+    sigma: float = 0.3
+    learning_rate: float = 2e-3
+    prior_channels: int = 48
+    prior_epochs: int = 15
     seed: int = 0
 
 
@@ -161,6 +163,7 @@ class Score:
 
 def main(
     data: str = "folder:photos",
+    patches: int = 32,
     data_dir: Path = Path("data"),
     runs: Path = Path("compression"),
     settings: Settings = Settings(),
@@ -177,6 +180,8 @@ def main(
     Args:
         data: "folder:PATH" with photos in `train` and `val` or `test`, or pictures of one size that `load_data`
             knows, such as MNIST.
+        patches: How many patches of 64 x 64 pixels are cut out of each training photo, or as many pixels in
+            larger ones; 0: the pictures have one size, and are taken as they are.
         data_dir: Folder of the data, in torchvision's layout.
         runs: Folder that keeps the trained pairs and the scores.
         settings: How points are trained.
@@ -187,8 +192,7 @@ def main(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
-    photos = data.startswith("folder:") and _are_photos(Path(data.removeprefix("folder:")))
-    chosen = points or (PHOTOS if photos else SMALL)
+    chosen = points or (PHOTOS if patches else SMALL)
     codecs = [name for name in CODECS if _can_write(name)]
     table = Table(
         ["codec", "setting", "bits per pixel, file", "without headers", "PSNR, dB", "MS-SSIM"],
@@ -197,17 +201,13 @@ def main(
     scores: list[Score] = []
     sizes: dict[str, int] = {}
     for point in chosen:
-        of_point = partial(pictures_of, data, data_dir, photos, point, settings, max_rows)
+        of_point = partial(pictures_of, data, data_dir, patches, point, settings, max_rows)
         found, sizes[point.name] = _scored(point, of_point, runs, settings, most_pictures)
         scores += found
         table.step(point.name)
-    test = pictures_of(data, data_dir, photos, chosen[0], settings, max_rows).test[:most_pictures]
+    test = pictures_of(data, data_dir, patches, chosen[0], settings, max_rows).test[:most_pictures]
     for name in codecs:
-        scores += [
-            of_codec(picture, i, name, quality)
-            for quality in CODECS[name][1]
-            for i, picture in enumerate(test)
-        ]
+        scores += _of_all(test, name, runs)
         table.step(name)
     table.head()
     for (codec, setting), group in _grouped(scores).items():
@@ -244,20 +244,24 @@ def main(
 
 
 def pictures_of(
-    data: str, data_dir: Path, photos: bool, point: Point, settings: Settings, max_rows: int | None
+    data: str,
+    data_dir: Path,
+    patches: int,
+    point: Point,
+    settings: Settings,
+    max_rows: int | None,
 ) -> Pictures:
     """The pictures to train a point on, and the test pictures."""
-    if photos:
-        folder = Path(data.removeprefix("folder:"))
+    if patches:
         side = settings.patch * 2**point.halvings
-        count = max(1, settings.patches * 64**2 // side**2)
+        count = max(1, patches * 64**2 // side**2)
         rows = load_data(
             data, patch_size=side, patches=count, max_rows=max_rows, seed=settings.seed
         )
-        return Pictures(rows.train, rows.validation, [read_photo(f) for f in _test_files(folder)])
+        test = [to_rgb(photo.luma, photo.chroma) for photo in load_photos(data).test]
+        return Pictures(rows.train, rows.validation, test)
     rows = load_data(data, data_dir=data_dir, max_rows=max_rows, seed=settings.seed)
-    test = [_as_bytes(row) for row in rows.test]
-    return Pictures(rows.train, rows.validation, test)
+    return Pictures(rows.train, rows.validation, [_as_bytes(row) for row in rows.test])
 
 
 def _as_bytes(row: Tensor) -> Tensor:
@@ -301,12 +305,13 @@ def trained(
     shape = tuple(pictures.train.shape[1:])
     network = ConvolutionalGrid(settings.channels, point.halvings)
     torch.manual_seed(settings.seed)
-    model = VQVAE(shape, point.quantizer(), network, Gaussian(0.05))
+    model = VQVAE(shape, point.quantizer(), network, Gaussian(settings.sigma))
     guide = QuantizingEncoder(model, network)
     batch_size = max(1, settings.batch_pixels // math.prod(shape[-2:]))
     first = folder / "phase_1"
     fit(
         *(model, guide, pictures.train),
+        objective=QuantizedELBO(gradient="rotation"),
         validation=pictures.validation,
         batch_size=batch_size,
         max_epochs=settings.max_epochs,
@@ -320,7 +325,7 @@ def trained(
         *(model, guide, pictures.train, PixelCNNPrior(settings.prior_channels)),
         validation=pictures.validation,
         max_epochs=settings.prior_epochs,
-        batch_size=max(1, 4 * batch_size),
+        batch_size=8 * batch_size,
         seed=settings.seed,
     )
     print(f"{point.name}:\n{refitted.prior.fitted}", flush=True)
@@ -342,6 +347,20 @@ def own(model: Any, guide: Any, picture: Tensor, number: int, point: Point) -> S
 
 
 # -- usual codecs --------------------------------------------------------------------------------------------
+
+
+def _of_all(test: Sequence[Tensor], name: str, runs: Path) -> list[Score]:
+    """The scores of a codec at all qualities, from the folder if they are there."""
+    of = digest(test) + str(CODECS[name])
+    file = runs / f"{name.replace(' ', '_')}.csv"
+    scores = _read(file, of)
+    if scores is None:
+        qualities = CODECS[name][1]
+        scores = [
+            of_codec(p, i, name, quality) for quality in qualities for i, p in enumerate(test)
+        ]
+        _write(file, of, scores)
+    return scores
 
 
 def of_codec(picture: Tensor, number: int, name: str, quality: int) -> Score:
@@ -601,7 +620,7 @@ if __name__ == "__main__":
             "settings.max_epochs": 1,
             "settings.prior_channels": 8,
             "settings.prior_epochs": 1,
-            "settings.patches": 1,
+            "patches": 1,
             "settings.patch": 4,
             "max_rows": 40,
             "most_pictures": 2,

@@ -200,7 +200,7 @@ def table(
     max_test_rows: int | None = None,
     num_samples: int = 200,
 ) -> None:
-    """One bound for all, on the same test rows: rate, distortion, ELBO, log p(x); and the losses of both phases.
+    """One bound for all, on the same test rows: rate, distortion, ELBO, log p(x); and losses of both phases.
 
     Args:
         data: MNIST, or digits.
