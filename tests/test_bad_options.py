@@ -111,7 +111,7 @@ LONG = "x" * 300
         (
             ["train", "--model", "VQVAE", "--model.network", "MLP"],
             2,
-            "--model.network: expected the name of a known class, of which VQVAE takes ConvolutionalGrid, Slots,",
+            "--model.network: expected the name of a known class, of which VQVAE takes ConvolutionalGrid",
         ),
         (
             ["train", "--model", "VQVAE2", "--model.network", "Slots"],
