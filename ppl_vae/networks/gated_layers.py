@@ -168,7 +168,7 @@ class _Layer(nn.Module):
         self.place = nn.Conv2d(channels, 2 * channels, 1, bias=not given)
         self.latent = nn.Linear(given, 2 * channels) if given else None
         self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.out = _Convolution(channels, channels, 1)
 
     def padded_above(self, above: Tensor) -> Tensor:
         """All rows of the picture, with those above it, that `above` reads."""
@@ -190,8 +190,8 @@ class _Layer(nn.Module):
 
     def left(self, left: Tensor, link: Tensor, before: Tensor | None, hide: float = 0.0) -> Tensor:
         """What the layer gives, from what is left and the link; `before` is what the layer before gave."""
-        gates = link if self.of_left is None else link + _convolved(self.of_left, left)
-        given = _convolved(self.out, _gated(gates, hide))
+        gates = link if self.of_left is None else link + self.of_left(left)
+        given: Tensor = self.out(_gated(gates, hide))
         return given if before is None else before + given
 
 
@@ -203,19 +203,19 @@ def _convolution(reads: int, gives: int, kernel: tuple[int, int], aside: int) ->
     """A convolution that is padded to the sides alone; None if it would read nothing."""
     if not math.prod(kernel):
         return None
-    return nn.Conv2d(reads, gives, kernel, padding=(0, aside), bias=False)
+    return _Convolution(reads, gives, kernel, padding=(0, aside), bias=False)
 
 
-def _convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution without padding; where the kernel fits once, as in a draw, by a product of matrices.
+class _Convolution(nn.Conv2d):
+    """A convolution; without padding, and where its kernel fits once, as in a draw, by a product of matrices.
 
     That gives the same numbers, but for rounding, and takes a tenth of the time.
     """
-    if x.shape[-2:] == convolution.kernel_size:
-        found = linear(x.flatten(1), convolution.weight.flatten(1), convolution.bias)
-        return found[..., None, None]
-    convolved: Tensor = convolution(x)
-    return convolved
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] == self.kernel_size and self.padding == (0, 0):
+            return linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
+        return super().forward(x)
 
 
 def _gated(gates: Tensor, hide: float = 0.0) -> Tensor:
