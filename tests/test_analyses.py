@@ -12,6 +12,7 @@ import runpy
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -648,6 +649,80 @@ def vq_vae(folder: Path) -> None:
     assert imread(folder / "vq_vae_samples.png").std() > 0.05
 
 
+def compression(folder: Path) -> None:
+    write_photos(folder / "photos")
+    small = ("--settings.channels=8", "--settings.prior_channels=8", "--settings.patch=4")
+    few = ("--settings.max_epochs=1", "--settings.prior_epochs=1", "--patches=1")
+    options = ("--data=folder:photos", *small, *few, '--points=[{"halvings": 2, "codes": 8}]')
+    printed = run("compression.py", *options, cwd=folder)
+    table = rows(printed.split("Saving of")[0])
+    (own, *others) = table
+    assert own["codec"] == "VQ-VAE"
+    assert {"JPEG", "WebP"} <= {row["codec"] for row in others}
+    for row in table:
+        assert 0 < mean(row["without headers"]) <= mean(row["bits per pixel, file"])
+        assert mean(row["PSNR, dB"]) > 0
+    # Three bits for a code of 16 pixels, about, with a prior that has hardly been trained.
+    assert mean(own["without headers"]) == pytest.approx(3 / 16, rel=0.2)
+    for codec in ("JPEG", "WebP"):
+        bits, quality = (
+            [mean(row[name]) for row in others if row["codec"] == codec]
+            for name in ("bits per pixel, file", "PSNR, dB")
+        )
+        assert bits[-1] > 1.5 * bits[0]
+        assert quality == sorted(quality)
+    assert imread(folder / "compression.png").std() > 0.05
+    again = run("compression.py", *options, "--overwrite=true", cwd=folder)  # from the folder
+    assert again == printed.replace(
+        printed[: printed.index("| codec")], again[: again.index("| codec")]
+    )
+
+
+def test_bd_rates_and_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the bits at the same PSNR are + 100 %; scans of a JPEG are found by writing without them."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = runpy.run_path(str(ROOT / "analyses" / "compression.py"))
+    score = script["Score"]
+    scores = [
+        score(codec, f"{q}", i, factor * 2.0**q * (1 + i), factor * 2.0**q, 25.0 + 3 * q + i, 0.9)
+        for codec, factor in (("JPEG", 1.0), ("VQ-VAE", 2.0))
+        for q in range(4)
+        for i in range(5)
+    ]
+    for of in ("bits", "payload"):
+        rate, error = script["bd_rate"](scores, "JPEG", of)
+        assert rate == pytest.approx(100, abs=1e-6)
+        assert error == pytest.approx(
+            0, abs=1e-6
+        )  # paired: pictures differ, and the ratio does not
+    apart = [
+        replace(s, psnr=s.psnr + 40) if s.codec == "JPEG" else s  # no PSNR in common
+        for s in scores
+    ]
+    assert script["bd_rate"](apart, "JPEG", "bits") is None
+
+    picture = Image.fromarray(torch.randint(256, (24, 40, 3), dtype=torch.uint8).numpy())
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=50, progressive=False)
+    data = written.getvalue()
+    scan = data.rindex(b"\xff\xda")  # of the only one
+    length = int.from_bytes(data[scan + 2 : scan + 4])
+    expected = len(data) - scan - 2 - length - len(b"\xff\xd9")
+    assert script["payload_of"](data, "JPEG") == expected
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=50, progressive=True, optimize=True)
+    progressive = written.getvalue()
+    assert progressive.count(b"\xff\xda") > 1
+    # The same numbers in other words: within a fifth.
+    assert script["payload_of"](progressive, "JPEG") == pytest.approx(expected, rel=0.2)
+    assert script["payload_of"](progressive, "JPEG") < len(progressive) - 100
+    written = io.BytesIO()
+    picture.save(written, "WEBP", quality=50)
+    webp = written.getvalue()
+    # RIFF, a size, WEBP, then the name and the size of the chunk that is all of the rest.
+    assert script["payload_of"](webp, "WebP") in (len(webp) - 20, len(webp) - 21)
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
@@ -657,6 +732,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "colorization.py": colorization,
     "colorization_files.py": colorization_files,
     "colorization_inference.py": colorization_inference,
+    "compression.py": compression,
     "context_window.py": context_window,
     "em_vs_vae.py": em_vs_vae,
     "few_labels.py": few_labels,
@@ -928,6 +1004,7 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         "collapse.py": [],
         "lagging.py": [],
         "vq_vae.py": ["sweep"],
+        "compression.py": [],
     }
     (tmp_path / "mine.png").write_text("mine")
     for name, options in scripts.items():
