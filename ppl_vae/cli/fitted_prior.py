@@ -29,6 +29,7 @@ from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import require_apart, started
 from ppl_vae.data import Data
 from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.networks import PictureEncoder
 from ppl_vae.pairs import Batch, Batches, Pair, num_rows, transformed
 from ppl_vae.runs import (
     Run,
@@ -112,6 +113,7 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     prior, spec = _prior_of(parser, given)
     with stages.stage("data and pair", told=False):
         setup, run = _loaded(source, given, options, spec)
+        around = _with_margin(setup, run)
     model = _model_with_prior(run)
     of_codes = hasattr(prior, "build_codes")
     if typed := [name for name in _OF_STEPS if name in given and not of_codes]:
@@ -129,9 +131,9 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
             refitted: Any = fit_prior(
                 model,
                 run.guide,
-                _as_trained(setup.data, options.seed),
+                _as_trained(around, options.seed),
                 prior,
-                **({"validation": setup.data.validation} if of_codes else {}),
+                **({"validation": around.validation} if of_codes else {}),
                 **how,
                 seed=options.seed,
                 progress=progress,
@@ -222,6 +224,25 @@ def _loaded(
         new["data_dir"] = options.data_dir
     new.setdefault("seed", 0)
     return Setup(data, run.model, run.guide, objective_of(run, trust), {}, new), run
+
+
+def _with_margin(setup: Setup, run: Run) -> Data[Any]:
+    """The data of a run; if they are patches of photos, with as much around them as the encoder sees.
+
+    Codes of a patch alone depend on the zeros beyond its border, and are not those of a photo.
+    """
+    encoder, size = getattr(run.guide, "encoder", None), setup.config.get("patch_size")
+    if not (isinstance(encoder, PictureEncoder) and size is not None):
+        return setup.data
+    margin = encoder.stride * math.ceil(encoder.radius / encoder.stride)
+    try:
+        return load_rows({**setup.config, "patch_size": size + 2 * margin})
+    except ValueError as error:  # photos have no room for it
+        warn(
+            f"the prior is fitted to patches without a margin of {margin} pixels, so that in photos it "
+            f"predicts codes near the border of a block less well: {error}"
+        )
+        return setup.data
 
 
 def _model_with_prior(run: Run) -> torch.nn.Module:

@@ -132,9 +132,8 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[An
 
 def of_photos(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of `colorize train`: its data are patches of photos."""
-    return (
-        "longest" in config
-    )  # `ppl-vae train` has patches, too, but takes photos at their own size
+    # `ppl-vae train` has patches, too, but takes photos at their own size.
+    return "longest" in config
 
 
 def data_paths(config: Mapping[str, Any]) -> list[Path]:

@@ -18,6 +18,7 @@ from ppl_vae.pairs import (
     Program,
     as_args,
     innermost,
+    num_rows,
     sample_rows,
     stated_moment,
     tensors_of,
@@ -25,6 +26,7 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.runtime import described, require_count, require_number, require_samples
 from ppl_vae.training.code_prior import CodeLevel, Codes, CodeSteps, LevelsFit, fit_codes
+from ppl_vae.training.larger_pictures import Around, middle_of
 
 
 class PriorDescription(Protocol):
@@ -78,7 +80,10 @@ def refit_prior(
     Args:
         model: The model; its `model.prior` is the module whose `forward()` is p(z).
         guide: The guide.
-        x: The rows whose posteriors count: those trained on, as for `evaluate`.
+        x: The rows whose posteriors count: those trained on, as for `evaluate`. Pictures may be larger than the
+            model's if its guide encodes any size (`QuantizingEncoder` with `ConvolutionalGrid`): then the codes
+            in the middle count. Near the border of a patch, codes depend on the zeros that a network sees
+            beyond it; those of a large photo do not. So a prior for photos is fitted to patches with a margin.
         prior: The new prior: `DiagonalNormal()`, `MixturePrior(20)`, `FlowPrior()`, or any description whose
             module has a method `fit_to(mean, variance, draws)`. For codes `IndependentCodes()`,
             `PixelCNNPrior()`, `TransformerPrior()`, or any other `CodePrior`; for codes on several grids one
@@ -151,6 +156,7 @@ def refit_prior(
                 f"{described(each)}"
             )
     steps = CodeSteps(max_epochs, patience, batch_size, float(learning_rate))
+    x, around = middle_of(model, guide, x)
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         old = getattr(model, "prior", None)
         if not isinstance(old, nn.Module):
@@ -171,7 +177,7 @@ def refit_prior(
             new = _fitted(session, prior, num_draws)
         else:
             held_out = None if validation is None else (model, guide, validation)
-            new = _fitted_to_codes(session, priors, kinds, num_draws, held_out, old, steps)
+            new = _fitted_to_codes(session, priors, kinds, num_draws, held_out, old, steps, around)
     # The old prior is not copied: it may hold on to the guide.
     refitted = copy.deepcopy(model, {id(old): new.train(model.training)})
     told_instead(refitted, prior=prior)
@@ -277,6 +283,7 @@ def _fitted_to_codes(
     validation: tuple[nn.Module, Program, DataLike] | None,
     old: Any,
     steps: CodeSteps,
+    around: Around | None,
 ) -> nn.Module:
     """A prior of codes, fitted to those of the rows; of several sites, each is given those that follow it."""
     several = hasattr(old, "sites")
@@ -286,11 +293,13 @@ def _fitted_to_codes(
         for each in (old if several else [old])
     ]
     draws = 1 if all(kind.certain for kind in kinds) else num_draws
-    codes = _codes(session, kinds, contexts, draws, several)
+    codes = _codes(session, kinds, contexts, draws, several, around)
     held_out: list[Codes] | list[None] = [None] * len(kinds)
     if validation is not None:
-        with opened(*validation, progress=session.progress) as others:
-            held_out = _codes(others, kinds, contexts, draws, several)
+        model, guide, x = validation
+        x, around = middle_of(model, guide, x)
+        with opened(model, guide, x, progress=session.progress) as others:
+            held_out = _codes(others, kinds, contexts, draws, several, around)
     levels = [
         CodeLevel(
             type(prior).__name__, kind.site, _built(session, prior, kind, context), own, apart
@@ -328,13 +337,25 @@ def _built(session: Session, prior: Any, kind: _Kind, context: Any) -> nn.Module
 
 
 def _codes(
-    session: Session, kinds: Sequence[_Kind], contexts: Sequence[Any], num_draws: int, several: bool
+    session: Session,
+    kinds: Sequence[_Kind],
+    contexts: Sequence[Any],
+    num_draws: int,
+    several: bool,
+    around: Around | None,
 ) -> list[Codes]:
     """Draws from each row's q(z | x) of each site, and what they are given: what rows come with, or codes."""
     z: list[list[Tensor]] = [[] for _ in kinds]
     beside: list[Tensor] = []
+    begin = 0
     for chunk in session.chunks(session.rows_at_once(num_draws), "refit_prior"):
-        latents = session.sample(chunk, num_draws).latents
+        if around is None:
+            latents = session.sample(chunk, num_draws).latents
+        else:
+            (kind,), end = kinds, begin + num_rows(chunk)
+            guide, rows = session.pair.guide, slice(begin, end)
+            inner = around.codes(guide, rows, kind.positions, session.device)
+            latents, begin = {kind.site: inner.unsqueeze(0)}, end
         for kind, of_kind in zip(kinds, z, strict=True):
             of_kind.append(latents[kind.site].transpose(0, 1).to(torch.int32).cpu())
         if not several and contexts[0] is not None:

@@ -1,0 +1,63 @@
+"""Pictures that are larger than those of a model: the codes in the middle of them know what is around."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.networks import PictureEncoder
+from ppl_vae.pairs import DataLike
+
+
+class Around(NamedTuple):
+    """Pictures, and which of their codes are those of a model.
+
+    Attributes:
+        pictures: `(n, *channels, H, W)`.
+        top: Lines of codes above those of the model.
+        left: Columns of codes beside them.
+    """
+
+    pictures: Tensor
+    top: int
+    left: int
+
+    @torch.no_grad()
+    def codes(self, guide: Any, rows: slice, positions: tuple[int, ...], device: Any) -> Tensor:
+        """The codes in the middle of some of the pictures, `(n, *positions)`."""
+        z: Tensor = guide.codes(self.pictures[rows].to(device))
+        height, width = positions[:2]
+        return z[:, self.top : self.top + height, self.left : self.left + width]
+
+
+def middle_of(model: Any, guide: Any, x: DataLike) -> tuple[DataLike, Around | None]:
+    """The middle of pictures that are larger than the model's, and the pictures; others as they are.
+
+    Raises:
+        ValueError: They are larger by what has no middle.
+    """
+    rows, *rest = x if isinstance(x, tuple) else (x,)
+    shape = tuple(getattr(model, "data_shape", ()))
+    encoder = getattr(guide, "encoder", None)
+    if not (isinstance(rows, Tensor) and isinstance(encoder, PictureEncoder)):
+        return x, None
+    if getattr(guide, "temperature", 0.0) > 0:  # it draws its codes
+        return x, None
+    stride = encoder.stride
+    here = tuple(rows.shape[1:])
+    fits = len(here) == len(shape) and here[:-2] == shape[:-2]
+    more = [own - of for own, of in zip(here[-2:], shape[-2:], strict=False)]
+    if not fits or min(more) < 0 or not any(more):
+        return x, None
+    if any(side % (2 * stride) for side in more):
+        raise ValueError(
+            f"the pictures have {here[-2]} x {here[-1]} pixels, and those of {type(model).__name__} "
+            f"{shape[-2]} x {shape[-1]}: larger ones must have a multiple of {2 * stride} pixels more in "
+            "height and in width, so that their middle has the codes of a model's picture"
+        )
+    top, left = (side // 2 for side in more)
+    middle = rows[..., top : top + shape[-2], left : left + shape[-1]].contiguous()
+    around = Around(rows, top // stride, left // stride)
+    return ((middle, *rest) if isinstance(x, tuple) else middle), around
