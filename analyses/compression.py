@@ -2,10 +2,13 @@
 
 Each operating point is a `VQVAE` with a prior of its codes. Each test picture is written, read again and
 compared. Rates are those of the files, and of what is in them without their headers.
+
+It needs `pip install torchmetrics bjontegaard`, and for JPEG XL `pillow-jxl-plugin`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -39,10 +42,8 @@ from ppl_vae.runs import save_run
 from ppl_vae.runtime import digest, replacing, require_output
 from ppl_vae.stats import Estimate
 
-try:
-    import pillow_jxl  # gives Pillow the format
-except ModuleNotFoundError:
-    pillow_jxl = None
+with contextlib.suppress(ModuleNotFoundError):
+    import pillow_jxl  # noqa: F401  # gives Pillow the format
 
 OURS = "VQ-VAE"
 
@@ -83,7 +84,7 @@ class Point:
     @property
     def most_bits_per_pixel(self) -> float:
         """With a uniform prior."""
-        return self.depth * math.log2(self.codes) / 4**self.halvings
+        return self.depth * math.log2(self.codes) / float(4**self.halvings)
 
     def quantizer(self) -> Quantizer:
         """Its codes."""
@@ -130,11 +131,13 @@ class Pictures:
     Attributes:
         train: Rows from 0 to 1, `(n, channels, h, w)`.
         validation: Rows like them.
+        around: Both for the prior of codes: patches have a margin there, so that all codes know what is around.
         test: Bytes, `(h, w, 3)` or `(h, w)` each.
     """
 
     train: Tensor
     validation: Tensor
+    around: tuple[Tensor, Tensor]
     test: list[Tensor]
 
 
@@ -255,13 +258,19 @@ def pictures_of(
     if patches:
         side = settings.patch * 2**point.halvings
         count = max(1, patches * 64**2 // side**2)
-        rows = load_data(
-            data, patch_size=side, patches=count, max_rows=max_rows, seed=settings.seed
+        photos = load_photos(data)
+        rooms = [min(photo.luma.shape) for part in (photos.train, photos.test) for photo in part]
+        network, stride = ConvolutionalGrid(halvings=point.halvings), 2**point.halvings
+        margin = min(network.radius + 1, (min(rooms) - side) // 2) // stride * stride
+        rows, around = (
+            load_data(data, patch_size=s, patches=count, max_rows=max_rows, seed=settings.seed)
+            for s in (side, side + 2 * margin)
         )
-        test = [to_rgb(photo.luma, photo.chroma) for photo in load_photos(data).test]
-        return Pictures(rows.train, rows.validation, test)
+        test = [to_rgb(photo.luma, photo.chroma) for photo in photos.test]
+        return Pictures(rows.train, rows.validation, (around.train, around.validation), test)
     rows = load_data(data, data_dir=data_dir, max_rows=max_rows, seed=settings.seed)
-    return Pictures(rows.train, rows.validation, [_as_bytes(row) for row in rows.test])
+    plain = rows.train, rows.validation
+    return Pictures(*plain, plain, [_as_bytes(row) for row in rows.test])
 
 
 def _as_bytes(row: Tensor) -> Tensor:
@@ -322,8 +331,8 @@ def trained(
         resume=first.exists(),
     )
     refitted = refit_prior(
-        *(model, guide, pictures.train, PixelCNNPrior(settings.prior_channels)),
-        validation=pictures.validation,
+        *(model, guide, pictures.around[0], PixelCNNPrior(settings.prior_channels)),
+        validation=pictures.around[1],
         max_epochs=settings.prior_epochs,
         batch_size=8 * batch_size,
         seed=settings.seed,
@@ -460,14 +469,15 @@ def _num_scales(picture: Tensor) -> int:
 
 def ms_ssim(picture: Tensor, decoded: Tensor) -> float:
     """Multi-scale structural similarity of two pictures of bytes."""
-    both = (p if p.dim() == 3 else p.unsqueeze(-1) for p in (picture, decoded))
     weights = torch.tensor(SCALES[: _num_scales(picture)])
-    found = multiscale_structural_similarity_index_measure(
-        *(p.movedim(-1, 0).unsqueeze(0).double() for p in both),
-        data_range=255.0,
-        betas=tuple((weights / weights.sum()).tolist()),
+    first, second = (
+        (p if p.dim() == 3 else p.unsqueeze(-1)).movedim(-1, 0).unsqueeze(0).double()
+        for p in (picture, decoded)
     )
-    return float(found)
+    betas = tuple((weights / weights.sum()).tolist())
+    return float(
+        multiscale_structural_similarity_index_measure(first, second, data_range=255.0, betas=betas)
+    )
 
 
 def _grouped(scores: Sequence[Score]) -> dict[tuple[str, str], list[Score]]:

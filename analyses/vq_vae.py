@@ -628,7 +628,7 @@ def samples(
     for axes, (title, x) in zip(figure.subplots(1, len(drawn)), drawn.items(), strict=True):
         x = x[0] if isinstance(x, tuple) else x
         grid = make_grid(x / x.max(), nrow=num_rows, padding=1, pad_value=0.5)
-        axes.imshow(grid.movedim(0, -1).clamp(0, 1), interpolation="nearest")
+        axes.imshow(grid.movedim(0, -1).clamp(0, 1).numpy(), interpolation="nearest")
         axes.set_title(title, fontsize=11)
         axes.set_axis_off()
     with replacing(output, overwrite=overwrite) as file:

@@ -613,7 +613,10 @@ def vq_vae(folder: Path) -> None:
         uniform, learned = table[f"{name}, uniform"], table[f"{name}, PixelCNN"]
         assert mean(uniform["rate"]) == pytest.approx(positions * math.log(4), abs=0.006)
         assert uniform["distortion"] == learned["distortion"]
-        assert uniform["log p(x)"] == "at least the ELBO"
+        if positions > 4:
+            assert uniform["log p(x)"] == "at least the ELBO"
+        else:  # of 4^4 codes, all are summed over
+            assert mean(uniform["log p(x)"]) > mean(uniform["ELBO"])
     assert table["VQ-VAE, counted"]["distortion"] == table["VQ-VAE, uniform"]["distortion"]
     assert mean(table["autoregressive"]["rate"]) == 0
     assert table["autoregressive"]["ELBO"] == table["autoregressive"]["log p(x)"]
@@ -670,7 +673,7 @@ def compression(folder: Path) -> None:
             for name in ("bits per pixel, file", "PSNR, dB")
         )
         assert bits[-1] > 1.5 * bits[0]
-        assert quality == sorted(quality)
+        assert quality[-1] > quality[0] + 1
     assert imread(folder / "compression.png").std() > 0.05
     again = run("compression.py", *options, "--overwrite=true", cwd=folder)  # from the folder
     assert again == printed.replace(
@@ -690,7 +693,7 @@ def test_bd_rates_and_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
         for i in range(5)
     ]
     for of in ("bits", "payload"):
-        rate, error = script["bd_rate"](scores, "JPEG", of)
+        rate, error = script["bd_rate"](scores, "JPEG", of, draws=20)
         assert rate == pytest.approx(100, abs=1e-6)
         assert error == pytest.approx(
             0, abs=1e-6

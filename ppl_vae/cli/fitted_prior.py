@@ -234,15 +234,25 @@ def _with_margin(setup: Setup, run: Run) -> Data[Any]:
     encoder, size = getattr(run.guide, "encoder", None), setup.config.get("patch_size")
     if not (isinstance(encoder, PictureEncoder) and size is not None):
         return setup.data
-    margin = encoder.stride * math.ceil(encoder.radius / encoder.stride)
-    try:
-        return load_rows({**setup.config, "patch_size": size + 2 * margin})
-    except ValueError as error:  # photos have no room for it
-        warn(
-            f"the prior is fitted to patches without a margin of {margin} pixels, so that in photos it "
-            f"predicts codes near the border of a block less well: {error}"
-        )
-        return setup.data
+    stride = encoder.stride
+    most = stride * math.ceil(encoder.radius / stride)
+    for margin in range(most, 0, -stride):
+        try:
+            data = load_rows({**setup.config, "patch_size": size + 2 * margin})
+        except ValueError:  # photos have no room for it
+            continue
+        if margin < most:
+            _warn_of_margin(f"with a margin of {margin} pixels, but the encoder sees {most}")
+        return data
+    _warn_of_margin("without a margin, as the photos have no room for one")
+    return setup.data
+
+
+def _warn_of_margin(what: str) -> None:
+    warn(
+        f"the prior is fitted to patches {what}: so in photos it predicts codes near the border of a block "
+        "less well. Larger photos, or a smaller --patch_size in `ppl-vae train`, leave more room"
+    )
 
 
 def _model_with_prior(run: Run) -> torch.nn.Module:
