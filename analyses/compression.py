@@ -93,7 +93,7 @@ class Point:
         return ResidualQuantizer(self.codes, dim=16, depth=self.depth)
 
 
-PHOTOS = (Point(3, 256), Point(2, 64), Point(3, 256, 4), Point(2, 512), Point(2, 256, 2))
+PHOTOS = (Point(3, 256), Point(2, 64), Point(2, 512), Point(3, 256, 4), Point(2, 256, 2))
 SMALL = (Point(2, 16), Point(2, 256), Point(2, 256, 2), Point(1, 64))
 
 

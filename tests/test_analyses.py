@@ -893,7 +893,14 @@ def test_scripts_start_alone(tmp_path: Path) -> None:
 
 
 SLOW = (  # half a minute each
-    *("collapse.py", "context_window.py", "inference_gaps.py", "planted_causes.py", "priors.py"),
+    *(
+        "vq_vae.py",
+        "collapse.py",
+        "context_window.py",
+        "inference_gaps.py",
+        "planted_causes.py",
+        "priors.py",
+    ),
 )
 
 
