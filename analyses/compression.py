@@ -108,7 +108,7 @@ class Settings:
         batch_pixels: Pixels of a batch.
         sigma: Noise of p(x | z): the mean squared error counts 1 / (2 sigma^2) beside the commitment.
         learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
-        prior_channels: Channels of the prior.
+        prior: What p(z) is built from.
         prior_epochs: Most passes of the prior over the codes.
         seed: Seed of weights, patches and batches.
     """
@@ -119,8 +119,8 @@ class Settings:
     batch_pixels: int = 2**14
     sigma: float = 0.3
     learning_rate: float = 2e-3
-    prior_channels: int = 48
-    prior_epochs: int = 15
+    prior: PixelCNNPrior = PixelCNNPrior(channels=32, layers=4, window=8)  # noqa: RUF009 (frozen)
+    prior_epochs: int = 10
     seed: int = 0
 
 
@@ -331,7 +331,7 @@ def trained(
         resume=first.exists(),
     )
     refitted = refit_prior(
-        *(model, guide, pictures.around[0], PixelCNNPrior(settings.prior_channels)),
+        *(model, guide, pictures.around[0], settings.prior),
         validation=pictures.around[1],
         max_epochs=settings.prior_epochs,
         batch_size=8 * batch_size,
@@ -628,7 +628,7 @@ if __name__ == "__main__":
         quick={
             "settings.channels": 8,
             "settings.max_epochs": 1,
-            "settings.prior_channels": 8,
+            "settings.prior.channels": 8,
             "settings.prior_epochs": 1,
             "patches": 1,
             "settings.patch": 4,

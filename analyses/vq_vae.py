@@ -55,8 +55,9 @@ class Sizes:
         latent_dim: Latents of the Gaussian VAE.
         hidden: Widths of its networks, and of the autoregressive model.
         max_epochs: Passes over the training rows.
-        prior_channels: Channels of the prior.
+        prior: What the learned prior is built from.
         prior_epochs: Most passes of the prior over the codes.
+        prior_rows: Number of training rows whose codes it sees, the first ones.
         batch_size: Rows of a step.
         learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
         max_rows: Maximum number of rows per split; None takes all.
@@ -69,8 +70,9 @@ class Sizes:
     latent_dim: int = 40
     hidden: tuple[int, ...] = (400, 400)
     max_epochs: int = 12
-    prior_channels: int = 48
-    prior_epochs: int = 15
+    prior: PixelCNNPrior = PixelCNNPrior(channels=32, layers=3, window=6)  # noqa: RUF009 (frozen)
+    prior_epochs: int = 8
+    prior_rows: int = 20_000
     batch_size: int = 128
     learning_rate: float = 1e-3
     max_rows: int | None = None
@@ -154,8 +156,9 @@ class Setting:
         if folder.exists():
             return load_run(folder, results=False).model
         sizes = self.sizes
+        chosen = self.train[: sizes.prior_rows] if rows is None else rows
         model = refit_prior(
-            *(*pair, self.train if rows is None else rows, prior),
+            *(*pair, chosen, prior),
             validation=self.data.validation if held_out is None else held_out,
             max_epochs=sizes.prior_epochs,
             batch_size=sizes.batch_size,
@@ -307,7 +310,7 @@ def _counted(sizes: Sizes) -> IndependentCodes:
 
 
 def _pixel_cnn(sizes: Sizes) -> PixelCNNPrior:
-    return PixelCNNPrior(sizes.prior_channels)
+    return sizes.prior
 
 
 # Add a line here for other pairs.
@@ -646,7 +649,7 @@ if __name__ == "__main__":
         "sizes.latent_dim": 2,
         "sizes.hidden": (16,),
         "sizes.max_epochs": 1,
-        "sizes.prior_channels": 8,
+        "sizes.prior.channels": 8,
         "sizes.prior_epochs": 1,
         "sizes.max_rows": 60,
     }

@@ -598,7 +598,7 @@ def bits_back(folder: Path) -> None:
 
 def vq_vae(folder: Path) -> None:
     small = ("--data=digits", "--sizes.codes=4", "--sizes.dim=2", "--sizes.channels=8")
-    short = ("--sizes.max_epochs=2", "--sizes.prior_epochs=1", "--sizes.prior_channels=8")
+    short = ("--sizes.max_epochs=2", "--sizes.prior_epochs=1", "--sizes.prior.channels=8")
     tiny = (*small, *short, "--sizes.latent_dim=2", "--sizes.hidden=[16]", "--sizes.max_rows=100")
     printed = run("vq_vae.py", "table", *tiny, "--max_test_rows=20", cwd=folder)
     bounds, losses = (rows(part) for part in printed.split("20 test rows"))
@@ -654,7 +654,7 @@ def vq_vae(folder: Path) -> None:
 
 def compression(folder: Path) -> None:
     write_photos(folder / "photos")
-    small = ("--settings.channels=8", "--settings.prior_channels=8", "--settings.patch=4")
+    small = ("--settings.channels=8", "--settings.prior.channels=8", "--settings.patch=4")
     few = ("--settings.max_epochs=1", "--settings.prior_epochs=1", "--patches=1")
     options = ("--data=folder:photos", *small, *few, '--points=[{"halvings": 2, "codes": 8}]')
     printed = run("compression.py", *options, cwd=folder)
