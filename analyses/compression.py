@@ -20,7 +20,9 @@ from typing import Any
 
 import bjontegaard
 import numpy as np
+import PIL
 import torch
+from kept_pairs import keep, kept, num_trained
 from matplotlib.figure import Figure
 from PIL import Image
 from progress import Table, start
@@ -28,7 +30,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from ppl_vae import fit, load_data, load_run, refit_prior
+from ppl_vae import fit, load_data, refit_prior
 from ppl_vae.codes import Quantizer, ResidualQuantizer, VectorQuantizer
 from ppl_vae.colors import to_rgb
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error
@@ -38,9 +40,9 @@ from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VQVAE, PixelCNNPrior
 from ppl_vae.networks import ConvolutionalGrid
 from ppl_vae.objectives import QuantizedELBO
-from ppl_vae.runs import save_run
 from ppl_vae.runtime import digest, replacing, require_output
 from ppl_vae.stats import Estimate
+from ppl_vae.training import margins
 
 with contextlib.suppress(ModuleNotFoundError):
     import pillow_jxl  # noqa: F401  # gives Pillow the format
@@ -57,6 +59,9 @@ CODECS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "JPEG XL": ({"format": "JXL", "effort": 7}, (5, 15, 30, 45, 60, 75, 90)),
 }
 """Settings of a codec, and the qualities that give its curve."""
+
+LOSSLESS = 60.0
+"""What a picture that comes back as it was counts as, decibels: a mean over pictures has to be finite."""
 
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of MS-SSIM (Wang, Simoncelli and Bovik 2003). Small pictures have room for the first ones only."""
@@ -80,11 +85,6 @@ class Point:
     def name(self) -> str:
         """What its folder is called."""
         return f"halvings={self.halvings}-codes={self.codes}-depth={self.depth}"
-
-    @property
-    def most_bits_per_pixel(self) -> float:
-        """With a uniform prior."""
-        return self.depth * math.log2(self.codes) / float(4**self.halvings)
 
     def quantizer(self) -> Quantizer:
         """Its codes."""
@@ -110,6 +110,7 @@ class Settings:
         learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
         prior: What p(z) is built from.
         prior_epochs: Most passes of the prior over the codes.
+        overlap: Share of a block of codes that it has in common with the next one.
         seed: Seed of weights, patches and batches.
     """
 
@@ -121,6 +122,7 @@ class Settings:
     learning_rate: float = 2e-3
     prior: PixelCNNPrior = PixelCNNPrior(channels=32, layers=4, window=8)  # noqa: RUF009 (frozen)
     prior_epochs: int = 10
+    overlap: float = 0.25
     seed: int = 0
 
 
@@ -168,7 +170,7 @@ def main(
     data: str = "folder:photos",
     patches: int = 32,
     data_dir: Path = Path("data"),
-    runs: Path = Path("compression"),
+    runs: Path | None = None,
     settings: Settings = Settings(),
     points: tuple[Point, ...] | None = None,
     max_rows: int | None = None,
@@ -186,7 +188,7 @@ def main(
         patches: How many patches of 64 x 64 pixels are cut out of each training photo, or as many pixels in
             larger ones; 0: the pictures have one size, and are taken as they are.
         data_dir: Folder of the data, in torchvision's layout.
-        runs: Folder that keeps the trained pairs and the scores.
+        runs: Folder that keeps the trained pairs and the scores; None: compression/ and the name of the data.
         settings: How points are trained.
         points: The operating points; None takes those that suit the size of the pictures.
         max_rows: Maximum number of rows per split, for a quick trial.
@@ -195,6 +197,7 @@ def main(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    runs = Path("compression") / Path(data.removeprefix("folder:")).name if runs is None else runs
     chosen = points or (PHOTOS if patches else SMALL)
     codecs = [name for name in CODECS if _can_write(name)]
     table = Table(
@@ -220,9 +223,7 @@ def main(
             [codec, setting]
             + [Estimate(c, unit="").numbers(d) for c, d in zip(columns, digits, strict=True)]
         )
-    print(
-        f"\nSaving of {OURS} in bits at the same PSNR (BD-rate; more than 0 % needs more bits):\n"
-    )
+    print(f"\nBits that {OURS} needs more (+) or less (-) at the same PSNR (BD-rate):\n")
     savings = Table(["beside", "file", "without headers", "PSNR in common, dB"], steps=1)
     savings.head()
     for name in codecs:
@@ -235,7 +236,8 @@ def main(
         )
     print(
         f"\n{len(test)} test pictures. Means and standard errors over pictures; of BD-rates a paired bootstrap "
-        f"over pictures. MS-SSIM of {_num_scales(test[0])} scales. Trained numbers: "
+        f"over pictures: neither other trainings nor the choice of points are in it. MS-SSIM of "
+        f"{_num_scales(test[0])} scales. Trained numbers: "
         + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         + "."
     )
@@ -259,12 +261,15 @@ def pictures_of(
         side = settings.patch * 2**point.halvings
         count = max(1, patches * 64**2 // side**2)
         photos = load_photos(data)
-        rooms = [min(photo.luma.shape) for part in (photos.train, photos.test) for photo in part]
-        network, stride = ConvolutionalGrid(halvings=point.halvings), 2**point.halvings
-        margin = min(network.radius + 1, (min(rooms) - side) // 2) // stride * stride
+        room = min(min(p.luma.shape) for part in (photos.train, photos.test) for p in part)
+        fitting = [
+            m
+            for m in margins(untrained(point, (3, side, side), settings)[1])
+            if side + 2 * m <= room
+        ]
         rows, around = (
             load_data(data, patch_size=s, patches=count, max_rows=max_rows, seed=settings.seed)
-            for s in (side, side + 2 * margin)
+            for s in (side, side + 2 * max(fitting, default=0))
         )
         test = [to_rgb(photo.luma, photo.chroma) for photo in photos.test]
         return Pictures(rows.train, rows.validation, (around.train, around.validation), test)
@@ -295,13 +300,21 @@ def _scored(
     model, guide = trained(point, found, folder, settings)
     test = found.test[:most_pictures]
     file = folder / "scores.csv"
-    of = digest([*test, *model.state_dict().values()])
+    of = digest([*test, *model.state_dict().values()]) + str(settings.overlap)
     scores = _read(file, of)
     if scores is None:
-        scores = [own(model, guide, picture, i, point) for i, picture in enumerate(test)]
+        scores = [own(model, guide, p, i, point, settings) for i, p in enumerate(test)]
         _write(file, of, scores)
-    numbers = sum(p.numel() for module in (model, guide) for p in module.state_dict().values())
-    return scores, numbers
+    return scores, num_trained(model, guide)
+
+
+def untrained(
+    point: Point, shape: tuple[int, ...], settings: Settings
+) -> tuple[VQVAE, QuantizingEncoder]:
+    """A pair of a point."""
+    network = ConvolutionalGrid(settings.channels, point.halvings)
+    model = VQVAE(shape, point.quantizer(), network, Gaussian(settings.sigma))
+    return model, QuantizingEncoder(model, network)
 
 
 def trained(
@@ -309,13 +322,13 @@ def trained(
 ) -> tuple[VQVAE, QuantizingEncoder]:
     """A pair and the prior of its codes, from its folder if it is there."""
     whole = folder / "phase_2"
-    if whole.exists():
-        return _pair_of(whole)
+    rows = digest([pictures.train, pictures.validation, *pictures.around])
+    made_of = f"{point}, {settings}, rows {rows}"
+    if (found := kept(whole, made_of)) is not None:
+        return found
     shape = tuple(pictures.train.shape[1:])
-    network = ConvolutionalGrid(settings.channels, point.halvings)
     torch.manual_seed(settings.seed)
-    model = VQVAE(shape, point.quantizer(), network, Gaussian(settings.sigma))
-    guide = QuantizingEncoder(model, network)
+    model, guide = untrained(point, shape, settings)
     batch_size = max(1, settings.batch_pixels // math.prod(shape[-2:]))
     first = folder / "phase_1"
     fit(
@@ -338,21 +351,17 @@ def trained(
         seed=settings.seed,
     )
     print(f"{point.name}:\n{refitted.prior.fitted}", flush=True)
-    save_run(whole, refitted, guide)
+    keep(whole, refitted, guide, made_of)
     return refitted, guide
 
 
-def _pair_of(folder: Path) -> tuple[Any, Any]:
-    run = load_run(folder, results=False)
-    return run.model, run.guide
-
-
-def own(model: Any, guide: Any, picture: Tensor, number: int, point: Point) -> Score:
+def own(
+    model: Any, guide: Any, picture: Tensor, number: int, point: Point, settings: Settings
+) -> Score:
     """A picture as codes, in a file that is read again."""
-    file = compress_photo(model, guide, picture)
+    file = compress_photo(model, guide, picture, overlap=settings.overlap)
     decoded = decompress_photo(model, file.data)
-    payload = file.code_length / 8
-    return _score(OURS, point.name, number, picture, decoded, len(file.data), payload)
+    return _score(OURS, point.name, number, picture, decoded, len(file.data), file.payload)
 
 
 # -- usual codecs --------------------------------------------------------------------------------------------
@@ -360,7 +369,7 @@ def own(model: Any, guide: Any, picture: Tensor, number: int, point: Point) -> S
 
 def _of_all(test: Sequence[Tensor], name: str, runs: Path) -> list[Score]:
     """The scores of a codec at all qualities, from the folder if they are there."""
-    of = digest(test) + str(CODECS[name])
+    of = digest(test) + str(CODECS[name]) + PIL.__version__
     file = runs / f"{name.replace(' ', '_')}.csv"
     scores = _read(file, of)
     if scores is None:
@@ -456,7 +465,7 @@ def _score(
     payload: float,
 ) -> Score:
     pixels = picture.shape[0] * picture.shape[1]
-    error = photo_error(picture, decoded)
+    error = min(photo_error(picture, decoded), LOSSLESS)
     bits = (8 * size / pixels, 8 * payload / pixels)
     return Score(codec, setting, number, *bits, error, ms_ssim(picture, decoded))
 
@@ -526,13 +535,13 @@ def bd_rate(
         )
         anchor, test = _rising(rate, quality), _rising(own_rate, own_quality)
         if min(len(anchor[0]), len(test[0])) < 2 or not _overlap(anchor[1], test[1]):
-            return None
-        found.append(
-            bjontegaard.bd_rate(
-                *anchor, *test, method="pchip", require_matching_points=False, min_overlap=0
-            )
-        )
-    return found[0], float(np.std(found[1:], ddof=1))
+            found.append(math.nan)
+            continue
+        options = {"method": "pchip", "require_matching_points": False, "min_overlap": 0}
+        found.append(bjontegaard.bd_rate(*anchor, *test, **options))
+    if math.isnan(found[0]):
+        return None
+    return found[0], float(np.std(found[1:], ddof=1)) if pictures > 1 else math.nan
 
 
 def _rising(rate: Tensor, quality: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -551,13 +560,18 @@ def _overlap(first: np.ndarray, second: np.ndarray) -> bool:
 
 def _common(scores: Sequence[Score], codec: str) -> str:
     """Between which PSNR both have points."""
-    ranges = [_table_of(scores, of, "psnr").mean(1) for of in (codec, OURS)]
+    ranges = [
+        _rising(_table_of(scores, of, "bits").mean(1), _table_of(scores, of, "psnr").mean(1))[1]
+        for of in (codec, OURS)
+    ]
     low, high = max(float(r.min()) for r in ranges), min(float(r.max()) for r in ranges)
     return f"{low:.1f} to {high:.1f}" if low < high else "none"
 
 
 def _told(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f"{found[0]:+.0f} ± {found[1]:.0f} %"
+    if found is None:
+        return ""
+    return f"{found[0]:+.0f} %" if math.isnan(found[1]) else f"{found[0]:+.0f} ± {found[1]:.0f} %"
 
 
 def _read(file: Path, of: str) -> list[Score] | None:

@@ -641,9 +641,9 @@ def vq_vae(folder: Path) -> None:
 
     options = ("ablation", *tiny, "--num_seeds=2")
     printed = run("vq_vae.py", *options, cwd=folder)
-    table = rows(printed)
-    assert len(table) == 16
-    for row in table:
+    found = rows(printed)
+    assert len(found) == 16
+    for row in found:
         assert 1 <= mean(row["perplexity"]) <= 4 - mean(row["dead codes"]) + 0.05
     assert len((folder / "vq_vae_ablation.jsonl").read_text().splitlines()) == 32
     assert run("vq_vae.py", *options, cwd=folder) == printed  # from the file
@@ -658,7 +658,7 @@ def compression(folder: Path) -> None:
     few = ("--settings.max_epochs=1", "--settings.prior_epochs=1", "--patches=1")
     options = ("--data=folder:photos", *small, *few, '--points=[{"halvings": 2, "codes": 8}]')
     printed = run("compression.py", *options, cwd=folder)
-    table = rows(printed.split("Saving of")[0])
+    table = rows(printed.split("\nBits that")[0])
     (own, *others) = table
     assert own["codec"] == "VQ-VAE"
     assert {"JPEG", "WebP"} <= {row["codec"] for row in others}
@@ -681,8 +681,8 @@ def compression(folder: Path) -> None:
     )
 
 
-def test_bd_rates_and_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the bits at the same PSNR are + 100 %; scans of a JPEG are found by writing without them."""
+def test_bd_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the bits at the same PSNR are + 100 %."""
     monkeypatch.syspath_prepend(ROOT / "analyses")
     script = runpy.run_path(str(ROOT / "analyses" / "compression.py"))
     score = script["Score"]
@@ -703,6 +703,51 @@ def test_bd_rates_and_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
         for s in scores
     ]
     assert script["bd_rate"](apart, "JPEG", "bits") is None
+    alone = [s for s in scores if s.picture == 0]
+    assert math.isnan(script["bd_rate"](alone, "JPEG", "bits", draws=5)[1])
+
+
+def test_the_error_of_a_bd_rate_is_that_of_a_ratio_of_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pictures of other sizes, each with a ratio of its own: the error by the delta method, paired."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = runpy.run_path(str(ROOT / "analyses" / "compression.py"))
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.rand(60, generator=generator, dtype=torch.float64) + 0.2
+    ours = theirs * (1.5 + 0.3 * torch.randn(60, generator=generator, dtype=torch.float64))
+    scores = [
+        script["Score"](codec, f"{q}", i, float(of[i]) * 2.0**q, 1.0, 25.0 + 3 * q, 0.9)
+        for codec, of in (("JPEG", theirs), ("VQ-VAE", ours))
+        for q in range(3)
+        for i in range(60)
+    ]
+    rate, error = script["bd_rate"](scores, "JPEG", "bits", draws=150)
+    ratio = ours.mean() / theirs.mean()
+    assert rate == pytest.approx(100 * float(ratio - 1), abs=1e-6)
+    paired = (ours - ratio * theirs).std() / 60**0.5 / theirs.mean()
+    assert error == pytest.approx(100 * float(paired), rel=0.2)  # 150 draws: to 6 percent
+    variances = [(of.std() / of.mean()) ** 2 / 60 for of in (ours, theirs)]
+    apart = ratio * (variances[0] + variances[1]) ** 0.5
+    assert error < 0.7 * 100 * float(apart)
+
+
+def test_payloads_and_measures_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = runpy.run_path(str(ROOT / "analyses" / "compression.py"))
+    # By the rule of torchmetrics the side over (scales - 1)^2 is more than 10 pixels.
+    sides = {28: 2, 32: 2, 44: 3, 160: 4, 161: 4, 176: 5, 500: 5}
+    for side, scales in sides.items():
+        assert script["_num_scales"](torch.zeros(side, 600)) == scales
+    gray = torch.randint(256, (44, 48), dtype=torch.uint8)
+    assert script["ms_ssim"](gray, gray) == pytest.approx(1.0)
+    assert script["ms_ssim"](gray, 255 - gray) < 0.2
+    # A point with more bits that is no better is not on the curve.
+    rate, quality = script["_rising"](
+        torch.tensor([1.0, 3.0, 2.0]), torch.tensor([10.0, 12.0, 9.0])
+    )
+    assert rate.tolist() == [1, 3]
+    assert quality.tolist() == [10, 12]
 
     picture = Image.fromarray(torch.randint(256, (24, 40, 3), dtype=torch.uint8).numpy())
     written = io.BytesIO()
@@ -724,6 +769,12 @@ def test_bd_rates_and_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
     webp = written.getvalue()
     # RIFF, a size, WEBP, then the name and the size of the chunk that is all of the rest.
     assert script["payload_of"](webp, "WebP") in (len(webp) - 20, len(webp) - 21)
+    box = (20).to_bytes(4) + b"ftyp" + bytes(12)
+    media = (8 + 5).to_bytes(4) + b"mdat" + bytes(5)
+    assert script["payload_of"](box + media, "AVIF") == 5
+    assert (
+        script["payload_of"](box + bytes(4) + b"mdat" + bytes(7), "AVIF") == 7
+    )  # to the end of the file
 
 
 # Add a check here for a new script.
@@ -758,6 +809,7 @@ SHARED = (  # what the scripts import
     "colorization_annealing.py",
     "colorization_baselines.py",
     "colorization_points.py",
+    "kept_pairs.py",
     "planted_pairs.py",
     "progress.py",
 )

@@ -28,9 +28,18 @@ from ppl_vae.capture import (
 )
 from ppl_vae.capture.recording import Recording
 from ppl_vae.checks import PairWarning
-from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmortized, TopDown
-from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
-from ppl_vae.networks import MLP, AutoregressiveDecoder, Convolutional
+from ppl_vae.codes import RandomStart, VectorQuantizer
+from ppl_vae.guides import (
+    Enumerated,
+    Exact,
+    FullCovariance,
+    MeanField,
+    QuantizingEncoder,
+    SemiAmortized,
+    TopDown,
+)
+from ppl_vae.models import VAE, VQVAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
+from ppl_vae.networks import MLP, AutoregressiveDecoder, Convolutional, Slots
 from ppl_vae.objectives import (
     ELBO,
     EnumELBO,
@@ -39,6 +48,7 @@ from ppl_vae.objectives import (
     Loss,
     MeanFieldELBO,
     Objective,
+    QuantizedELBO,
     Resolved,
     TraceELBO,
 )
@@ -661,6 +671,51 @@ def test_recording_leaves_generators_and_buffers_alone() -> None:
         assert torch.equal(torch.get_rng_state(), generators)
         now = [b for m in step._modules() for b in m.buffers(recurse=False)]
         assert all(torch.equal(*both) for both in zip(buffers, now, strict=True))
+
+
+@pytest.mark.parametrize("change", [3e-4, 0.3], ids=["rounding", "wrong"])
+def test_a_compiled_step_may_choose_other_codes_for_vectors_between_two(
+    monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    """Rounding decides some of 700 choices otherwise, and the loss jumps; the recording itself is the same."""
+
+    def compile_(self: Recording) -> None:
+        plain = self.graph.forward
+
+        def run(*args: Tensor) -> Any:
+            at = len(self.example)
+            tensors = [
+                t * (1 + change * torch.randn_like(t))
+                if t.is_floating_point() and t.dim() > 1
+                else t
+                for t in args[at:]
+            ]
+            return plain(*args[:at], *tensors)
+
+        self.compiled, self.run = True, run
+
+    monkeypatch.setattr(Recording, "compile", compile_)
+    torch.manual_seed(0)
+    network = Slots(7, MLP(hidden=(8,)))
+    quantizer = VectorQuantizer(64, 2, start=RandomStart(), restarts=0)
+    model = VQVAE(SHAPE, quantizer, network)
+    guide = QuantizingEncoder(model, network)
+    x = rows(100)
+    with captured(model, guide, x, QuantizedELBO()) as step:
+        step(x, 1.0)
+        (kept,) = step._cache.values()
+        assert kept.recording.chooses
+        with (
+            pytest.raises(CaptureError, match="differs")
+            if change > 0.1
+            else contextlib.nullcontext()
+        ):
+            for _ in range(3):
+                kept.calls = 0  # it is compared each time
+                step(x, 1.0, compiled=True)
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
+        step(rows(), 1.0)
+        assert not next(iter(step._cache.values())).recording.chooses
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")

@@ -50,6 +50,23 @@ MOST_OPERATIONS = 4000
 """Most operations in a graph that is compiled; a VAE's step has about 150."""
 
 
+CHOICES = frozenset(
+    {
+        "argmax",
+        "argmin",
+        "bucketize",
+        "ceil",
+        "floor",
+        "round",
+        "searchsorted",
+        "sign",
+        "sort",
+        "topk",
+    }
+)
+"""Operations that jump: equal to float precision before, they need not be after."""
+
+
 @dataclass
 class Recording:
     """A graph, and what it depends on besides its arguments.
@@ -94,6 +111,15 @@ class Recording:
         given = [t.dtype for t in (*self.example, *self.tensors)]
         cast = [node.kwargs.get("dtype") for node in self.graph.graph.nodes]
         return any(dtype in (torch.bfloat16, torch.float16) for dtype in (*given, *cast))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it makes choices, as of the nearest code, which depend on how numbers are rounded."""
+        targets = (node.target for node in self.graph.graph.nodes if node.op == "call_function")
+        names = {
+            str(getattr(target, "overloadpacket", target)).rpartition(".")[2] for target in targets
+        }
+        return not CHOICES.isdisjoint(names)
 
     def uncompiled(self, *args: Any) -> Any:
         """Runs the graph as it was recorded.

@@ -56,8 +56,9 @@ COMPARE_EVERY = (1000, 10_000)
 """Runs after which a recording is compared with Pyro again: at first, and once it has run so often."""
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 0.01, 0.2
-"""How far a compiled step in bfloat16 or float16 may be from Pyro's, relative to the loss and to the norm of
-the gradient. Found for three networks: 5e-5 and 0.03."""
+"""How far a compiled step in bfloat16 or float16, or one that makes choices, may be from Pyro's, relative to
+loss, ELBO, rate and distortion, and to the norm of the gradient. Found for three networks in bfloat16: 5e-5 and
+0.03."""
 
 
 @dataclass
@@ -312,7 +313,8 @@ class CapturedLoss:
         put_back()
         device = self.leaves[0].device
         generators = random_state(device, torch_only=True)
-        rounded = kept.recording.compiled and kept.recording.low_precision
+        inexact = kept.recording.low_precision or kept.recording.chooses
+        rounded = kept.recording.compiled and inexact
         run = kept.recording.uncompiled if rounded else kept.recording
         found: Sequence[Any] = run(*inputs)
         differing = [
@@ -361,6 +363,8 @@ def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
 def _far(found: Sequence[Any], expected: Sequence[Any]) -> list[str]:
     """What differs by more than the rounding of bfloat16, which the compiler leaves out between its operations.
 
+    Or by more than a few choices that rounding has decided otherwise, as of a vector between two codes.
+
     Single parameters have gradients that are differences of large numbers, so the gradient is compared as a
     whole. That the programs still do what was recorded has been seen before, without the compiler.
     """
@@ -373,7 +377,7 @@ def _far(found: Sequence[Any], expected: Sequence[Any]) -> list[str]:
         return finite and not float((mine - truth).norm()) <= tolerance * float(truth.norm())
 
     far = {
-        "the loss": is_far(found[0][:1], expected[0][:1], LOSS_TOLERANCE),
+        "the loss": is_far(found[0][:4], expected[0][:4], LOSS_TOLERANCE),
         "the gradient": is_far(whole(found), whole(expected), GRADIENT_TOLERANCE),
     }
     return [name for name, is_it in far.items() if is_it]

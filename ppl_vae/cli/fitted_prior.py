@@ -29,7 +29,6 @@ from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import require_apart, started
 from ppl_vae.data import Data
 from ppl_vae.evaluation import Evaluation, evaluate
-from ppl_vae.networks import PictureEncoder
 from ppl_vae.pairs import Batch, Batches, Pair, num_rows, transformed
 from ppl_vae.runs import (
     Run,
@@ -50,7 +49,7 @@ from ppl_vae.runtime import (
     seed_everything,
 )
 from ppl_vae.stats import Estimate, Result
-from ppl_vae.training import Fit, LevelsFit, PriorFit, refit_prior as fit_prior
+from ppl_vae.training import Fit, LevelsFit, PriorFit, margins, refit_prior as fit_prior
 
 _OF_STEPS = ("max_epochs", "patience", "batch_size", "learning_rate")
 """Options of priors that learn by steps."""
@@ -68,12 +67,14 @@ class RefittedPrior(Result):
         found: What `refit_prior` has found; None of a prior of vectors, which has no rates of its own.
         before: The ELBO of the test rows with the prior before.
         after: The same with the new one.
+        margin: How many pixels were around the patches to whose codes it was fitted.
     """
 
     prior: str
     found: PriorFit | LevelsFit | None
     before: Estimate
     after: Estimate
+    margin: int = 0
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result.lines`."""
@@ -91,9 +92,19 @@ class RefittedPrior(Result):
         if self.found is not None:
             yield from self.found.doubts()
 
+    def caption(self) -> list[str]:
+        """See `Result.caption`."""
+        if not self.margin:
+            return []
+        return [
+            f"The rates are of patches with {self.margin} pixels around them, as in photos. The ELBOs are of "
+            "patches alone, whose codes at the border are others."
+        ]
+
     def summary_numbers(self) -> dict[str, Any]:
         """See `Result.summary_numbers`."""
         found = {"prior": self.prior} if self.found is None else self.found.summary_numbers()
+        found["margin"] = self.margin
         return {**found, "elbo_before": self.before.to_dict(), "elbo_after": self.after.to_dict()}
 
 
@@ -113,7 +124,7 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     prior, spec = _prior_of(parser, given)
     with stages.stage("data and pair", told=False):
         setup, run = _loaded(source, given, options, spec)
-        around = _with_margin(setup, run)
+        around, margin = _with_margin(setup, run)
     model = _model_with_prior(run)
     of_codes = hasattr(prior, "build_codes")
     if typed := [name for name in _OF_STEPS if name in given and not of_codes]:
@@ -149,13 +160,13 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
             held_out = evaluate(
                 refitted, run.guide, setup.data.validation, method="guide", **measured
             )
-        epochs = _epochs(found, held_out)
+        epochs = _epochs(found, None if margin else held_out)
         if not epochs and (typed := [name for name in _OF_STEPS if name in given]):
             warn(f"--{typed[0]} had no use: {type(prior).__name__} is counted, and takes no steps")
         history = _continued(read_history(source), epochs, seconds)
         weights = write_weights(folder.path, refitted, run.guide, epochs=len(history))
         write_history(folder.path, history)
-        result = RefittedPrior(type(prior).__name__, found, before.elbo, after.elbo)
+        result = RefittedPrior(type(prior).__name__, found, before.elbo, after.elbo, margin)
         write_results(folder.path, fit=result.to_dict(), weights=weights)
         folder.begin()
         fitted = _fit_of(setup, refitted, run, history, found, epochs, seconds)
@@ -226,26 +237,29 @@ def _loaded(
     return Setup(data, run.model, run.guide, objective_of(run, trust), {}, new), run
 
 
-def _with_margin(setup: Setup, run: Run) -> Data[Any]:
+def _with_margin(setup: Setup, run: Run) -> tuple[Data[Any], int]:
     """The data of a run; if they are patches of photos, with as much around them as the encoder sees.
 
     Codes of a patch alone depend on the zeros beyond its border, and are not those of a photo.
+
+    Returns:
+        The data, and how many pixels are around each patch.
     """
-    encoder, size = getattr(run.guide, "encoder", None), setup.config.get("patch_size")
-    if not (isinstance(encoder, PictureEncoder) and size is not None):
-        return setup.data
-    stride = encoder.stride
-    most = stride * math.ceil(encoder.radius / stride)
-    for margin in range(most, 0, -stride):
+    size = setup.config.get("patch_size")
+    if size is None:
+        return setup.data, 0
+    sizes = margins(run.guide)
+    for margin in sizes:
         try:
             data = load_rows({**setup.config, "patch_size": size + 2 * margin})
         except ValueError:  # photos have no room for it
             continue
-        if margin < most:
-            _warn_of_margin(f"with a margin of {margin} pixels, but the encoder sees {most}")
-        return data
-    _warn_of_margin("without a margin, as the photos have no room for one")
-    return setup.data
+        if margin < sizes[0]:
+            _warn_of_margin(f"with a margin of {margin} pixels, but the encoder sees {sizes[0]}")
+        return data, margin
+    if sizes:
+        _warn_of_margin("without a margin, as the photos have no room for one")
+    return setup.data, 0
 
 
 def _warn_of_margin(what: str) -> None:
@@ -282,31 +296,29 @@ def _as_trained(data: Data[Any], seed: int) -> Batch:
         return transformed(data.train, data.transform)
 
 
-def _epochs(found: PriorFit | LevelsFit | None, held_out: Evaluation) -> list[dict[str, float]]:
+def _epochs(
+    found: PriorFit | LevelsFit | None, held_out: Evaluation | None
+) -> list[dict[str, float]]:
     """The rates of each epoch, nats per row, as metrics; a level that has stopped keeps its best epoch's.
 
-    The distortion stays what it is.
+    The distortion stays what it is. It is left out, and the ELBO with it, if the rates are of other rows.
     """
     if found is None:
         return []
     levels = found.levels if isinstance(found, LevelsFit) else {"": found}
     count = max(len(level.history) for level in levels.values())
-    distortion = held_out.distortion.mean
     epochs = []
     for i in range(count):
         each = {name: _rates_in(level, i) for name, level in levels.items()}
         rate = sum(train for train, _ in each.values())
         validation = sum(apart for _, apart in each.values())
         of_levels = {f"rate_{name}": apart for name, (_, apart) in each.items() if name}
-        epochs.append(
-            {
-                "rate": rate,
-                "validation_elbo": -(validation + distortion),
-                "validation_rate": validation,
-                "validation_distortion": distortion,
-                **of_levels,
-            }
-        )
+        row = {"rate": rate, "validation_rate": validation, **of_levels}
+        if held_out is not None:
+            distortion = held_out.distortion.mean
+            row["validation_elbo"] = -(validation + distortion)
+            row["validation_distortion"] = distortion
+        epochs.append(row)
     return epochs
 
 

@@ -1,4 +1,4 @@
-from .base import Quantizer as Quantizer
+from .base import Quantizer as Quantizer, perplexity as perplexity
 from .learners import (
     EMA as EMA,
     CodebookLearner as CodebookLearner,

@@ -58,6 +58,7 @@ class CompressedPhoto(Result):
         num_codes: Number of codes.
         codes: Number K of values of each.
         code_length: -log2 p(z): what the prior says that the codes take, bits.
+        payload: Bytes of the file that are codes, and not its header.
         data: The file.
     """
 
@@ -66,6 +67,7 @@ class CompressedPhoto(Result):
     num_codes: int
     codes: int
     code_length: float
+    payload: int
     data: bytes
 
     derived: ClassVar[tuple[str, ...]] = ("bits_per_pixel", "file_bits_per_pixel")
@@ -89,6 +91,7 @@ class CompressedPhoto(Result):
             "num_codes": self.num_codes,
             "codes": self.codes,
             "code_length": self.code_length,
+            "payload_bytes": self.payload,
             "bits_per_pixel": self.bits_per_pixel,
             "file_bytes": len(self.data),
             "file_bits_per_pixel": self.file_bits_per_pixel,
@@ -185,7 +188,8 @@ def compress_photo(
         payload = writer.coder.data()
         header = _HEADER.pack(_MAGIC, _VERSION, height, width, *shared, _name_of(exact), _sum_of(z))
     data = sealed(header, payload)
-    return CompressedPhoto(height, width, z.numel(), parts.codes, writer.bits, data)
+    size = (height, width, z.numel(), parts.codes)
+    return CompressedPhoto(*size, writer.bits, len(payload), data)
 
 
 def decompress_photo(

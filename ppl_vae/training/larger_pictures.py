@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,31 @@ class Around(NamedTuple):
         return z[:, self.top : self.top + height, self.left : self.left + width]
 
 
+def margins(guide: Any) -> range:
+    """By how many pixels on each side pictures may be larger than the model's, for `refit_prior`.
+
+    Args:
+        guide: A guide of codes.
+
+    Returns:
+        All margins, from the one beyond which the codes in the middle see nothing: multiples of what a position
+        stands for. Empty if the guide draws its codes, or does not encode pictures of any size.
+
+    Example:
+        >>> from ppl_vae.guides import QuantizingEncoder
+        >>> from ppl_vae.models import VQVAE
+        >>> from ppl_vae.networks import ConvolutionalGrid
+        >>> network = ConvolutionalGrid(channels=8, halvings=2, blocks=1)  # sees 11 pixels
+        >>> list(margins(QuantizingEncoder(VQVAE((3, 16, 16), network=network), network)))
+        [12, 8, 4]
+    """
+    encoder = getattr(guide, "encoder", None)
+    if not isinstance(encoder, PictureEncoder) or getattr(guide, "temperature", 0.0) > 0:
+        return range(0)
+    stride = encoder.stride
+    return range(stride * math.ceil(encoder.radius / stride), 0, -stride)
+
+
 def middle_of(model: Any, guide: Any, x: DataLike) -> tuple[DataLike, Around | None]:
     """The middle of pictures that are larger than the model's, and the pictures; others as they are.
 
@@ -39,16 +65,12 @@ def middle_of(model: Any, guide: Any, x: DataLike) -> tuple[DataLike, Around | N
         ValueError: They are larger by what has no middle.
     """
     rows, *rest = x if isinstance(x, tuple) else (x,)
-    shape = tuple(getattr(model, "data_shape", ()))
-    encoder = getattr(guide, "encoder", None)
-    if not (isinstance(rows, Tensor) and isinstance(encoder, PictureEncoder)):
+    if not (isinstance(rows, Tensor) and margins(guide)):
         return x, None
-    if getattr(guide, "temperature", 0.0) > 0:  # it draws its codes
-        return x, None
-    stride = encoder.stride
-    here = tuple(rows.shape[1:])
-    fits = len(here) == len(shape) and here[:-2] == shape[:-2]
+    stride = -margins(guide).step
+    shape, here = tuple(model.data_shape), tuple(rows.shape[1:])
     more = [own - of for own, of in zip(here[-2:], shape[-2:], strict=False)]
+    fits = len(here) == len(shape) and here[:-2] == shape[:-2]
     if not fits or min(more) < 0 or not any(more):
         return x, None
     if any(side % (2 * stride) for side in more):
