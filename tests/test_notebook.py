@@ -106,6 +106,7 @@ SHOWN: dict[type, Callable[[Path], Any]] = {
     runs.Comparison: lambda place: runs.Comparison.of([run_folder(place)] * 2),
     tasks.ClassificationAccuracy: accuracy,
     training.PriorFit: prior_fit,
+    training.LevelsFit: lambda place: training.LevelsFit({"z1": prior_fit(place)}),
     tasks.Outliers: lambda _: ppl_vae.outliers(model, guide, X, num=3, seed=0),
 }
 """Each class of results, with an object of it: with names that are code wherever they are the user's."""

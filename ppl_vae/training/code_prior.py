@@ -94,9 +94,10 @@ class LevelsFit(Result):
 
     @property
     def validation_rate(self) -> Estimate | None:
-        """The same of the held-out rows; None if all levels were counted from all rows."""
-        held_out = [f.validation_rate for f in self.levels.values() if f.validation_rate]
-        return Estimate(sum_of([each.values for each in held_out])) if held_out else None
+        """The same of the held-out rows; None if a level was counted from all rows."""
+        held_out = [found.validation_rate for found in self.levels.values()]
+        each = [rate.values for rate in held_out if rate is not None]
+        return Estimate(sum_of(each)) if len(each) == len(held_out) else None
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result.lines`."""
