@@ -29,6 +29,8 @@ REQUIRED = {
     "latent_dims": (2, 2),
     "count": 2,
     "categories": 3,
+    "grids": [(2, 2)],
+    "codes": [3],
 }
 """What the constructors need."""
 

@@ -80,8 +80,7 @@ COMMON = {
         ),
     ),
     "train": (
-        *("data", "binarize", "labels", "patch_size", "patches", "model", "guide", "objective"),
-        *("max_epochs", "batch_size"),
+        *("data", "binarize", "labels", "model", "guide", "objective", "max_epochs", "batch_size"),
         *("learning_rate", "device", "run_dir", "resume", "seed", "quiet"),
     ),
     "em": (

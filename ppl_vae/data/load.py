@@ -200,8 +200,8 @@ def load_data(
         patch_size: Cuts squares of this side, in pixels, out of the photos of a folder, which may have any
             sizes: the places are random, uniformly. Splits are made of photos: all patches of one are in one.
         patches: How many of each photo.
-        validation_fraction: Share of the training rows to hold out for validation; with `patch_size`, of the
-            training photos.
+        validation_fraction: Share of the training rows to hold out for validation. With `patch_size` it is that
+            of the training photos.
         max_rows: Keeps at most this many rows of each split, chosen at random, for quick trials.
         labels: True for all labels, or how many. Each row comes with its label, `(x, y)`, for models that are
             given it. A number tells the labels of so many training rows alone, as many of each class as of any

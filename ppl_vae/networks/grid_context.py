@@ -46,11 +46,13 @@ class CodesAbove(Context):
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        grids = tuple(tuple(grid) for grid in self.grids)
-        if not grids or any(len(grid) != 2 for grid in grids):
+        listed = isinstance(self.grids, list | tuple) and bool(self.grids)
+        if not (listed and all(isinstance(g, list | tuple) and len(g) == 2 for g in self.grids)):
             raise ValueError(
-                f"CodesAbove.grids must be the height and width of each grid above, got {grids}: write [(8, 8)]"
+                f"CodesAbove.grids must be the height and width of each grid above, got {self.grids!r:.80}: "
+                "write [(8, 8)]"
             )
+        grids = tuple(tuple(grid) for grid in self.grids)
         for grid in grids:
             require_widths(self, grids=grid)
         require_widths(self, codes=self.codes)
