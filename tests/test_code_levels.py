@@ -514,7 +514,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "UniformCodes has no numbers that could be fitted",
     ),
     "no grid": (lambda: CodesAbove([], []), ValueError, r"grids must be the height and width"),
-    "a line": (lambda: CodesAbove([(4,)], [3]), ValueError, r"got \(\(4,\),\)"),
+    "a line": (lambda: CodesAbove([(4,)], [3]), ValueError, r"got \[\(4,\)\]"),
     "one number of codes": (
         lambda: CodesAbove([(2, 2), (1, 1)], [3]),
         ValueError,

@@ -36,16 +36,16 @@ def patches(photo: Tensor, margin: int) -> Tensor:
 
 def made(
     conditional: bool = False, depth: int = 1, temperature: float = 0.0
-) -> tuple[VQVAE, QuantizingEncoder, Tensor]:
+) -> tuple[Any, QuantizingEncoder, Tensor]:
     """A pair of patches, and a photo."""
     torch.manual_seed(0)
-    quantizer = (
+    quantizer: Any = (
         VectorQuantizer(5, 3, start=RandomStart())
         if depth == 1
         else ResidualQuantizer(5, 3, depth, start=RandomStart())
     )
-    kind = ConditionalVQVAE if conditional else VQVAE
-    options = {"context": Labels(2)} if conditional else {}
+    kind: Any = ConditionalVQVAE if conditional else VQVAE
+    options: dict[str, Any] = {"context": Labels(2)} if conditional else {}
     model = kind((3, 16, 16), quantizer, NETWORK, Gaussian(), **options).double()
     guide = QuantizingEncoder(model, NETWORK, temperature).double()
     # Vectors of a fresh encoder are near each other: codes among them.
@@ -80,7 +80,7 @@ def test_the_codes_of_a_margin_are_those_of_the_photo(depth: int) -> None:
 def test_held_out_rows_may_have_another_margin() -> None:
     model, guide, photo = made()
     prior = PixelCNNPrior(channels=4, layers=1)
-    options = {"max_epochs": 2, "seed": 0}
+    options: dict[str, Any] = {"max_epochs": 2, "seed": 0}
     rates = [
         refit_prior(
             *(model, guide, patches(photo, 12), prior),

@@ -103,7 +103,9 @@ class RefittedPrior(Result):
 
     def summary_numbers(self) -> dict[str, Any]:
         """See `Result.summary_numbers`."""
-        found = {"prior": self.prior} if self.found is None else self.found.summary_numbers()
+        found: dict[str, Any] = (
+            {"prior": self.prior} if self.found is None else self.found.summary_numbers()
+        )
         found["margin"] = self.margin
         return {**found, "elbo_before": self.before.to_dict(), "elbo_after": self.after.to_dict()}
 
