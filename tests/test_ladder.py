@@ -500,8 +500,9 @@ def test_bent_posteriors_of_many_latents(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(ladder, "EFFORTS", efforts)
         found = evaluate(model, guide, x, num_samples=1000, seed=0)
         off = (found.log_likelihood.values - truth).abs() / found.log_likelihood_error
-        # As in `require_right`; the largest is 4.2 on one kind of processor, and less on another.
-        assert bool((off[~found.unreliable] < 4.5).all())
+        # Without walks, which the ladder has, a row may look better than it is: on one kind of processor one of
+        # 24 is off by 4.2 errors, with other seeds by up to 5.2.
+        assert bool((off[~found.unreliable] < (4.0 if walks else 4.5)).all())
         left.append(int(found.unreliable.sum()))
     assert left[0] >= 9
     assert left[1] <= 6
