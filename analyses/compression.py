@@ -93,7 +93,7 @@ class Point:
         return ResidualQuantizer(self.codes, dim=16, depth=self.depth)
 
 
-PHOTOS = (Point(3, 256), Point(2, 64), Point(2, 512), Point(3, 256, 4), Point(2, 256, 2))
+PHOTOS = (Point(3, 256), Point(2, 64), Point(2, 512), Point(2, 256, 2), Point(1, 64))
 SMALL = (Point(2, 16), Point(2, 256), Point(2, 256, 2), Point(1, 64))
 
 
@@ -121,7 +121,7 @@ class Settings:
     sigma: float = 0.3
     learning_rate: float = 2e-3
     prior: PixelCNNPrior = PixelCNNPrior(channels=32, layers=4, window=8)  # noqa: RUF009 (frozen)
-    prior_epochs: int = 10
+    prior_epochs: int = 20
     overlap: float = 0.25
     seed: int = 0
 
