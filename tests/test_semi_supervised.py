@@ -54,7 +54,9 @@ def test_log_p_of_rows_with_and_without_labels_is_exact(labels: str) -> None:
     assert bool((error < 5 * found.log_likelihood_error + 1e-3).all())
     few = (x[:4], told[:4])
     annealed = annealed_importance_sampling(model, None, few, num_steps=100, num_chains=32, seed=0)
-    torch.testing.assert_close(annealed.log_likelihood.values.float(), exact[:4], atol=0.15, rtol=0)
+    error = (annealed.log_likelihood.values - exact[:4]).abs()
+    assert bool((error < 4 * annealed.log_likelihood_error).all())
+    assert float(annealed.log_likelihood_error.max()) < 0.15
 
 
 def test_the_class_of_a_row_with_a_label_is_certain() -> None:
