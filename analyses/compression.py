@@ -175,6 +175,7 @@ def main(
     points: tuple[Point, ...] | None = None,
     max_rows: int | None = None,
     most_pictures: int | None = None,
+    others: tuple[Path, ...] = (),
     output: Path = Path("compression.png"),
     overwrite: bool = False,
 ) -> None:
@@ -193,6 +194,9 @@ def main(
         points: The operating points; None takes those that suit the size of the pictures.
         max_rows: Maximum number of rows per split, for a quick trial.
         most_pictures: Number of test pictures to use, the first ones.
+        others: Folders of further codecs, which are called like them. A folder has one for each setting, with
+            the decoded pictures 000.png, 001.png and so on, and a table sizes.csv of them: `picture`, `bytes`
+            of its file, and `payload`, those of it without headers.
         output: Where to save the picture.
         overwrite: Whether a picture that is there is replaced.
     """
@@ -202,7 +206,7 @@ def main(
     codecs = [name for name in CODECS if _can_write(name)]
     table = Table(
         ["codec", "setting", "bits per pixel, file", "without headers", "PSNR, dB", "MS-SSIM"],
-        steps=len(chosen) + len(codecs),
+        steps=len(chosen) + len(codecs) + len(others),
     )
     scores: list[Score] = []
     sizes: dict[str, int] = {}
@@ -215,6 +219,9 @@ def main(
     for name in codecs:
         scores += _of_all(test, name, runs)
         table.step(name)
+    for folder in others:
+        scores += of_folder(test, folder)
+        table.step(folder.name)
     table.head()
     for (codec, setting), group in _grouped(scores).items():
         columns = [torch.tensor([getattr(s, n) for s in group]) for n in _NUMBERS]
@@ -226,7 +233,7 @@ def main(
     print(f"\nBits that {OURS} needs more (+) or less (-) at the same PSNR (BD-rate):\n")
     savings = Table(["beside", "file", "without headers", "PSNR in common, dB"], steps=1)
     savings.head()
-    for name in codecs:
+    for name in [*codecs, *(folder.name for folder in others)]:
         savings.row(
             [
                 name,
@@ -390,6 +397,41 @@ def of_codec(picture: Tensor, number: int, name: str, quality: int) -> Score:
         mode = "L" if picture.dim() == 2 else "RGB"
         decoded = torch.from_numpy(np.array(image.convert(mode)))
     return _score(name, str(quality), number, picture, decoded, len(data), payload_of(data, name))
+
+
+def of_folder(test: Sequence[Tensor], folder: Path) -> list[Score]:
+    """The scores of what another program has written, a folder for each setting.
+
+    Raises:
+        ValueError: A folder is not of these pictures.
+    """
+    settings = sorted((p.parent for p in folder.glob("*/sizes.csv")), key=_by_number)
+    if not settings:
+        raise ValueError(f"{folder} has no folder with a table sizes.csv")
+    scores = []
+    for setting in settings:
+        with (setting / "sizes.csv").open(newline="") as opened:
+            sizes = {int(row["picture"]): row for row in csv.DictReader(opened)}
+        for number, picture in enumerate(test):
+            file = setting / f"{number:03d}.png"
+            if number not in sizes or not file.exists():
+                raise ValueError(f"{setting} lacks picture {number} of {len(test)}")
+            with Image.open(file) as image:
+                decoded = torch.from_numpy(np.array(image))
+            if decoded.shape != picture.shape:
+                told = f"{tuple(decoded.shape)}, the test picture {tuple(picture.shape)}"
+                raise ValueError(f"{file} is another picture: its shape is {told}")
+            counts = (float(sizes[number][name]) for name in ("bytes", "payload"))
+            scores.append(_score(folder.name, setting.name, number, picture, decoded, *counts))
+    return scores
+
+
+def _by_number(folder: Path) -> tuple[float, str]:
+    """Settings that are numbers in their order."""
+    try:
+        return float(folder.name), folder.name
+    except ValueError:
+        return math.inf, folder.name
 
 
 def _can_write(name: str) -> bool:
@@ -623,7 +665,8 @@ def curves(scores: Sequence[Score]) -> Figure:
                 axes.plot(bits, quality, "o", color=COLORS[codec], label=codec)
                 axes.plot(*_rising(bits, quality), color=COLORS[codec])
             else:
-                axes.plot(bits, quality, ".-", color=COLORS[codec], label=codec, linewidth=1)
+                color = COLORS.get(codec, "#444444")
+                axes.plot(bits, quality, ".-", color=color, label=codec, linewidth=1)
         axes.set_xscale("log")
         axes.set_xlabel("bits per pixel, whole file", fontsize=12)
         axes.set_ylabel(label, fontsize=12)
