@@ -388,6 +388,10 @@ SHARED = (  # what the scripts import
     "kept_pairs.py",
     "planted_pairs.py",
     "progress.py",
+    "vq_vae_ablation.py",
+    "vq_vae_pairs.py",
+    "vq_vae_samples.py",
+    "vq_vae_sweep.py",
 )
 
 
