@@ -185,6 +185,25 @@ def test_codes_that_nobody_uses_are_moved_among_the_vectors(
     assert bool(inside.all())
 
 
+@pytest.mark.parametrize("n", [8, 400, 40_000])
+@pytest.mark.parametrize("restarts", [0.25, 1.0])
+def test_a_code_that_dies_at_the_start_is_noticed_however_many_vectors_there_are(
+    n: int, restarts: float
+) -> None:
+    """From twice the limit down to it: ln 2 / -ln 0.99 = 69 steps. It was 917 for 10,000 vectors of a code."""
+    vectors = torch.tensor([0.0, 1.0, 2.0, 3.0]).double().repeat(n // 4).unsqueeze(1)
+    quantizer: Any = VectorQuantizer(4, 1, EMA(), KMeansStart(steps=1), restarts).double()
+    taught(quantizer, vectors)
+    assert quantizer.nearest(vectors).unique().tolist() == [0, 1, 2, 3]
+    away = torch.full((4, 1), 50.0, dtype=torch.float64)
+    quantizer.codebook.place(away, torch.tensor([False, False, False, True]))
+    steps = 0
+    while float(quantizer.points()[3]) > 40 and steps < 100:
+        taught(quantizer, vectors)
+        steps += 1
+    assert steps == math.ceil(math.log(2) / -math.log(0.99))
+
+
 def test_a_codebook_begins_where_k_means_ends(clusters: Tensor) -> None:
     quantizer: Any = VectorQuantizer(4, 2, EMA(), KMeansStart(steps=3), restarts=0).double()
     drawn = quantizer.points().clone()
