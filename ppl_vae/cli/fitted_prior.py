@@ -385,4 +385,5 @@ def _fit_of(
         stopped="",
         seconds=seconds,
         batch_size=setup.config.get("batch_size"),
+        prior_epochs=len(epochs),
     )
