@@ -116,9 +116,9 @@ def diagnose(
     `strong decoder`.
 
     If all latents are codes of a quantizer, which a guide marks by `infer={"quantizes": ...}` and gives all
-    mass (`PointMass`), each codebook is judged as a whole: by how many of its codes are used, and by how far
-    they are from the vectors that they stand for (`UseOfCodes`). If a tenth of the codes is dead, or codes lag
-    behind the vectors, or all rows have the same codes, the cause is
+    mass (`PointMass`), or draws near their vectors (`Categorical`), each codebook is judged as a whole: by how
+    many of its codes are used, and by how far they are from the vectors that they stand for (`UseOfCodes`). If
+    a tenth of the codes is dead, or codes lag behind the vectors, or all rows have the same codes, the cause is
 
     - `identical rows` or `dead encoder`, as above;
     - `still training`, if codes lag alone and `fit` says so;
