@@ -141,7 +141,7 @@ def test_what_had_not_ended_is_the_fit_of_the_prior(
     few, many = tmp_path / "few", tmp_path / "many"
     steps = ("--max_epochs", "3", "--learning_rate", "1e-2", "--batch_size", "5")
     assert refit_prior(place / "labels", few, *prior, *steps) == 0
-    steps = (
+    longer = [
         "--max_epochs",
         "40",
         "--patience",
@@ -150,8 +150,8 @@ def test_what_had_not_ended_is_the_fit_of_the_prior(
         "0.1",
         "--batch_size",
         "20",
-    )
-    assert refit_prior(place / "labels", many, *prior, *steps) == 0
+    ]
+    assert refit_prior(place / "labels", many, *prior, *longer) == 0
     fitted = json.loads((many / "fit.json").read_text())
     assert fitted["best_epoch"] < fitted["epochs"]
     capsys.readouterr()

@@ -21,7 +21,7 @@ from ppl_vae import load_run, save_run
 from ppl_vae.cli import main
 from ppl_vae.cli.parser import make_parser
 from ppl_vae.codes import FSQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
-from ppl_vae.coding import SEAL, sealed
+from ppl_vae.coding import SEAL, exact_copy, sealed
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
 from ppl_vae.distributions import Ancestral
 from ppl_vae.guides import QuantizingEncoder
@@ -151,7 +151,7 @@ def test_margins_of_tiles_are_wide_enough(halvings: int, blocks: int) -> None:
 @contextmanager
 def one_copy(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Copies the model once, and not for each file, which takes longer than to write it."""
-    with photos.exact_copy(model) as exact, monkeypatch.context() as patched:
+    with exact_copy(model) as exact, monkeypatch.context() as patched:
         patched.setattr(photos, "exact_copy", lambda _: nullcontext(exact))
         yield
 

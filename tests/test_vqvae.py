@@ -183,7 +183,7 @@ def test_losses_and_gradients_are_those_of_another_library(name: str, gradient: 
         )
         other.frozen_codebook.copy_(quantizer.codebook.basis)
         other.code_transform.load_state_dict(quantizer.codebook.map.state_dict())
-        of_both = quantizer.codebook.map.weight, other.code_transform.weight
+        of_both = [quantizer.codebook.map.weight, other.code_transform.weight]
     else:
         learns = name == "Gradient"
         other = VectorQuantize(
@@ -197,8 +197,7 @@ def test_losses_and_gradients_are_those_of_another_library(name: str, gradient: 
         )
         with torch.no_grad():
             other._codebook.embed.copy_(quantizer.points()[None])
-        of_both = tuple(quantizer.parameters()), tuple(other.parameters())
-        of_both = (of_both[0][0], of_both[1][0]) if learns else ()
+        of_both = [next(each.parameters()) for each in (quantizer, other)] if learns else []
     looked, x = Looked(quantizer, n, positions), torch.randn(n, 7)
     found = loss_of(
         looked.model, looked.guide, x, QuantizedELBO(commitment=commitment, gradient=gradient)
