@@ -133,6 +133,41 @@ def test_other_commands_take_it(
     assert "which fits it anew: ppl-vae refit-prior" in capsys.readouterr().err
 
 
+def test_what_had_not_ended_is_the_fit_of_the_prior(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the training of the pair, which it does not touch; and nothing, if an earlier epoch was kept."""
+    prior = ("--prior.channels", "4", "--prior.layers", "1")
+    few, many = tmp_path / "few", tmp_path / "many"
+    steps = ("--max_epochs", "3", "--learning_rate", "1e-2", "--batch_size", "5")
+    assert refit_prior(place / "labels", few, *prior, *steps) == 0
+    longer = [
+        "--max_epochs",
+        "40",
+        "--patience",
+        "2",
+        "--learning_rate",
+        "0.1",
+        "--batch_size",
+        "20",
+    ]
+    assert refit_prior(place / "labels", many, *prior, *longer) == 0
+    fitted = json.loads((many / "fit.json").read_text())
+    assert fitted["best_epoch"] < fitted["epochs"]
+    capsys.readouterr()
+    for run, had_ended in ((few, False), (many, True)):
+        told_by: list[Any] = [load_run(run).diagnosis]
+        assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
+        told_by.append(load_run(run).diagnosis)
+        for faults in (each["faults"] for each in told_by):
+            told = faults.get("still training", "")
+            assert bool(told) != had_ended
+            if told:
+                assert "after 3 epochs of the prior the held-out rate still falls" in told
+                assert "give `ppl-vae refit-prior` a larger --max_epochs" in told
+        assert "train for longer" not in capsys.readouterr().out
+
+
 def test_vectors_have_a_prior_of_vectors(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,10 @@ ADVERSARIAL: dict[str, list[float]] = {
     "not normalized": [1e300, 1e300, 3e300],
     "below a table's least": [1.0, LEAST / 2, LEAST / 2],
     "one": [1.0],
+    "equal": [0.5, 0.5],
+    "4096 equal": [1 / 4096] * 4096,
+    "4096, one nearly certain": [1.0] + [1e-12] * 4095,
+    "4096, denormal": [1.0] + [5e-324] * 4095,
 }
 
 
@@ -166,6 +170,38 @@ def test_a_range_coder_reads_what_it_wrote() -> None:
         Reader(LIBRARY, b"abc", "test")
     with pytest.raises(WrongFileError):  # no probabilities have such an interval
         Reader(LIBRARY, b"\xff" * 400, "test").categorical(torch.empty(9), tables.repeat(60, 1))
+
+
+@pytest.mark.parametrize("table", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_adversarial_tables_of_a_range_coder(table: list[float]) -> None:
+    """All numbers are written, also those that the table gives the probability 0."""
+    tables = np.array([table] * 300)
+    tables /= tables.sum(1, keepdims=True)
+    numbers = np.random.default_rng(0).choice(len(table), 300).astype(np.int32)
+    writer = Writer(LIBRARY)
+    writer.categorical(torch.from_numpy(numbers), torch.from_numpy(tables))
+    leaked = 300 * len(table) * LEAST * 1.5  # each number has 2^-24 at least
+    assert 8 * len(writer.data()) <= bits(tables, numbers) + 64 + leaked
+    reader = Reader(LIBRARY, writer.data(), "test")
+    found = reader.categorical(torch.empty(0), torch.from_numpy(tables))
+    np.testing.assert_array_equal(found.numpy(), numbers)
+
+
+@pytest.mark.parametrize("count", [2, 3, 256, 4096])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_a_thousand_random_numbers_of_a_range_coder(count: int, spread: float) -> None:
+    generator = np.random.default_rng(1)
+    tables = np.exp(spread * generator.standard_normal((1000, count)))
+    tables /= tables.sum(1, keepdims=True)
+    numbers = np.array([generator.choice(count, p=p) for p in tables], dtype=np.int32)
+    writer = Writer(LIBRARY)
+    for part in np.split(np.arange(1000), 10):  # in several calls
+        writer.categorical(torch.from_numpy(numbers[part]), torch.from_numpy(tables[part]))
+    expected, leaked = bits(tables, numbers), 1000 * count * LEAST * 1.5
+    assert expected - 8 <= 8 * len(writer.data()) <= expected + 64 + leaked
+    reader = Reader(LIBRARY, writer.data(), "test")
+    found = reader.categorical(torch.empty(0), torch.from_numpy(tables))
+    np.testing.assert_array_equal(found.numpy(), numbers)
 
 
 def test_every_damage_of_a_sealed_file_is_found() -> None:

@@ -68,13 +68,15 @@ def clusters(seed: int, count: int = 8) -> Tensor:
     return x + 0.3 * torch.randn(1000, 12, generator=g)
 
 
-def untrained(x: Tensor, quantizer: Quantizer, slots: int = 2, seed: int = 0) -> tuple[Any, Any]:
+def untrained(
+    x: Tensor, quantizer: Quantizer, slots: int = 2, seed: int = 0, temperature: float = 0.0
+) -> tuple[Any, Any]:
     torch.manual_seed(seed)
     network = Slots(slots, MLP(hidden=(64,)))
     of_bits = bool(((x == 0) | (x == 1)).all())
     likelihood = Bernoulli() if of_bits else Gaussian(0.3)
     model = VQVAE(tuple(x.shape[1:]), quantizer, network, likelihood)
-    return model, QuantizingEncoder(model, network)
+    return model, QuantizingEncoder(model, network, temperature)
 
 
 def trained(
@@ -84,8 +86,9 @@ def trained(
     seed: int = 0,
     commitment: float = 0.25,
     epochs: int = 30,
+    temperature: float = 0.0,
 ) -> tuple[Any, Any, Fit]:
-    model, guide = untrained(x, quantizer, slots, seed)
+    model, guide = untrained(x, quantizer, slots, seed, temperature)
     some: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 100, "seed": seed}
     objective = QuantizedELBO(commitment=commitment)
     return model, guide, fit(model, guide, x, objective=objective, max_epochs=epochs, **some)
@@ -195,6 +198,44 @@ def test_dead_codes_are_those_that_chance_does_not_explain() -> None:
     members = Members(100, None, 1, learn=True)
     members.update((drawn % 60)[:, None], None)
     assert members.use("z", 0.0, 0.0).dead == 40
+
+
+def test_codes_that_are_drawn_are_codes() -> None:
+    """Their cost, noise and use are those of q(z | x); of one draw, so up to its error."""
+    x = factors(0)
+    model, guide, fitted = trained(x, VectorQuantizer(16, 4), temperature=20.0)
+    found = seen(model, guide, x, fit=fitted)
+    use = one(found)
+    with torch.no_grad():
+        q = guide.encode(x).base_dist.probs.double()
+        log_q = torch.special.xlogy(q, q)
+        errors = log_q.sum(-1).sum(-1)
+    noise = -float(log_q.sum(-1).mean())
+    assert noise > 0.2
+    assert (use.count, use.values, use.uses) == (2, 16, 2000)
+    tolerance = 5 * float(errors.std()) / math.sqrt(len(x)) + 5 * 0.8 / math.sqrt(2000)
+    assert use.noise == pytest.approx(noise, abs=tolerance)
+    assert use.rate == pytest.approx(math.log(16) - noise, abs=tolerance)
+    assert found.rate.mean == pytest.approx(2 * use.rate)
+    p = q.mean((0, 1))
+    entropy = -float(torch.special.xlogy(p, p).sum())
+    assert use.entropy == pytest.approx(entropy, abs=0.05)
+    # I(x; z) is at most the sum over positions, and what was estimated from few rows is less than it.
+    shares = q.mean(0)  # of each position
+    most = -float(torch.special.xlogy(shares, shares).sum()) - 2 * noise
+    low, high = found.information_bounds
+    assert low < most + 0.1
+    assert 0 < low < high <= use.count * use.most + 1e-9
+    assert found.cause == "none"
+    assert "of it given x" in found.summary()
+
+
+def test_dead_codes_that_are_drawn_are_named() -> None:
+    model, guide, fitted = trained(SMALL, random(64, 32), 4, temperature=0.02)
+    found = seen(model, guide, SMALL, fit=fitted)
+    assert found.cause == "codes out of reach", found.summary()
+    assert one(found).dead > 30
+    assert one(found).noise > 0
 
 
 # -- healthy pairs ---------------------------------------------------------------------------------------

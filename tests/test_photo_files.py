@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ppl_vae import load_run, save_run
 from ppl_vae.cli import main
 from ppl_vae.cli.parser import make_parser
 from ppl_vae.codes import FSQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
-from ppl_vae.coding import SEAL, sealed
+from ppl_vae.coding import SEAL, exact_copy, sealed
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
 from ppl_vae.distributions import Ancestral
 from ppl_vae.guides import QuantizingEncoder
@@ -44,19 +45,22 @@ def pair_of(
     quantizer: Quantizer | None = None,
     prior: CodePrior | None = None,
     channels: int = 3,
+    side: int = 16,
     **network: int,
 ) -> tuple[Any, Any]:
     torch.manual_seed(0)
     grid = ConvolutionalGrid(**{"channels": 8, "halvings": 2, "blocks": 1, **network})
     quantizer = quantizer or VectorQuantizer(16, 4, start=RandomStart())
-    model = VQVAE((channels, 16, 16), quantizer, grid, Gaussian(0.1), prior)
+    model = VQVAE((channels, side, side), quantizer, grid, Gaussian(0.1), prior)
     guide = QuantizingEncoder(model, grid)
     with torch.no_grad():
         for parameter in [*model.parameters(), *guide.parameters()]:
             parameter.add_(
                 0.3 * torch.randn_like(parameter)
             )  # a prior with opinions, codes that vary
-        vectors = guide.vectors(torch.rand(8, channels, 16, 16)).reshape(-1, model.quantizer.dim)
+        vectors = guide.vectors(torch.rand(16, channels, side, side)).reshape(
+            -1, model.quantizer.dim
+        )
         if isinstance(quantizer, VectorQuantizer):
             quantizer.codebook.place(vectors[:16], torch.ones(16, dtype=torch.bool))
     return model, guide
@@ -142,6 +146,73 @@ def test_margins_of_tiles_are_wide_enough(halvings: int, blocks: int) -> None:
     data = compress_photo(model, guide, photo).data
     pictures = [decompress_photo(model, data, most_pixels=m).int() for m in (10**6, most)]
     assert int((pictures[0] - pictures[1]).abs().max()) <= 1
+
+
+@contextmanager
+def one_copy(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Copies the model once, and not for each file, which takes longer than to write it."""
+    with exact_copy(model) as exact, monkeypatch.context() as patched:
+        patched.setattr(photos, "exact_copy", lambda _: nullcontext(exact))
+        yield
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_pictures_come_back_within_64_bits_of_what_their_codes_say(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = PixelCNNPrior(channels=4, layers=1)
+    model, guide = pair_of(prior=prior, side=8, channels=1, blocks=0)
+    sizes = torch.randint(1, 18, (count, 2), generator=torch.Generator().manual_seed(1)).tolist()
+    codes = kept_codes(monkeypatch)
+    seen = set()
+    with one_copy(model, monkeypatch):
+        for height, width in sizes:
+            photo = torch.randint(256, (height, width), dtype=torch.uint8)
+            found = compress_photo(model, guide, photo, overlap=0.5)
+            assert 8 * len(found.data) <= found.code_length + 64 + 8 * HEADER
+            decoded = decompress_photo(model, found.data)
+            written, read = codes
+            assert torch.equal(written, read)
+            assert decoded.shape == photo.shape
+            seen |= set(written.flatten().tolist())
+            codes.clear()
+    assert len(seen) > 8  # they do not all say the same
+
+
+ADVERSARIAL = {
+    "once hung perfect tables": [0.15, 0.69, 0.15],
+    "near 0 and 1": [1e-12, 1 - 1e-12],
+    "underflows": [1.0, 0.0, 0.0],
+    "rare": [1e-300, 1.0, 1e-30],
+    "equal": [0.5, 0.5],
+    "one code": [1.0],
+    "4096 equal": [1 / 4096] * 4096,
+    "4096, one nearly certain": [1.0, *[1e-20] * 4095],
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial_priors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.tensor(ADVERSARIAL[name], dtype=torch.float64)
+    grid = small()
+    quantizer = VectorQuantizer(len(p), 2, start=RandomStart())
+    model = VQVAE((3, 16, 16), quantizer, grid, Gaussian(0.1), IndependentCodes())
+    guide = QuantizingEncoder(model, grid)
+    logits = p.clamp_min(1e-300).log()  # and e^-1000 is 0 in any precision
+    logits = torch.where(p > 0, logits, logits.new_tensor(-1000.0))
+    with torch.no_grad():
+        cast(Any, model.prior).logits.copy_(logits)
+    z = torch.randint(len(p), (9, 10))  # also what is impossible
+    codes = kept_codes(monkeypatch)
+    monkeypatch.setattr(photos, "_encoded", lambda *_: z.clone())
+    found = compress_photo(model, guide, photo_of(33, 40))
+    decompress_photo(model, found.data)
+    assert torch.equal(codes[1], z)
+    exact = (p / p.sum()).clamp_min(2**-24).log2()  # a code takes 24 bits at most
+    assert found.code_length == pytest.approx(-float(exact[z].sum()), rel=1e-5, abs=1e-5)
+    leaked = z.numel() * len(p) * 2**-24 * 1.5
+    assert 8 * (len(found.data) - HEADER) <= found.code_length + 64 + leaked
+    assert "inf" not in str(found)
 
 
 def test_a_gray_photo_is_taken_as_one_with_equal_colors() -> None:
@@ -374,13 +445,77 @@ def test_each_damaged_byte_is_found() -> None:
     model, guide = pair_of()
     data = compress_photo(model, guide, photo_of(16, 16)).data
     for place in range(len(data)):
-        broken = bytearray(data)
-        broken[place] ^= 1
-        with pytest.raises(ValueError, match=r"compress_photo|damaged|version"):
-            decompress_photo(model, bytes(broken))
+        for change in (0x01, 0x80, 0xFF):
+            broken = bytearray(data)
+            broken[place] ^= change
+            with pytest.raises(ValueError, match=r"compress_photo|damaged|version"):
+                decompress_photo(model, bytes(broken))
     for end in range(len(data)):
         with pytest.raises(ValueError, match=r"compress_photo|damaged|version"):
             decompress_photo(model, data[:end])
+
+
+def test_fields_of_strangers_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the checksum is right: an error, or the picture that was written."""
+    model, guide = pair_of(prior=PixelCNNPrior(channels=4, layers=1), side=8)
+    data = compress_photo(model, guide, photo_of(16, 18), overlap=0.5).data
+    header, content = data[: HEADER - SEAL], data[HEADER:]
+    expected = decompress_photo(model, data)
+    with one_copy(model, monkeypatch):
+        refused = 0
+        for place in range(5, len(header)):
+            for new in (0x00, 0x01, 0xFF, header[place] ^ 0x10):
+                forged = bytearray(header)
+                forged[place] = new
+                try:
+                    found = decompress_photo(
+                        model, sealed(bytes(forged), content), most_numbers=3_000
+                    )
+                except ValueError:
+                    refused += 1
+                    continue
+                height, width = photos._HEADER.unpack(bytes(forged))[2:4]
+                assert found.shape == (
+                    height,
+                    width,
+                    3,
+                )  # as many codes: another cut of the last ones
+                assert torch.equal(found[:16, :18], expected[:height, :width])
+        assert refused > 60
+        for end in range(len(content)):
+            with pytest.raises(ValueError, match=r"its end is missing|rounded differently"):
+                decompress_photo(model, sealed(header, content[:end]))
+        generator = torch.Generator().manual_seed(0)
+        for size in (4, 16, 400):
+            noise = torch.randint(256, (size,), generator=generator).byte().numpy().tobytes()
+            with pytest.raises(ValueError, match="rounded differently"):
+                decompress_photo(model, sealed(header, noise))
+
+
+def test_a_size_that_no_memory_has_room_for_is_refused_before_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, guide = pair_of()
+    data = compress_photo(model, guide, photo_of(16, 18)).data
+    header, content = data[: HEADER - SEAL], data[HEADER:]
+    magic, version, _, _, *rest, of_codes = photos._HEADER.unpack(header)
+    zeros = torch.zeros
+
+    def watched(*shape: int, **options: Any) -> Tensor:
+        assert math.prod(shape) < 2**20, "the memory was asked for"
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", watched)
+    huge = photos._HEADER.pack(magic, version, 2**32 - 1, 2**32 - 1, *rest, of_codes)
+    with pytest.raises(ValueError, match=r"numbers, more than most_numbers=536,870,912: raise"):
+        decompress_photo(model, sealed(huge, content))
+    other = bytes(8)  # and one that is not too large, of another model
+    large = photos._HEADER.pack(magic, version, 8000, 8000, *rest[:-1], other, of_codes)
+    with pytest.raises(ValueError, match="written with another model"):
+        decompress_photo(model, sealed(large, content))
+    with pytest.raises(ValueError, match="864 numbers, more than most_numbers=863: raise"):
+        decompress_photo(model, data, most_numbers=863)
+    assert decompress_photo(model, data, most_numbers=864).shape == (16, 18, 3)
 
 
 def test_another_model_is_told() -> None:

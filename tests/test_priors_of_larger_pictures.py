@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -144,3 +144,24 @@ def test_a_run_of_patches_has_its_prior_fitted_with_a_margin(
         told = capsys.readouterr().err
         assert words in told
         assert bool(told) == bool(words)
+
+
+def test_only_photos_without_room_take_a_smaller_margin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other error is one: it was taken for a lack of room, and the prior fitted to patches alone."""
+    for i in range(4):
+        colors = torch.randint(256, (44 + i, 70, 3), dtype=torch.uint8)
+        Image.fromarray(colors.numpy()).save(tmp_path / f"{i}.png")
+    config = {"data": f"folder:{tmp_path}", "patch_size": 16, "patches": 1}
+    data = load_rows(config)
+    assert data.smallest_side == 44
+    _, guide, _ = made()
+
+    def of_own(config: Any) -> Any:
+        raise ValueError("an error of one's own")
+
+    monkeypatch.setattr(fitted_prior, "load_rows", of_own)
+    setup: Any = SimpleNamespace(config=config, data=data)
+    with pytest.raises(ValueError, match="an error of one's own"):
+        fitted_prior._with_margin(setup, cast(Any, SimpleNamespace(guide=guide)))

@@ -132,6 +132,26 @@ def test_running_means_are_those_of_another_library(clusters: Tensor) -> None:
     torch.testing.assert_close(book.embed[0], quantizer.points(), rtol=1e-6, atol=1e-6)
 
 
+def test_angles_are_those_of_another_library(clusters: Tensor) -> None:
+    """Codes, vectors and running means: where lengths do not count, nor does how members are counted."""
+    vectors = clusters - clusters.mean(0)
+    other = VectorQuantize(2, 8, decay=0.8, use_cosine_sim=True, commitment_weight=0.0).double()
+    quantizer = plain(8, 2, EMA(decay=0.8), cosine=True)
+    book = other._codebook
+    with torch.no_grad():
+        book.embed.copy_(quantizer.points()[None])
+        book.embed_avg.copy_(quantizer.codebook.sums[None])
+    other.train()
+    before = quantizer.points().clone()
+    for _ in range(5):
+        points = quantizer.points().clone()
+        read, z, _ = other(vectors[None])  # it computes in single precision
+        assert torch.equal(z[0], taught(quantizer, vectors))
+        torch.testing.assert_close(read[0], points[z[0]], rtol=0, atol=1e-5)
+        torch.testing.assert_close(book.embed[0], quantizer.points(), rtol=0, atol=1e-5)
+    assert float((quantizer.points() - before).norm(dim=1).max()) > 0.05  # they have moved
+
+
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize(
     "learner", [EMA(), Gradient(), SimVQ()], ids=lambda each: type(each).__name__
@@ -183,6 +203,25 @@ def test_codes_that_nobody_uses_are_moved_among_the_vectors(
     assert used == 16
     inside = (moved.points() > clusters.min()) & (moved.points() < clusters.max())
     assert bool(inside.all())
+
+
+@pytest.mark.parametrize("n", [8, 400, 40_000])
+@pytest.mark.parametrize("restarts", [0.25, 1.0])
+def test_a_code_that_dies_at_the_start_is_noticed_however_many_vectors_there_are(
+    n: int, restarts: float
+) -> None:
+    """From twice the limit down to it: ln 2 / -ln 0.99 = 69 steps. It was 917 for 10,000 vectors of a code."""
+    vectors = torch.tensor([0.0, 1.0, 2.0, 3.0]).double().repeat(n // 4).unsqueeze(1)
+    quantizer: Any = VectorQuantizer(4, 1, EMA(), KMeansStart(steps=1), restarts).double()
+    taught(quantizer, vectors)
+    assert quantizer.nearest(vectors).unique().tolist() == [0, 1, 2, 3]
+    away = torch.full((4, 1), 50.0, dtype=torch.float64)
+    quantizer.codebook.place(away, torch.tensor([False, False, False, True]))
+    steps = 0
+    while float(quantizer.points()[3]) > 40 and steps < 100:
+        taught(quantizer, vectors)
+        steps += 1
+    assert steps == math.ceil(math.log(2) / -math.log(0.99))
 
 
 def test_a_codebook_begins_where_k_means_ends(clusters: Tensor) -> None:
@@ -340,6 +379,33 @@ def test_levels_are_those_of_another_library(levels: tuple[int, ...]) -> None:
     assert torch.equal(z, of_other[0].long())
 
 
+@pytest.mark.parametrize("levels", [each for each in LEVELS if min(each) > 2], ids=str)
+def test_gradients_of_levels_are_those_of_another_library(levels: tuple[int, ...]) -> None:
+    """Not of two levels, where it moves 0 to the border of the box, and its gradient there vanishes."""
+    vectors = (2 * torch.randn(100, len(levels))).requires_grad_()
+    weights = torch.randn(100, len(levels))
+    ours, theirs = FSQ(levels), OtherFSQ(list(levels))
+    projected = ours.project(vectors)
+    read = straight_through(projected, ours.embed(ours.nearest(projected)))
+    (found,) = torch.autograd.grad((read * weights).sum(), vectors)
+    (expected,) = torch.autograd.grad((theirs(vectors[None])[0][0] * weights).sum(), vectors)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_signs_are_those_of_another_library() -> None:
+    ours, theirs = (
+        LFQ(bits=6),
+        OtherLFQ(codebook_size=64, dim=6),
+    )  # which computes in single precision
+    vectors, weights = torch.randn(100, 6, requires_grad=True), torch.randn(100, 6)
+    read = straight_through(vectors, ours.embed(ours.nearest(vectors)))
+    (found,) = torch.autograd.grad((read * weights).sum(), vectors)
+    (expected,) = torch.autograd.grad(
+        (theirs.train()(vectors[None])[0][0] * weights).sum(), vectors
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_projected_vector_is_where_its_encoder_vector_is() -> None:
     """0 becomes 0, so that an encoder begins in the middle of the box; two levels meet there."""
     for levels in LEVELS:
@@ -411,6 +477,28 @@ def test_residual_codes_are_those_of_another_library(clusters: Tensor) -> None:
     read, z, _ = other(clusters[None])
     assert torch.equal(quantizer.nearest(clusters), z[0])
     torch.testing.assert_close(quantizer.embed(z[0]), read[0])
+
+
+def test_residual_codebooks_learn_as_those_of_another_library(clusters: Tensor) -> None:
+    """Up to how it counts members, as above. It has a commitment for each level: ours is that of their sum."""
+    other = ResidualVQ(
+        dim=2, codebook_size=4, num_quantizers=2, decay=0.8, commitment_weight=0.0
+    ).double()
+    quantizer: Any = ResidualQuantizer(4, 2, 2, EMA(0.8), RandomStart(), restarts=0).double()
+    with torch.no_grad():
+        for level, layer in zip(quantizer.levels, other.layers, strict=True):
+            book, points = layer._codebook, level.points().clone()
+            book.embed.copy_(points[None])
+            book.embed_avg.copy_(1e4 * points[None])
+            book.cluster_size.fill_(1e4)
+            level.codebook.sums.copy_(1e4 * points)
+            level.codebook.counts.fill_(1e4)
+    other.train()
+    for _ in range(5):
+        _, z, _ = other(clusters[None])
+        assert torch.equal(z[0], taught(quantizer, clusters))
+    for level, layer in zip(quantizer.levels, other.layers, strict=True):
+        torch.testing.assert_close(layer._codebook.embed[0], level.points(), rtol=1e-6, atol=1e-6)
 
 
 def test_each_codebook_learns_from_what_those_before_have_left(clusters: Tensor) -> None:

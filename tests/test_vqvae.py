@@ -14,6 +14,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor, nn
+from vector_quantize_pytorch import SimVQ as OtherSimVQ, VectorQuantize
 
 from ppl_vae import check, evaluate, fit
 from ppl_vae.capture.recording import record
@@ -129,6 +130,94 @@ def test_a_running_codebook_has_no_gradient_and_no_term_in_the_loss() -> None:
     z, vectors = guide.codes(x), guide.vectors(x)
     apart = (vectors - model.quantizer.embed(z)).square().sum() / len(x)
     torch.testing.assert_close(with_term.loss.detach(), (-with_term.elbo + 0.5 * apart).detach())
+
+
+class Looked(nn.Module):
+    """Vectors that are parameters, quantized, and rows that are normal around a linear map of the codes."""
+
+    def __init__(self, quantizer: Quantizer, n: int, positions: int) -> None:
+        super().__init__()
+        self.quantizer: Any = quantizer
+        self.vectors = nn.Parameter(torch.randn(n, positions, quantizer.dim))
+        self.register_buffer("map", torch.randn(positions * quantizer.dim, 7))
+
+    def density(self, read: Tensor) -> Any:
+        return dist.Normal(read.flatten(-2) @ self.map, 1.0).to_event(1)  # type: ignore[operator]
+
+    def model(self, x: Tensor) -> None:
+        positions, codes = self.vectors.shape[1], self.quantizer.codes
+        with pyro.plate("rows", len(x)):
+            uniform = dist.Categorical(torch.ones(positions, codes) / codes).to_event(1)
+            z = pyro.sample("z", uniform)
+            read = pyro.deterministic("vector", self.quantizer.embed(z), event_dim=2)
+            pyro.sample("x", self.density(read), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            projected = self.quantizer.project(self.vectors)
+            vector = pyro.deterministic("vector", projected, event_dim=2)
+            q = PointMass(self.quantizer.nearest(vector), self.quantizer.codes)
+            pyro.sample("z", dist.Independent(q, 1), infer=MARK)
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
+@pytest.mark.parametrize("name", ["EMA", "cosine", "Gradient", "SimVQ"])
+def test_losses_and_gradients_are_those_of_another_library(name: str, gradient: Any) -> None:
+    """Ours sums over the numbers of a row, and weighs the encoder's term alone; it takes the mean over all.
+
+    For a codebook of parameters it has one weight for both terms, and no angles: the weight is 1 then.
+    """
+    n, positions, codes, dim = 20, 3, 8, 4
+    rotates = gradient == "rotation"
+    learner = {"Gradient": Gradient(), "SimVQ": SimVQ()}.get(name, EMA())
+    quantizer: Any = VectorQuantizer(
+        codes, dim, learner, RandomStart(), restarts=0, cosine=name == "cosine"
+    )
+    commitment = 1.0 if name == "Gradient" else 0.6
+    other: Any
+    if name == "SimVQ":
+        with torch.no_grad():
+            quantizer.codebook.map.weight.normal_()
+        other = OtherSimVQ(
+            dim, codes, rotation_trick=rotates, input_to_quantize_commit_loss_weight=commitment
+        )
+        other.frozen_codebook.copy_(quantizer.codebook.basis)
+        other.code_transform.load_state_dict(quantizer.codebook.map.state_dict())
+        of_both = [quantizer.codebook.map.weight, other.code_transform.weight]
+    else:
+        learns = name == "Gradient"
+        other = VectorQuantize(
+            dim,
+            codes,
+            use_cosine_sim=name == "cosine",
+            rotation_trick=rotates,
+            commitment_weight=commitment,
+            learnable_codebook=learns,
+            ema_update=not learns,
+        )
+        with torch.no_grad():
+            other._codebook.embed.copy_(quantizer.points()[None])
+        of_both = [next(each.parameters()) for each in (quantizer, other)] if learns else []
+    looked, x = Looked(quantizer, n, positions), torch.randn(n, 7)
+    found = loss_of(
+        looked.model, looked.guide, x, QuantizedELBO(commitment=commitment, gradient=gradient)
+    )
+    ours = torch.autograd.grad(found.loss, [looked.vectors, *of_both[:1]])
+
+    vectors = looked.vectors.detach().requires_grad_()
+    read, z, lost = other.train()(vectors)
+    assert torch.equal(z, quantizer.nearest(quantizer.project(vectors)))
+    assert len(z.unique()) > 4
+    distortion = -looked.density(read).log_prob(x).mean()
+    torch.testing.assert_close(found.distortion, distortion.detach(), rtol=1e-5, atol=1e-5)
+    theirs = torch.autograd.grad(distortion + positions * dim * lost, [vectors, *of_both[1:]])
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two.reshape(one.shape), rtol=1e-4, atol=1e-5)
+    of_codes = float(positions * dim * lost.detach())
+    of_codes *= 2 if name == "Gradient" else 1  # here both terms have their value, there it is one
+    rate = positions * math.log(codes)
+    expected = float(found.distortion) + rate + of_codes
+    assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])

@@ -247,18 +247,16 @@ def _with_margin(setup: Setup, run: Run) -> tuple[Data[Any], int]:
     Returns:
         The data, and how many pixels are around each patch.
     """
-    size = setup.config.get("patch_size")
-    if size is None:
+    size, smallest = setup.config.get("patch_size"), setup.data.smallest_side
+    if size is None or smallest is None:
         return setup.data, 0
     sizes = margins(run.guide)
     for margin in sizes:
-        try:
-            data = load_rows({**setup.config, "patch_size": size + 2 * margin})
-        except ValueError:  # photos have no room for it
+        if size + 2 * margin > smallest:
             continue
         if margin < sizes[0]:
             _warn_of_margin(f"with a margin of {margin} pixels, but the encoder sees {sizes[0]}")
-        return data, margin
+        return load_rows({**setup.config, "patch_size": size + 2 * margin}), margin
     if sizes:
         _warn_of_margin("without a margin, as the photos have no room for one")
     return setup.data, 0
@@ -387,4 +385,5 @@ def _fit_of(
         stopped="",
         seconds=seconds,
         batch_size=setup.config.get("batch_size"),
+        prior_epochs=len(epochs),
     )

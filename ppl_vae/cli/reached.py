@@ -7,7 +7,18 @@ from typing import Any
 
 from ppl_vae.cli.output import warn
 from ppl_vae.objectives import Controller, Objective
-from ppl_vae.runs import CONFIG, METRICS, Run, Trust, UntrustedError, build, read_history
+from ppl_vae.runs import (
+    CONFIG,
+    FIT,
+    METRICS,
+    Run,
+    Trust,
+    UntrustedError,
+    build,
+    made_by,
+    read_history,
+    read_result,
+)
 from ppl_vae.runtime import CorruptFileError
 from ppl_vae.training import Fit
 
@@ -40,6 +51,9 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         held = [row.get("validation_elbo", -math.inf) for row in history]
         best = max(range(best), key=held.__getitem__, default=-1) + 1
     rate = None if run.config.get("optimizer") else run.config.get("learning_rate")
+    prior_epochs, best_of_prior = _epochs_of_prior(run)
+    if prior_epochs:
+        best = len(history) - prior_epochs + best_of_prior
     return Fit(
         model=run.model,
         guide=run.guide,
@@ -52,7 +66,20 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         seconds=0.0,
         batch_size=run.config.get("batch_size"),
         learning_rate=rate,
+        prior_epochs=prior_epochs,
     )
+
+
+def _epochs_of_prior(run: Run) -> tuple[int, int]:
+    """How many epochs `ppl-vae refit-prior` has fitted the prior of a run, and which one's weights are kept."""
+    found = (read_result(run.path / FIT) or {}) if made_by(run.config) == "refit-prior" else {}
+    levels = found.get("levels")
+    each = [*levels.values()] if isinstance(levels, dict) else [found]
+    try:
+        epochs, best = (max(int(of[name]) for of in each) for name in ("epochs", "best_epoch"))
+    except (KeyError, TypeError, ValueError):  # a prior of vectors has none
+        return 0, 0
+    return epochs, best
 
 
 def last_beta(run: Run, objective: Objective) -> float:

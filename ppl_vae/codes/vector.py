@@ -118,11 +118,15 @@ class VectorQuantizer(Quantizer):
         self.codebook.follow(counts, sums)
         self.recent.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
         if self.restarts:
-            limit = (_SHARE * counts.mean()).clamp_max(self.restarts)
+            limit = self._limit(counts.mean())
             rare = self.recent < limit
             self.codebook.place(_of_first_process(picked(vectors, self.codes)), rare)
             # It is judged again once it had some seventy steps to find members.
             self.recent.copy_(torch.where(rare, 2 * limit, self.recent))
+
+    def _limit(self, mean: Tensor) -> Tensor:
+        """How often a code must be used per batch, given the mean over codes."""
+        return (_SHARE * mean).clamp_max(self.restarts)
 
     def _begin(self, vectors: Tensor) -> None:
         """A step of the start: the codes are vectors of this batch, and in the last one what is asked for."""
@@ -135,7 +139,9 @@ class VectorQuantizer(Quantizer):
         )
         everywhere = torch.ones_like(self.recent, dtype=torch.bool)
         self.codebook.place(_of_first_process(points), everywhere)
-        self.recent.fill_(len(vectors) / self.codes)
+        # As after a restart: a dead code would take longer to fall from the mean, the more vectors there are.
+        mean = self.recent.new_tensor(len(vectors) / self.codes)
+        self.recent.copy_(2 * self._limit(mean) if self.restarts else mean)
 
 
 def _of_first_process(value: Tensor) -> Tensor:

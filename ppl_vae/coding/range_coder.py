@@ -21,7 +21,7 @@ class TableCoder(Protocol):
 
         Args:
             numbers: Those to write, `(n,)`.
-            tables: Their probabilities, `(n, count)`, with 2 columns at least.
+            tables: Their probabilities, `(n, count)`. With one column, all are 0 and take nothing.
 
         Returns:
             Those that are written, or read.
@@ -57,8 +57,9 @@ class Writer:
         return numbers
 
     def categorical(self, numbers: Tensor, tables: Tensor) -> Tensor:
-        family = self._models.Categorical(perfect=False)
-        self._coder.encode(numbers.int().numpy(), family, tables.numpy())
+        if tables.shape[1] > 1:
+            family = self._models.Categorical(perfect=False)
+            self._coder.encode(numbers.int().numpy(), family, tables.numpy())
         return numbers
 
     def data(self) -> bytes:
@@ -90,6 +91,8 @@ class Reader:
         return self._read(family, len(numbers))
 
     def categorical(self, numbers: Tensor, tables: Tensor) -> Tensor:
+        if tables.shape[1] == 1:
+            return torch.zeros(len(tables), dtype=torch.int32)
         return self._read(self._models.Categorical(perfect=False), tables.numpy())
 
     def _read(self, *what: Any) -> Tensor:

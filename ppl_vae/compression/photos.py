@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ppl_vae.coding import (
+    LEAST,
     Reader,
     TableCoder,
     Writer,
@@ -39,6 +40,9 @@ _HEADER = struct.Struct("<4sB2I2H8sI")
 _MOST_CODES = 2**15
 """Codes in the blocks that are gone over at once; it bounds the memory. Files depend on it."""
 
+_MOST_NUMBERS = 2**29
+"""Most numbers of a photo that a file may say it has, unless more are asked for: Pillow opens no larger one."""
+
 _MOST_SHARED = 2**16 - 1
 """The largest number of shared lines that the header can hold."""
 
@@ -57,7 +61,8 @@ class CompressedPhoto(Result):
         width: Its columns.
         num_codes: Number of codes.
         codes: Number K of values of each.
-        code_length: -log2 p(z): what the prior says that the codes take, bits.
+        code_length: -log2 p(z): what the prior says that the codes take, bits. A code that is less probable
+            than 2^-24 counts 24 bits, as it takes in the file.
         payload: Bytes of the file that are codes, and not its header.
         data: The file.
     """
@@ -193,7 +198,11 @@ def compress_photo(
 
 
 def decompress_photo(
-    model: nn.Module, data: bytes | bytearray | memoryview, *, most_pixels: int = MOST_PIXELS
+    model: nn.Module,
+    data: bytes | bytearray | memoryview,
+    *,
+    most_pixels: int = MOST_PIXELS,
+    most_numbers: int = _MOST_NUMBERS,
 ) -> Tensor:
     """Reads what `compress_photo` wrote, and decodes it: the mean of p(x | z), rounded.
 
@@ -203,6 +212,7 @@ def decompress_photo(
         model: The same model.
         data: The file.
         most_pixels: Most pixels of a tile.
+        most_numbers: Most numbers of the photo, height x width x channels, that are accepted.
 
     Returns:
         Bytes, `(h, w, 3)`, or `(h, w)` of a model of gray pictures.
@@ -210,10 +220,11 @@ def decompress_photo(
     Raises:
         ModuleNotFoundError: `constriction` is not installed.
         TypeError: `data` are no bytes, or the model has no such codes.
-        ValueError: The file is damaged, of another version or model; or this machine computes other
-            probabilities than that on which it was written.
+        ValueError: The file is damaged, of another version or model, or has too many numbers; or this machine
+            computes other probabilities than that on which it was written.
     """
     require_count("most_pixels", most_pixels, 1)
+    require_count("most_numbers", most_numbers, 1)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"data must be the bytes of a file, got {described(data)}")
     parts = _Parts.of(model)
@@ -224,7 +235,11 @@ def decompress_photo(
     grid = (math.ceil(height / stride), math.ceil(width / stride))
     if not height * width:
         raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
-    z = torch.zeros(*grid, *parts.inner, dtype=torch.long)
+    if (numbers := height * width * parts.channels) > most_numbers:
+        raise ValueError(
+            f"this {_WHAT} says that it has {numbers:,} numbers, more than most_numbers={most_numbers:,}: "
+            "raise most_numbers, if the memory has room for them"
+        )
     with exact_copy(model) as exact:
         if _name_of(exact) != name:
             raise ValueError(
@@ -233,6 +248,7 @@ def decompress_photo(
             )
         if not all(some < side for some, side in zip(shared, parts.block, strict=True)):
             raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
+        z = torch.zeros(*grid, *parts.inner, dtype=torch.long)
         try:
             _code(exact, z, (shared[0], shared[1]), reader)
             found: int | None = _sum_of(z)
@@ -386,7 +402,10 @@ def _code(model: Any, z: Tensor, shared: tuple[int, int], coder: TableCoder) -> 
     if any(shared):
         down, across = (len(side) for side in sides)
         fronts = [
-            [(sides[0][i], sides[1][n - i]) for i in range(down) if 0 <= n - i < across]
+            [
+                (sides[0][i], sides[1][n - i])
+                for i in range(max(0, n - across + 1), min(down, n + 1))
+            ]
             for n in range(down + across - 1)
         ]
     else:
@@ -529,7 +548,7 @@ class _Counting:
     def categorical(self, numbers: Tensor, tables: Tensor) -> Tensor:
         """See `TableCoder.categorical`."""
         p = tables.gather(1, numbers.long().unsqueeze(1))
-        self.bits -= float(p.log2().sum())
+        self.bits -= float(p.clamp_min(LEAST).log2().sum())
         return self.coder.categorical(numbers, tables)
 
 

@@ -306,4 +306,5 @@ def read_patches(
         return Part(patches, None if labels is None else labels.repeat(count))
 
     train, test, validation = listings
-    return Source(part(train, seeded), part(test, fixed), part(validation, seeded), levels=256)
+    parts = part(train, seeded), part(test, fixed), part(validation, seeded)
+    return Source(*parts, levels=256, smallest_side=min(min(shape) for shape in sizes))

@@ -56,6 +56,8 @@ class Data(Generic[Rows]):
             for digits' counts, 256 for 8-bit pictures, 2 for binary data, None for real values.
         transform: Applied to each training batch, on its device; None if the training rows are
             ready. `validation` and `test` always are.
+        smallest_side: Where rows are patches of photos, the shorter side of the smallest photo in pixels: no
+            patch can be larger. Otherwise None.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Data(Generic[Rows]):
     test_labels: Tensor | None = None
     levels: int | None = None
     transform: Callable[[Tensor], Tensor] | None = None
+    smallest_side: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -288,6 +291,7 @@ def load_data(
         test_labels=test.labels(),
         levels=levels,
         transform=transform,
+        smallest_side=source.smallest_side,
     )
 
 

@@ -92,6 +92,7 @@ class Source:
         levels: Number of equally spaced values an entry can take, from 0 to `maximum`; None for
             real values.
         maximum: The largest value in `Data`; 1 for 8-bit pictures, which are divided by 255.
+        smallest_side: The shorter side of the smallest photo, if rows are patches of photos.
     """
 
     train: Part
@@ -99,6 +100,7 @@ class Source:
     validation: Part | None = None
     levels: int | None = None
     maximum: float = 1.0
+    smallest_side: int | None = None
 
 
 def held_out(

@@ -257,13 +257,14 @@ class Members:
         self._square = self._square + from_first.square().sum()
         self._kept.append(flat[:: self.stride])
 
-    def use(self, name: str, rate: float, gain: float) -> UseOfCodes:
+    def use(self, name: str, rate: float, gain: float, noise: float = 0.0) -> UseOfCodes:
         """What these rows say.
 
         Args:
             name: Of the codebook.
             rate: What a code costs, nats.
             gain: What one is worth to the decoder, nats.
+            noise: The entropy of one given x, nats.
         """
         counts = self.counts if len(self.counts) else torch.tensor([*self._seen.values()])
         used = int((counts > 0).sum())
@@ -285,6 +286,7 @@ class Members:
             rate=rate,
             gain=gain,
             varies=self.varies,
+            noise=noise,
             **self._geometry(),
         )
 

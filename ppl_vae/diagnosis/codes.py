@@ -32,6 +32,7 @@ from ppl_vae.pairs import (
     Layout,
     Site,
     as_args,
+    is_categorical,
     is_certain,
     num_rows,
     row_log_prob,
@@ -51,7 +52,8 @@ class _Gathered:
 
     Attributes:
         members: The codebooks of each site.
-        costs: What the codes of each site cost.
+        costs: -log p of the codes of each site.
+        noises: -log q of them: 0 of codes that are certain.
         gains: By how much log p(x | z) falls with the codes of another row.
         bounds: The ELBO.
         rates: The rate.
@@ -62,6 +64,7 @@ class _Gathered:
 
     members: dict[str, list[Members]] = field(default_factory=dict)
     costs: dict[str, list[Tensor]] = field(default_factory=dict)
+    noises: dict[str, list[Tensor]] = field(default_factory=dict)
     gains: list[Tensor] = field(default_factory=list)
     bounds: list[Tensor] = field(default_factory=list)
     rates: list[Tensor] = field(default_factory=list)
@@ -71,9 +74,9 @@ class _Gathered:
 
 
 def marked_codes(session: Session) -> dict[str, str]:
-    """The latents of a pair, if all are codes of a quantizer that are certain; with the sites of their vectors.
+    """The latents of a pair, if all are codes of a quantizer; with the sites of their vectors.
 
-    It is empty if they are something else.
+    They are certain, or drawn near their vectors. It is empty if they are something else.
     """
     layout = session.layout
     if layout.shared or set(layout.draws) != set(layout.latents):
@@ -81,8 +84,11 @@ def marked_codes(session: Session) -> dict[str, str]:
     with torch.random.fork_rng():  # the draws that follow are those of the seed
         trace = trace_guide(session.pair.guide, *as_args(session.first))
     marked = marked_sites(trace)
-    certain = (name in marked and is_certain(trace.nodes[name]) for name in layout.latents)
-    return {name: marked[name] for name in layout.latents} if all(certain) else {}
+    are_codes = (
+        name in marked and (is_certain(trace.nodes[name]) or is_categorical(trace.nodes[name]))
+        for name in layout.latents
+    )
+    return {name: marked[name] for name in layout.latents} if all(are_codes) else {}
 
 
 def diagnose_codes(
@@ -104,12 +110,12 @@ def diagnose_codes(
     rate, gain = torch.cat(found.rates), torch.cat(found.gains)
     codes = sum(member.uses for of in found.members.values() for member in of) / len(rate)
     uses = [
-        member.use(name, cost, float(gain.nanmean()) / codes)
-        for name, member, cost in _named(found, len(rate))
+        member.use(name, cost - noise, float(gain.nanmean()) / codes, noise)
+        for name, member, cost, noise in _named(found, len(rate))
     ]
     facts = replace(facts, rate=float(rate.mean()), unused=len(uses))
     causes, notes = {}, [*found.lacking]
-    for use, (_, member, _) in zip(uses, _named(found, len(rate)), strict=True):
+    for use, (_, member, *_) in zip(uses, _named(found, len(rate)), strict=True):
         cause = cause_of_codes(
             use,
             facts,
@@ -126,7 +132,8 @@ def diagnose_codes(
                 f"{use.uses / use.values:.2g} times on average: too few to tell which of the others are dead"
             )
     used = torch.tensor([use.varies and not use.gain < COLLAPSED for use in uses])
-    information = _information(torch.cat(found.rows))
+    noise = sum(torch.cat(of_site) for of_site in found.noises.values())
+    information = _information(torch.cat(found.rows)) - noise
     unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     diagnosis = Diagnosis(
         names=tuple(use.name for use in uses),
@@ -150,15 +157,17 @@ def diagnose_codes(
     return diagnosis, torch.cat(found.bounds)
 
 
-def _named(found: _Gathered, n: int) -> list[tuple[str, Members, float]]:
-    """Each codebook with its name, and with what one of its codes costs."""
+def _named(found: _Gathered, n: int) -> list[tuple[str, Members, float, float]]:
+    """Each codebook with its name, and with -log p and -log q of one of its codes."""
     named = []
     for site, levels in found.members.items():
         total = sum(member.uses for member in levels) / n
-        cost = float(torch.cat(found.costs[site]).mean()) / total
+        cost, noise = (
+            float(torch.cat(of[site]).mean()) / total for of in (found.costs, found.noises)
+        )
         for i, member in enumerate(levels):
             name = site if len(levels) == 1 else f"{site}, level {i + 1}"
-            named.append((name, member, cost))
+            named.append((name, member, cost, noise))
     return named
 
 
@@ -202,10 +211,9 @@ def _look(
     for each in books:
         z = rows.latents[each.site][0]
         key = key * 31 + _number(z)
-        terms = row_log_prob(rows.model_trace.nodes[each.site], layout)
-        found.costs.setdefault(each.site, []).append(
-            -sum_to_rows(terms, layout, 1, n)[0].double().cpu()
-        )
+        for of, trace in ((found.costs, rows.model_trace), (found.noises, rows.guide_trace)):
+            terms = row_log_prob(trace.nodes[each.site], layout)
+            of.setdefault(each.site, []).append(-sum_to_rows(terms, layout, 1, n)[0].double().cpu())
         vectors = vectors_of(rows.guide_trace.nodes.get(marked[each.site]), layout, n)
         depth = max(1, depth_of(z, vectors))
         codes = z.reshape(n, -1, depth).unbind(-1)
@@ -245,7 +253,7 @@ def _number(z: Tensor) -> Tensor:
 
 
 def _information(rows: Tensor) -> Tensor:
-    """log q(z | x) - log q(z), with the aggregate posterior q(z) of these rows: `(n,)`, nats."""
+    """-log q(z) of the codes of each row, with their shares among these rows for q: `(n,)`, nats."""
     _, which, counts = rows.unique(return_inverse=True, return_counts=True)
     found: Tensor = -(counts.double() / len(rows))[which].log()
     return found
@@ -255,7 +263,8 @@ def _off_the_prior(uses: list[UseOfCodes]) -> dict[str, str]:
     """Whether p(z) gives other probabilities than the codes have.
 
     The codes of a row cost at least sum_i (E[-log p(z_i | ...)] - H(z_i)) more than they would under the best
-    prior, and the entropy of a position is at most that of all positions together, if these share codes.
+    prior (both are less by the entropy of q(z_i | x)), and the entropy of a position is at most that of all
+    positions together, if these share codes.
     """
     nats = 0.0
     for use in uses:

@@ -47,8 +47,38 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
             return f"beta was {now:.2g} after {n} epochs, and still rises to {end:g}"
     name = "validation_elbo" if all("validation_elbo" in row for row in history) else "elbo"
     values = [row[name] for row in history if name in row]
-    if len(values) < 2:
+    found = _rise(values)
+    if found is None:
         return ""
+    gain, last = found
+    return f"after {n} epochs the ELBO still rises: {last} {gain:.2g} nats above those before"
+
+
+def still_fitting_prior(history: Sequence[Mapping[str, float]]) -> str:
+    """Why the fit of a prior to codes had not ended, as `still_training` says it of a pair.
+
+    Args:
+        history: The metrics of each epoch of that fit.
+
+    Example:
+        >>> still_fitting_prior([{"validation_rate": 40.0}, {"validation_rate": 35.0}])
+        'after 2 epochs of the prior the held-out rate still falls: the last one is 5 nats below those before'
+    """
+    rates = [row["validation_rate"] for row in history if "validation_rate" in row]
+    found = _rise([-rate for rate in rates])
+    if found is None:
+        return ""
+    gain, last = found
+    return (
+        f"after {len(history)} epochs of the prior the held-out rate still falls: {last} {gain:.2g} nats below "
+        "those before"
+    )
+
+
+def _rise(values: Sequence[float]) -> tuple[float, str] | None:
+    """By how much the last values are above those before, and which these are; None if by too little."""
+    if len(values) < 2:
+        return None
     elbo = torch.tensor(values, dtype=torch.float64)
     few = len(elbo) <= FEW
     size = max(1, len(elbo) // (2 if few else PART))
@@ -58,9 +88,8 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     steps = elbo.diff()
     noise = float((steps - steps.mean()).std()) / math.sqrt(size) if not few else 0.0
     if not gain > max(LEAST, RISES * whole, SURE / math.sqrt(2) * noise):
-        return ""
-    last = "the last one is" if size == 1 else f"the last {size} are"
-    return f"after {n} epochs the ELBO still rises: {last} {gain:.2g} nats above those before"
+        return None
+    return gain, "the last one is" if size == 1 else f"the last {size} are"
 
 
 def _mean(values: Tensor) -> float:

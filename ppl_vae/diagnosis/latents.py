@@ -36,7 +36,7 @@ from ppl_vae.diagnosis.faults import (
     overfitting_in_history,
     what_to_type_against,
 )
-from ppl_vae.diagnosis.history import still_training
+from ppl_vae.diagnosis.history import still_fitting_prior, still_training
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.diagnosis.remedies import Facts
 from ppl_vae.diagnosis.residuals import MOST_ROWS
@@ -116,9 +116,9 @@ def diagnose(
     `strong decoder`.
 
     If all latents are codes of a quantizer, which a guide marks by `infer={"quantizes": ...}` and gives all
-    mass (`PointMass`), each codebook is judged as a whole: by how many of its codes are used, and by how far
-    they are from the vectors that they stand for (`UseOfCodes`). If a tenth of the codes is dead, or codes lag
-    behind the vectors, or all rows have the same codes, the cause is
+    mass (`PointMass`), or draws near their vectors (`Categorical`), each codebook is judged as a whole: by how
+    many of its codes are used, and by how far they are from the vectors that they stand for (`UseOfCodes`). If
+    a tenth of the codes is dead, or codes lag behind the vectors, or all rows have the same codes, the cause is
 
     - `identical rows` or `dead encoder`, as above;
     - `still training`, if codes lag alone and `fit` says so;
@@ -200,13 +200,16 @@ def diagnose(
             facts = _facts(session, model, guide, beta, fit)
             return diagnose_elements(session, elements, size * NUM_DRAWS, facts)
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
-        ended = "" if stopped else still_training(fit.history, fit.objective)
+        of_prior = fit is not None and fit.prior_epochs > 0  # after the training of the pair
+        ended = "" if stopped or of_prior else still_training(fit.history, fit.objective)
         if codes := marked_codes(session):
             facts = _facts(session, model, guide, beta, fit)
             diagnosed, elbo = diagnose_codes(session, codes, size * NUM_DRAWS, facts, ended)
             faults = _overfitting(elbo, model, train, evaluation, fit)
             if diagnosed.cause != "still training":
                 faults |= _not_ended(ended)
+            if fit is not None and of_prior and not stopped:
+                faults |= _prior_not_ended(fit)
             return replace(diagnosed, faults={**faults, **diagnosed.faults})
         held = _hold_shared(session)
         gathered = gather(session, size)
@@ -304,6 +307,13 @@ def _facts(session: Session, model: Program, guide: Program, beta: float, fit: F
 def _not_ended(why: str) -> dict[str, str]:
     """That a training had not ended, if there is a reason."""
     told = f"The training had not ended: {why}; train for longer."
+    return {"still training": told} if why else {}
+
+
+def _prior_not_ended(fit: Fit) -> dict[str, str]:
+    """That the fit of a prior to codes had not ended, if there is a reason."""
+    why = still_fitting_prior(fit.history[-fit.prior_epochs :])
+    told = f"The fit of the prior had not ended: {why}; give `ppl-vae refit-prior` a larger --max_epochs."
     return {"still training": told} if why else {}
 
 

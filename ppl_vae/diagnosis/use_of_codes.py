@@ -35,7 +35,7 @@ class UseOfCodes:
             of Classes in a Population", 1984). 0 if the average use is below 5.
         perplexity: exp(entropy) of their shares: K if all are used alike.
         entropy: That entropy, nats.
-        rate: What a code costs, nats.
+        rate: What a code costs, E[log q(z | x) - log p(z)], nats.
         gain: By how much log p(x | z) falls with the codes of another row, nats per code; NaN of one row.
         varies: Whether the codes differ from row to row.
         spread: See above; NaN, as those that follow, if the vectors are not known.
@@ -43,6 +43,8 @@ class UseOfCodes:
         lag: See above; 0 if the codes are fixed.
         away: Distance from a code that is not used to the nearest vector, the median over such codes, in units
             of the square root of `spread`; NaN if there are none.
+        noise: The entropy of a code given x, nats: 0 if the guide is certain of it. Codes that are drawn near
+            their vectors are those of one draw for each row.
     """
 
     name: str
@@ -60,6 +62,7 @@ class UseOfCodes:
     within: float = math.nan
     lag: float = math.nan
     away: float = math.nan
+    noise: float = 0.0
 
     @property
     def error(self) -> float:
@@ -78,8 +81,11 @@ class UseOfCodes:
 
     @property
     def most(self) -> float:
-        """The entropy of a code, nats, without the bias of an estimate from so many uses (Miller, 1955)."""
-        return self.entropy + (self.used - 1) / (2 * self.uses)
+        """The most that a code says of x: its entropy less its noise, nats.
+
+        Without the bias of an estimate from so many uses (Miller, 1955).
+        """
+        return self.entropy + (self.used - 1) / (2 * self.uses) - self.noise
 
     def told(self) -> str:
         """Its numbers in a sentence, without a full stop.
@@ -104,6 +110,8 @@ use has an entropy of 2.32'
         )
         which = f"each of {self.count} per row" if self.count > 1 else "the one of a row"
         entropy = f"their use has an entropy of {self.entropy:.2f}"
+        if self.noise:
+            entropy += f", {self.noise:.2f} of it given x"
         return (
             f"{self.name} uses {self.used:,} of {self.values:,} codes "
             f"(perplexity {self.perplexity:.1f}{dead}); {which} costs {self.rate:.2f} nats"
@@ -140,9 +148,13 @@ def lines_of_codes(
     found = []
     for use in uses:
         of = f", {use.name}" if len(uses) > 1 else ""
+        noise = f", of which {use.noise:.3f} given x" if use.noise else ""
         found += [
             (f"codes used{of}", f"{use.used:,} of {use.values:,}, perplexity {use.perplexity:.1f}"),
-            (f"nats per code{of}", f"{use.rate:.3f}, entropy of their use {use.entropy:.3f}"),
+            (
+                f"nats per code{of}",
+                f"{use.rate:.3f}, entropy of their use {use.entropy:.3f}{noise}",
+            ),
         ]
     low, high = information
     return [*found, ("mutual information", f"between {low:.2f} and {high:.2f} nats")]

@@ -77,6 +77,9 @@ def to_arviz(
     plate over rows has no dimension `row`. A group holds fewer draws if all of them would take more
     than 2^24 numbers. A "/" in a site's name becomes "_", because netCDF names cannot contain it.
 
+    Of codes that the guide is certain of (`QuantizingEncoder`), only the ELBO is known, if they are too many to
+    be summed over. Then there is no `log_likelihood`, and `az.loo` and `az.compare` say that it is missing.
+
     If rows differ in their sites or lengths, what a row lacks is NaN. If the model's distribution of x depends
     on x itself (teacher forcing), the predictive draws follow the rows given: a `PairWarning` says so.
 
@@ -164,7 +167,9 @@ def to_arviz(
             f"the evaluation has {evaluation.num_rows} rows, x has {n}: pass an evaluation of exactly "
             "these rows, or none to evaluate them here"
         )
-    groups["log_likelihood"] = _log_likelihood(evaluation, list(groups["observed_data"]), num_draws)
+    if not (evaluation.certain and bool(evaluation.log_likelihood.values.isnan().all())):
+        observed = list(groups["observed_data"])
+        groups["log_likelihood"] = _log_likelihood(evaluation, observed, num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)
     return _assemble(groups, evaluation)
 

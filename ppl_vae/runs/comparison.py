@@ -39,7 +39,8 @@ class Comparison(Result):
         names: Names of the runs.
         evaluations: Contents of their evaluation.json files.
         values: The per-row values of their evaluations.
-        active_units: Active units of each run, "-" where it was not diagnosed.
+        active_units: Active units of each run, or how many of its codes are used; "-" where it was not
+            diagnosed.
     """
 
     names: tuple[str, ...]
@@ -79,7 +80,7 @@ class Comparison(Result):
             values.append(run.evaluation_rows)
             if run.diagnosis is not None:
                 _require(run.path / DIAGNOSIS, run.diagnosis, {"active_units": None})
-            active.append("-" if run.diagnosis is None else str(run.diagnosis["active_units"]))
+            active.append("-" if run.diagnosis is None else _in_use(run.diagnosis))
         for run, evaluation in zip(runs, evaluations, strict=True):
             own, first = evaluation["rows"], evaluations[0]["rows"]
             if own["sha256"] != first["sha256"]:
@@ -127,15 +128,17 @@ class Comparison(Result):
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
             row = [name]
             for quantity in (*_QUANTITIES, "bits_per_dim"):
-                mean = e[quantity]["mean"]
-                digits = 4 if quantity == "bits_per_dim" else 2
-                row.append("not defined" if math.isnan(mean) else f"{mean:.{digits}f}")
+                row.append(_in_words(e, quantity))
                 if quantity == "log_likelihood":
                     row.append(self._unreliable(i))
             row.append(self.active_units[i])
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
-                there = "not defined" if math.isnan(d.mean) else d.numbers("+.2f")
+                bound = quantity == "log_likelihood" and any(
+                    map(_is_bound, (e, self.evaluations[0]))
+                )
+                unknown = "not known" if bound else "not defined"
+                there = unknown if math.isnan(d.mean) else d.numbers("+.2f")
                 row.append("-" if i == 0 else there)
             rows.append(row)
         return rows
@@ -165,17 +168,53 @@ class Comparison(Result):
     def caption(self) -> list[str]:
         """What the numbers in the table are."""
         n = len(self.values[0]["elbo"])
-        exact = [not any(rows.get("log_likelihood_error", [1.0])) for rows in self.values]
-        drawn = [e for e, known in zip(self.evaluations, exact, strict=True) if not known]
-        samples = " / ".join(map(str, sorted({e["num_samples"] for e in drawn})))
-        how = f"by importance sampling with {samples} samples" if drawn else "exact"
-        if drawn and any(exact):
-            known = ", ".join(name for name, is_so in zip(self.names, exact, strict=True) if is_so)
-            how += f", exact for {known}"
+        kinds: dict[str, list[str]] = {}
+        samples = set()
+        for name, e, rows in zip(self.names, self.evaluations, self.values, strict=True):
+            kind = "drawn" if any(rows.get("log_likelihood_error", [1.0])) else "exact"
+            kind = "at least the ELBO" if _is_bound(e) else kind
+            kinds.setdefault(kind, []).append(name)
+            samples |= {e["num_samples"]} if kind == "drawn" else set()
+        drawn = " / ".join(map(str, sorted(samples)))
+        told = {"drawn": f"by importance sampling with {drawn} samples"}
+        first, *others = sorted(kinds, key=["drawn", "exact", "at least the ELBO"].index)
+        how = told.get(first, first)
+        how += "".join(f", {kind} for {', '.join(kinds[kind])}" for kind in others)
         return [
             f"nats per row, {n} row{'' if n == 1 else 's'}, log p(x) {how}; Δ: difference from "
             f"{self.names[0]} and its standard error from paired rows"
         ]
+
+
+def _is_bound(evaluation: Mapping[str, Any]) -> bool:
+    """Whether of log p(x) only the ELBO is known, as the guide puts all of its mass on one value."""
+    unknown = math.isnan(evaluation["log_likelihood"]["mean"])
+    return bool(evaluation.get("certain", False)) and unknown
+
+
+def _in_words(evaluation: Mapping[str, Any], quantity: str) -> str:
+    """The mean of a quantity; where it is known from one side alone, that."""
+    mean, digits = evaluation[quantity]["mean"], 4 if quantity == "bits_per_dim" else 2
+    if not math.isnan(mean):
+        return f"{mean:.{digits}f}"
+    size = evaluation.get("num_values")
+    if not _is_bound(evaluation) or (quantity == "bits_per_dim" and not size):
+        return "not defined"
+    elbo = evaluation["elbo"]["mean"]
+    if quantity == "log_likelihood":
+        return f"≥ {elbo:.2f}"
+    return f"≤ {-elbo / math.log(2) / float(size or 1):.4f}"
+
+
+def _in_use(diagnosis: Mapping[str, Any]) -> str:
+    """How many latent dimensions are active; of codes, how many are used."""
+    books = diagnosis.get("of_codes")
+    if isinstance(books, Sequence) and books and all(isinstance(book, Mapping) for book in books):
+        used, values = (
+            sum(int(book.get(name, 0)) for book in books) for name in ("used", "values")
+        )
+        return f"{used:,} of {values:,} codes"
+    return str(diagnosis["active_units"])
 
 
 def _condition(evaluation: Mapping[str, Any]) -> tuple[str, str]:

@@ -69,6 +69,8 @@ class Fit:
             was then found to differ from Pyro. Each was also shown as a `PairWarning`.
         batch_size: The `batch_size` that was given, or its default; None if that is not known.
         learning_rate: The step size of the default optimizer; None if another one was given.
+        prior_epochs: How many of the last epochs fitted a new prior to the codes of the trained pair, as
+            `ppl-vae refit-prior` does.
     """
 
     model: Program
@@ -84,6 +86,7 @@ class Fit:
     warnings: tuple[str, ...] = ()
     batch_size: int | None = None
     learning_rate: float | None = None
+    prior_epochs: int = 0
 
     @property
     def beta(self) -> float:
