@@ -6,11 +6,17 @@ At the top level rather than in tests/, because the doctests of ppl_vae need the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+# Where Python is told to keep no bytecode, each process that a test starts would compile the package again,
+# which takes longer than most of what it does; and pytest rewrites the assertions of all files once per worker.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # For a GPU that may come, torch would keep each seed with the text of the whole stack, which takes
+        # longer than many a test.
+        for backend in (torch.cuda, torch.xpu, torch.mtia):
+            backend.manual_seed_all = _no_seed  # type: ignore[assignment]
+
+
+def _no_seed(seed: int) -> None:
+    """There is no device whose random numbers it would be."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
