@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # For a GPU that may come, torch would keep each seed with the text of the whole stack, which takes
         # longer than many a test.
         for backend in (torch.cuda, torch.xpu, torch.mtia):
-            backend.manual_seed_all = _no_seed  # type: ignore[assignment]
+            vars(backend)["manual_seed_all"] = _no_seed
 
 
 def _no_seed(seed: int) -> None:
