@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that run in the current folder."""
+    """A copy of that run in the current folder; `ppl-vae gaps` takes few steps, and so no seconds."""
+    few = partial(ppl_vae.inference_gaps, max_steps=5)
+    monkeypatch.setattr("ppl_vae.cli.run_commands.inference_gaps", few)
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(saved, tmp_path / "run"))
 

@@ -15,8 +15,10 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor
+from trainings import as_if_compiled
 
 from ppl_vae import diagnose, fit, sample
+from ppl_vae.capture.recording import Recording
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -148,7 +150,8 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int)
         )
 
 
-def test_strides_wait_for_the_end_of_the_phase() -> None:
+def test_strides_wait_for_the_end_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recording, "compile", as_if_compiled)
     options: dict[str, Any] = {"batch_size": 20, "learning_rate": 0.01, "compile": True}
     options |= {"aggressive": True, "seed": 0, "progress": False, "max_epochs": 80}
     model, guide = pair()

@@ -58,18 +58,29 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_imports_run_downwards(file: Path) -> None:
+FOLDERS = sorted({file.parent for file in FILES})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_run_downwards(folder: Path) -> None:
+    for file in (file for file in FILES if file.parent == folder):
+        require_downwards(file)
+
+
+def require_downwards(file: Path) -> None:
     for room, other, name in imports(file):
         if room == other:
             continue
-        assert {room, other} <= FLOOR.keys(), f"{room} or {other} is missing among the floors"
-        assert FLOOR[other] < FLOOR[room], f"{room} must not import {name} from {other}"
+        where = f"{file.relative_to(ROOT)}: "
+        assert {room, other} <= FLOOR.keys(), (
+            f"{where}{room} or {other} is missing among the floors"
+        )
+        assert FLOOR[other] < FLOOR[room], f"{where}{room} must not import {name} from {other}"
         private = name.startswith("_") and not name.startswith("__")
-        assert not private, f"{name} is private to {other}"
-        assert "." not in name, f"{room} must import {name} from the face of {other}"
+        assert not private, f"{where}{name} is private to {other}"
+        assert "." not in name, f"{where}{room} must import {name} from the face of {other}"
         if room in ("models", "guides"):
-            assert other in OF_PROGRAMS, f"{room} must not import {name} from {other}"
+            assert other in OF_PROGRAMS, f"{where}{room} must not import {name} from {other}"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,7 @@ def test_a_planted_import_is_found(
     planted.parent.mkdir(parents=True)
     planted.write_text(statement)
     with pytest.raises(AssertionError, match=told):
-        test_imports_run_downwards(planted)
+        require_downwards(planted)
 
 
 def test_every_room_stands_on_a_floor() -> None:

@@ -589,6 +589,7 @@ def test_the_command_line_trains_and_draws_it(
         "model.latent_dim": "3",
         "max_epochs": "2",
         "posterior": "never",
+        "report": "false",  # it has each picture twice
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert main(["train", "--run_dir", str(folder), *words, *catalogue.SMALL_RUN, "--quiet"]) == 0
@@ -636,14 +637,17 @@ def test_a_decoder_that_needs_no_z_learns_the_density_and_ignores_z() -> None:
             seed=0,
             progress=False,
         )
-        measured = evaluate(model, guide, x, num_samples=50, method="guide", seed=0, progress=False)
-        missing = truth - measured.elbo.values
+        few = x[:100]
+        measured = evaluate(
+            model, guide, few, num_samples=50, method="guide", seed=0, progress=False
+        )
+        missing = truth[:100] - measured.elbo.values
         if window:
             assert abs(float(missing.mean())) < 0.15
-            assert float((truth - measured.log_likelihood.values).std()) < 0.4
+            assert float((truth[:100] - measured.log_likelihood.values).std()) < 0.4
             assert measured.rate.mean < 0.2
         else:
             assert float(missing.mean()) > 1.0
             assert measured.rate.mean > 1.0
-    found = diagnose(model, guide, x, fit=fitted, seed=0, progress=False)
+    found = diagnose(model, guide, few, fit=fitted, seed=0, progress=False)
     assert {cause.name for cause in found.causes.values()} == {"strong decoder"}

@@ -314,7 +314,15 @@ def test_the_warning_is_of_labels_and_of_plain_objectives_alone() -> None:
 def test_the_command_line_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = saved(tmp_path, np.array([0, 5, 9])[WHOLE])
     command = ["train", "--data", str(file), "--labels", "9", "--model", "SemiSupervisedVAE"]
-    plain = ("--objective", "ELBO", "--posterior", "never", *SMALL, *SMALL_NETWORK)
+    plain = (
+        "--objective",
+        "ELBO",
+        "--posterior",
+        "never",
+        "--report=false",
+        *SMALL,
+        *SMALL_NETWORK,
+    )
     run = tmp_path / "run"
     assert main([*command, *plain, "--run_dir", str(run)]) == 0
     told = " ".join(capsys.readouterr().err.split())

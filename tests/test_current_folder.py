@@ -108,8 +108,20 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @promise(1, 11, 17)
-@pytest.mark.parametrize("role", UNTYPED)
-@pytest.mark.parametrize("command", COMMANDS)
+# Every command builds the model; a schedule, those that train.
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        pytest.param(
+            *(command, role),
+            marks=()
+            if role == "model" or command.startswith(("refit", "train"))
+            else pytest.mark.slow,
+        )
+        for command in COMMANDS
+        for role in UNTYPED
+    ],
+)
 @pytest.mark.usefixtures("stubs")
 def test_no_command_starts_a_process_that_finds_modules_here(
     command: str, role: str, traps: Path, trained: Path, tmp_path: Path
@@ -286,7 +298,9 @@ def test_further_processes_of_a_program_are_as_safe_as_it_is(
 
 RC = [
     ("sample . --output OUT.png", "matplotlibrc", b"text.usetex: True\n"),
-    ("sample . --output OUT.png", "matplotlibrc", b"\xff\xfe\x00text"),
+    pytest.param(
+        *("sample . --output OUT.png", "matplotlibrc", b"\xff\xfe\x00text"), marks=pytest.mark.slow
+    ),  # that of arviz is no text either
     ("export . --output OUT.nc --num_samples 3", "arvizrc", b"\xff\xfe\x00text"),
 ]
 DRAWING = """

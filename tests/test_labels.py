@@ -39,7 +39,13 @@ from ppl_vae.pairs import PairError
 from ppl_vae.tasks import partners
 
 
-@pytest.mark.parametrize("context", [Labels(CLASSES), Attributes(2)], ids=["labels", "attributes"])
+@pytest.mark.parametrize(
+    "context",
+    [
+        pytest.param(Labels(CLASSES), id="labels"),
+        pytest.param(Attributes(2), id="attributes", marks=pytest.mark.slow),
+    ],
+)
 def test_log_p_of_a_conditional_model_is_exact(context: Any) -> None:
     x, y = rows()
     c = y if isinstance(context, Labels) else torch.stack([y.cos(), y.sin()], 1)
@@ -62,7 +68,13 @@ def test_log_p_of_a_conditional_model_is_exact(context: Any) -> None:
     assert gaps.amortization_gap.mean == pytest.approx(missing, abs=0.1)
 
 
-@pytest.mark.parametrize("context", [Labels(CLASSES), Attributes(2)], ids=["labels", "attributes"])
+@pytest.mark.parametrize(
+    "context",
+    [
+        pytest.param(Labels(CLASSES), id="labels", marks=pytest.mark.slow),
+        pytest.param(Attributes(2), id="attributes"),
+    ],
+)
 def test_steps_lead_to_the_exact_posterior_of_a_label(context: Any) -> None:
     x, y = rows()
     c = y if isinstance(context, Labels) else torch.stack([y.cos(), y.sin()], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import inspect
 import os
 import shutil
@@ -75,6 +76,7 @@ LIGHT = [
 ]
 
 
+@functools.cache  # the completion for bash takes seconds, and two tests read it
 def python(
     code: str, *arguments: str, **environment: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:

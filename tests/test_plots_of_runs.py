@@ -351,8 +351,15 @@ STYLES: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", PICTURES)
+# On white each picture, and on dark paper too: ours or that of a style of matplotlib, in turn.
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        pytest.param(name, style, marks=() if j in (0, 1 + i % 2) else pytest.mark.slow)
+        for i, name in enumerate(PICTURES)
+        for j, style in enumerate(STYLES)
+    ],
+)
 def test_nothing_is_invisible(name: str, style: str) -> None:
     torch.manual_seed(0)
     with STYLES[style]():

@@ -146,7 +146,7 @@ def test_the_linear_optimum_is_that_of_probabilistic_pca(beta: float) -> None:
     assert f"{int(best.active.sum())} of 5 dimensions" in str(best)
 
 
-@pytest.mark.parametrize("beta", [0.5, 2.0])
+@pytest.mark.parametrize("beta", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 def test_a_linear_vae_that_is_trained_lies_on_the_curve(beta: float) -> None:
     x = gaussian_data(EIGENVALUES[:5], n=500).float()
     torch.manual_seed(0)
@@ -332,7 +332,7 @@ def test_what_must_not_be_said_and_what_never_is() -> None:
         rd.blahut_arimoto([0.4, 0.5, 0.1], costs, 1.5)
 
 
-@pytest.mark.parametrize("slope", [1.3, 2.5])
+@pytest.mark.parametrize("slope", [1.3, pytest.param(2.5, marks=pytest.mark.slow)])
 def test_a_pair_fitted_by_svi_lies_on_or_above_the_curve(slope: float) -> None:
     """A decoder that is right with 0.8: -log p(y | z) is a Hamming distortion, up to scale and shift."""
     k, right = 4, 0.8

@@ -31,8 +31,17 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.fixture
+def drawn_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of the sweep for the first damage alone: they take most of the time, and none looks at them."""
+    if how != next(iter(DAMAGE)):
+        for name in ("sweep_plane", "sweep_metrics"):
+            monkeypatch.setattr(f"ppl_vae.reporting.of_sweep.{name}", lambda *_, **__: None)
+
+
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", ["evaluation.json", "diagnosis.json"])
+@pytest.mark.usefixtures("drawn_once")
 def test_one_damaged_result_costs_a_sweep_its_numbers_alone(
     name: str, how: str, swept: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +77,7 @@ def test_a_point_without_any_number_is_left_out_of_the_plane(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", [*DAMAGE, "other options", "removed"])
+@pytest.mark.usefixtures("drawn_once")
 def test_a_run_whose_notes_are_damaged_is_named_and_the_others_are_shown(
     how: str, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

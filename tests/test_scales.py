@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from all_pairs import all_pairs
 from torch import Tensor
 
 from ppl_vae import diagnose
@@ -121,8 +122,18 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor | float], Any]] = {
 }
 
 
-@pytest.mark.parametrize("others", [5, 50, 300])
-@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("normal", 5),
+        ("laplace", 50),
+        ("normal", 300),
+        *(
+            pytest.param(*of, marks=pytest.mark.slow)
+            for of in (("laplace", 5), ("normal", 50), ("laplace", 300))
+        ),
+    ],
+)
 def test_a_scale_of_few_numbers_that_is_too_large(kind: str, others: int) -> None:
     """With one factor for all, five numbers with a wrong scale were hidden by fifty with the right one."""
     torch.manual_seed(0)
@@ -138,9 +149,9 @@ def test_a_scale_of_few_numbers_that_is_too_large(kind: str, others: int) -> Non
     assert found.cause == "local optimum"
 
 
-@pytest.mark.parametrize("others", [5, 300])
-@pytest.mark.parametrize("kind", LIKELIHOODS)
-@pytest.mark.parametrize("beside", ["bits", "normal"])
+@pytest.mark.parametrize(
+    ("kind", "others", "beside"), all_pairs(LIKELIHOODS, [5, 300], ["bits", "normal"])
+)
 def test_each_site_has_a_scale_of_its_own(kind: str, others: int, beside: str) -> None:
     torch.manual_seed(0)
     make = LIKELIHOODS[kind]
@@ -184,8 +195,14 @@ def test_a_healthy_scale_of_each_number_and_row() -> None:
     assert found.cause == "surplus dimensions"
 
 
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("wobble", [0.0, 1e-7])
+@pytest.mark.parametrize(
+    ("apart", "wobble"),
+    [
+        (False, 0.0),
+        (True, 1e-7),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in ((False, 1e-7), (True, 0.0))),
+    ],
+)
 def test_numbers_that_the_decoder_reproduces_hide_nothing(apart: bool, wobble: float) -> None:
     """Constant numbers, up to rounding: no scale is small enough for them, and none shows a dimension.
 

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from all_pairs import all_pairs
 from torch import Tensor, nn
 
 from ppl_vae import evaluate, fit
@@ -76,13 +77,21 @@ def exact(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(slope * (x - W.sum()), 0.5**0.5))
 
 
-@pytest.mark.parametrize("rows", [6, 3], ids=["6 rows", "as many rows as weights"])
-@pytest.mark.parametrize(
-    "objective",
-    [ELBO(), TraceELBO(num_particles=2), MeanFieldELBO(), ImportanceWeightedELBO(num_particles=3)],
-    ids=lambda objective: type(objective).__name__,
+PLAIN: list[Objective] = [
+    ELBO(),
+    TraceELBO(num_particles=2),
+    MeanFieldELBO(),
+    ImportanceWeightedELBO(num_particles=3),
+]
+
+
+@pytest.mark.parametrize(  # 3 rows: as many as weights
+    ("term", "objective", "rows"),
+    all_pairs(TERMS, PLAIN, [6, 3]),
+    ids=lambda value: str(
+        getattr(value, "__name__", value if value in (6, 3) else type(value).__name__)
+    ),
 )
-@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.__name__)
 def test_a_term_of_the_weights_belongs_to_the_loss_alone(
     term: Callable[[Tensor], None], objective: Objective, rows: int
 ) -> None:

@@ -78,6 +78,15 @@ mean = {name: {"mean": float(options["seed"]) - i} for i, name in enumerate(
 (folder / "evaluation.json").write_text(json.dumps({**mean, "num_rows": 8, "unreliable": {"count": 2}}))
 (folder / "diagnosis.json").write_text(json.dumps({**mean, "active_units": 3}))
 '''
+WITHOUT_PICTURES = '''
+"""`ppl-vae` itself, but for its pictures, which take most of the time."""
+import sys
+from unittest.mock import patch
+from ppl_vae.cli import main
+
+with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+    sys.exit(main())
+'''
 
 
 @pytest.fixture
@@ -91,9 +100,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the module that stands in for `ppl-vae train`."""
+    """A folder with the modules that stand in for `ppl-vae train`."""
     folder = tmp_path_factory.mktemp("stubs")
     (folder / "stub_of_train.py").write_text(STUB)
+    (folder / "without_pictures.py").write_text(WITHOUT_PICTURES)
     return folder
 
 
@@ -172,9 +182,13 @@ def stubbed(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_four_real_runs_on_a_scheduler_that_runs_elsewhere(
-    scheduler: str, here: Path, capfd: pytest.CaptureFixture[str]
+    scheduler: str,
+    here: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small = {**SMALL, "posterior": "never"}
+    monkeypatch.setattr(command, "_COMMAND", "without_pictures")
+    small = {**SMALL, "posterior": "never", "report": False}
     fits, fails = {"objective.beta": 2}, {"model.likelihood": "Bernoulli"}
     spec(here, small, list=[fits, fails], grid={"seed": [0, 1]})
     assert main(["sweep", "spec.yaml", "--scheduler", scheduler]) == 1

@@ -67,7 +67,7 @@ def test_arrays_that_are_not_writable() -> None:
 
 
 def test_numbers_are_those_of_the_model() -> None:
-    found = PairTransformer(exact_pair, max_epochs=1000, learning_rate=0.05, random_state=0).fit(X)
+    found = PairTransformer(exact_pair, max_epochs=400, learning_rate=0.05, random_state=0).fit(X)
     model: Any = found.model_
     x = torch.as_tensor(X, dtype=torch.float32)
     z = found.transform(X)
@@ -273,7 +273,7 @@ def test_a_pair_that_needs_labels_says_how_latents_are_decoded() -> None:
 def test_a_pipeline_with_a_classifier_and_pickle() -> None:
     y = (X.sum(1) > 24).astype(int)
     pipeline = make_pipeline(
-        PairTransformer(exact_pair, max_epochs=300, learning_rate=0.05, random_state=0),
+        PairTransformer(exact_pair, max_epochs=100, learning_rate=0.05, random_state=0),
         LogisticRegression(),
     ).fit(X, y)
     assert pipeline.score(X, y) > 0.9

@@ -791,8 +791,7 @@ def test_masks_that_come_later_are_checked_in_every_batch(run: Any, in_memory: b
     there[1600] = 0  # in neither program
     right = [(x[i : i + 100], there[i : i + 100]) for i in range(0, 2200, 100)]
     options: dict[str, Any] = {"seed": 0}
-    if run is fit:
-        options |= {"max_epochs": 1, "batch_size": 100}
+    options |= {"max_epochs": 1, "batch_size": 100} if run is fit else {"num_samples": 2}
     run(program(True), program(False), (x, there) if in_memory else right, **options)
     there[2150] = 1  # in the model alone
     with pytest.raises(PairError, match="the guide masks 1 of"):

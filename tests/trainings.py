@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import fit
+from ppl_vae.capture.recording import Recording
 from ppl_vae.pairs import Pair
 from ppl_vae.training import Fit
 from ppl_vae.training.held_out import HeldOut
@@ -61,6 +62,15 @@ def train(x: Any = X, model: Any = None, guide: Any = None, **options: Any) -> t
     options = {"max_epochs": 3, "batch_size": 16, "seed": 1} | options
     fitted = fit(model, guide, x, **options)
     return fitted, weights(model, guide)
+
+
+def as_if_compiled(self: Recording) -> None:
+    """In the place of `Recording.compile`: changes the last bits, as Inductor does in ten seconds."""
+    self.compiled = True
+    self.run = lambda *inputs: [
+        t if i == 0 or t is None else t * (1 + 1e-6)
+        for i, t in enumerate(self.graph.forward(*inputs))
+    ]
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

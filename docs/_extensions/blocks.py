@@ -33,6 +33,9 @@ SHORTER = [
     (r"\"max_steps\": [\d_]+", '"max_steps": 30'),
     (r"\bhidden=\([\d, ]+\)", "hidden=(16,)"),
     (r"\blatent_dim=(?!2\b)\d+", "latent_dim=3"),
+    (r"\blongest=120\b", "longest=84"),
+    (r"\bcount=400\b", "count=16"),
+    (r"UNet\(\([\d, ]+\)\)", "UNet((8, 8))"),
 ]
 """What is written, as a pattern, and what is run in its place where settings are tiny.
 

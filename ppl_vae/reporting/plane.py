@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -64,7 +65,14 @@ def plane(table: SweepTable, backdrop: Backdrop) -> tuple[list[Markup], str]:
     return [
         inside,
         paragraph(" ".join(_told(points, repeated, backdrop))),
-    ], library.javascript_bundle(_SCRIPT).replace("</script", "<\\/script")
+    ], _script(library)
+
+
+@functools.cache
+def _script(library: Any) -> str:
+    """The script with Vega-Lite in it, which takes a second to put together and is always the same."""
+    bundle: str = library.javascript_bundle(_SCRIPT)
+    return bundle.replace("</script", "<\\/script")
 
 
 def _told(points: list[dict[str, Any]], repeated: bool, backdrop: Backdrop) -> Iterator[str]:
