@@ -39,7 +39,6 @@ from ppl_vae.guides import QuantizingEncoder
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VQVAE, PixelCNNPrior
 from ppl_vae.networks import ConvolutionalGrid
-from ppl_vae.objectives import QuantizedELBO
 from ppl_vae.runtime import digest, replacing, require_output
 from ppl_vae.stats import Estimate
 from ppl_vae.training import margins
@@ -103,6 +102,7 @@ class Settings:
 
     Attributes:
         channels: Channels of the networks.
+        patches: Whether they cut pictures into patches at once, or halve them by convolutions.
         max_epochs: Passes over the training rows.
         patch: Positions of codes on a side of a patch of a photo: the prior sees as many.
         batch_pixels: Pixels of a batch.
@@ -114,14 +114,15 @@ class Settings:
         seed: Seed of weights, patches and batches.
     """
 
-    channels: int = 32
+    channels: int = 64
+    patches: bool = True
     max_epochs: int = 8
     patch: int = 16
     batch_pixels: int = 2**14
     sigma: float = 0.3
     learning_rate: float = 2e-3
     prior: PixelCNNPrior = PixelCNNPrior(channels=32, layers=4, window=8)  # noqa: RUF009 (frozen)
-    prior_epochs: int = 20
+    prior_epochs: int = 12
     overlap: float = 0.25
     seed: int = 0
 
@@ -319,7 +320,7 @@ def untrained(
     point: Point, shape: tuple[int, ...], settings: Settings
 ) -> tuple[VQVAE, QuantizingEncoder]:
     """A pair of a point."""
-    network = ConvolutionalGrid(settings.channels, point.halvings)
+    network = ConvolutionalGrid(settings.channels, point.halvings, patches=settings.patches)
     model = VQVAE(shape, point.quantizer(), network, Gaussian(settings.sigma))
     return model, QuantizingEncoder(model, network)
 
@@ -340,7 +341,6 @@ def trained(
     first = folder / "phase_1"
     fit(
         *(model, guide, pictures.train),
-        objective=QuantizedELBO(gradient="rotation"),
         validation=pictures.validation,
         batch_size=batch_size,
         max_epochs=settings.max_epochs,

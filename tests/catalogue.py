@@ -165,6 +165,7 @@ PRIORS: dict[str, Prior] = {
 GRIDS: dict[str, GridNetwork] = {
     "Slots": Slots(4, MLP(hidden=(8,))),
     "ConvolutionalGrid": ConvolutionalGrid(12, halvings=2, blocks=1),
+    "patches": ConvolutionalGrid(12, halvings=2, blocks=1, patches=True),
 }
 
 PYRAMID = GridPyramid(12, halvings=(2, 1), blocks=1)
@@ -486,6 +487,7 @@ PAIRS: dict[str, MakePair] = {
         ),
         lambda model, x: HierarchicalQuantizingEncoder(model, PYRAMID),
     ),
+    "VQVAE-patches": quantized("VectorQuantizer", "patches"),
     "VQVAE-drawn": quantized("VectorQuantizer-Gradient", "Slots", temperature=1.0),
     "Hierarchical-BottomUp": pair(
         hierarchical,

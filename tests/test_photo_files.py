@@ -49,7 +49,8 @@ def pair_of(
     **network: int,
 ) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    grid = ConvolutionalGrid(**{"channels": 8, "halvings": 2, "blocks": 1, **network})
+    settings: dict[str, Any] = {"channels": 8, "halvings": 2, "blocks": 1, **network}
+    grid = ConvolutionalGrid(**settings)
     quantizer = quantizer or VectorQuantizer(16, 4, start=RandomStart())
     model = VQVAE((channels, side, side), quantizer, grid, Gaussian(0.1), prior)
     guide = QuantizingEncoder(model, grid)
@@ -135,9 +136,12 @@ def test_tiles_give_what_the_whole_photo_gives(channels: int) -> None:
     assert at_once.shape == photo.shape
 
 
-@pytest.mark.parametrize(("halvings", "blocks"), [(0, 1), (1, 2), (3, 0)])
-def test_margins_of_tiles_are_wide_enough(halvings: int, blocks: int) -> None:
-    model, guide = pair_of(halvings=halvings, blocks=blocks)
+@pytest.mark.parametrize(
+    ("halvings", "blocks", "patches"),
+    [(0, 1, False), (1, 2, False), (3, 0, False), (2, 2, True), (1, 0, True)],
+)
+def test_margins_of_tiles_are_wide_enough(halvings: int, blocks: int, patches: bool) -> None:
+    model, guide = pair_of(halvings=halvings, blocks=blocks, patches=patches)
     photo = photo_of(150, 90)
     most = 80 * 80
     assert compress_photo(model, guide, photo).data == (

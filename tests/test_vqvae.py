@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from vector_quantize_pytorch import SimVQ as OtherSimVQ, VectorQuantize
 
@@ -612,17 +613,47 @@ def test_levels_that_do_not_fit_are_told() -> None:
 # -- networks --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("patches", [False, True])
 @pytest.mark.parametrize(("halvings", "blocks"), [(0, 1), (1, 0), (2, 2), (3, 1)])
-def test_a_vector_depends_on_the_pixels_in_its_radius(halvings: int, blocks: int) -> None:
-    network = ConvolutionalGrid(16, halvings, blocks)
-    size = 16 * network.stride
+def test_a_vector_depends_on_the_pixels_in_its_radius(
+    halvings: int, blocks: int, patches: bool
+) -> None:
+    network = ConvolutionalGrid(16, halvings, blocks, patches)
+    stride, size = network.stride, 16 * network.stride
     encoder = network.grid_encoder((1, size, size), 3).double()
     x = torch.randn(1, 1, size, size, dtype=torch.float64, requires_grad=True)
     encoder(x)[0, 8, 8].sum().backward()
     assert x.grad is not None
     reached = x.grad[0, 0].abs().sum(0).nonzero().flatten()
-    first, last = 8 * network.stride - network.radius, 9 * network.stride - 1 + network.radius
+    first, last = 8 * stride - network.radius, 9 * stride - 1 + network.radius
     assert (int(reached.min()), int(reached.max())) == (first, last)
+    decoder: Any = network.grid_decoder(3, (1, 1, size, size)).double()
+    vectors = torch.randn(1, 16, 16, 3, dtype=torch.float64, requires_grad=True)
+    decoder(vectors)[0, 0, 0, 8 * stride : 9 * stride, 8 * stride : 9 * stride].sum().backward()
+    assert vectors.grad is not None
+    positions = vectors.grad[0].abs().sum((0, 2)).nonzero().flatten()
+    beside = max(8 - int(positions.min()), int(positions.max()) - 8)
+    assert beside <= decoder.radius if not patches else beside == decoder.radius
+
+
+def test_patches_are_a_linear_map_away_from_pca() -> None:
+    """Without blocks the encoder is a linear map of each patch: here onto its principal axes."""
+    torch.manual_seed(0)
+    network = ConvolutionalGrid(channels=12, halvings=1, blocks=0, patches=True)
+    x = torch.randn(300, 3, 8, 8, dtype=torch.float64)
+    x[:, :, ::2] += x[:, :, 1::2]
+    patches = x.unfold(2, 2, 2).unfold(3, 2, 2).movedim(1, 3).reshape(-1, 12)  # (c, row, column)
+    pca = PCA(5).fit(patches.numpy())
+    encoder: Any = network.grid_encoder((3, 8, 8), 5).double()
+    cut, head = encoder.net[1], encoder.net[-1]
+    with torch.no_grad():
+        cut.weight.copy_(torch.eye(12).reshape(12, 12, 1, 1))
+        cut.bias.copy_(-torch.from_numpy(pca.mean_))
+        head.weight.copy_(torch.from_numpy(pca.components_).reshape(5, 12, 1, 1))
+        head.bias.zero_()
+        found = encoder(x)
+    expected = torch.from_numpy(pca.transform(patches.numpy())).reshape(300, 4, 4, 5)
+    torch.testing.assert_close(found, expected)
 
 
 def test_networks_of_a_grid_take_pictures_of_other_sizes() -> None:
@@ -656,6 +687,10 @@ def test_what_is_wrong_is_told() -> None:
         QuantizedELBO(gradient="copy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no free bits for codes"):
         QuantizedELBO(free_bits=1.0)
+    with pytest.raises(TypeError, match=r"ConvolutionalGrid\.patches must be True or False"):
+        ConvolutionalGrid(patches="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"GridPyramid\.patches must be True or False"):
+        GridPyramid(patches=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="network"):
         VQVAE((1, 4, 4), network=MLP())  # type: ignore[arg-type]
     residual = ResidualQuantizer(4, 3, 2)

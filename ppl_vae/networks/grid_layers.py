@@ -6,19 +6,50 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 
-def halving(reads: int, width: int, halvings: int, blocks: int) -> nn.Sequential:
-    """Halves a picture so often, then residual blocks."""
+def halving(
+    reads: int, width: int, halvings: int, blocks: int, patches: bool = False
+) -> nn.Sequential:
+    """Halves a picture so often, then residual blocks.
+
+    Args:
+        reads: Channels of the picture.
+        width: Channels inside, and of what comes out.
+        halvings: How often.
+        blocks: Number of residual blocks.
+        patches: Whether all halvings are one step, which is linear.
+    """
+    if patches:
+        side = 2**halvings
+        cut: list[nn.Module] = [nn.PixelUnshuffle(side), nn.Conv2d(reads * side**2, width, 1)]
+        return nn.Sequential(*cut, *(_Residual(width, width) for _ in range(blocks)))
     layers: list[nn.Module] = []
     for i in range(halvings):
         layers += [nn.Conv2d(width if i else reads, width, 4, 2, 1), nn.ReLU()]
     layers.append(nn.Conv2d(width if halvings else reads, width, 3, padding=1))
-    return nn.Sequential(*layers, *(_Residual(width) for _ in range(blocks)), nn.ReLU())
+    inside = max(1, width // 2)
+    return nn.Sequential(*layers, *(_Residual(width, inside) for _ in range(blocks)), nn.ReLU())
 
 
-def doubling(reads: int, width: int, gives: int, halvings: int, blocks: int) -> nn.Sequential:
-    """Residual blocks, then doubles a picture so often."""
+def doubling(
+    reads: int, width: int, gives: int, halvings: int, blocks: int, patches: bool = False
+) -> nn.Sequential:
+    """Residual blocks, then doubles a picture so often.
+
+    Args:
+        reads: Channels of what comes in.
+        width: Channels inside.
+        gives: Channels of the picture.
+        halvings: How often.
+        blocks: Number of residual blocks.
+        patches: Whether all doublings are one step, which is linear.
+    """
     layers: list[nn.Module] = [nn.Conv2d(reads, width, 3, padding=1)]
-    layers += [*(_Residual(width) for _ in range(blocks)), nn.ReLU()]
+    if patches:
+        side = 2**halvings
+        layers += [_Residual(width, width) for _ in range(blocks)]
+        return nn.Sequential(*layers, nn.Conv2d(width, gives * side**2, 1), nn.PixelShuffle(side))
+    inside = max(1, width // 2)
+    layers += [*(_Residual(width, inside) for _ in range(blocks)), nn.ReLU()]
     for i in range(halvings):
         last = i == halvings - 1
         layers.append(nn.ConvTranspose2d(width, gives if last else width, 4, 2, 1))
@@ -27,11 +58,10 @@ def doubling(reads: int, width: int, gives: int, halvings: int, blocks: int) -> 
 
 
 class _Residual(nn.Module):
-    """x plus two convolutions of it; the first has half of the channels."""
+    """x plus two convolutions of it, with so many channels between them."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, inside: int) -> None:
         super().__init__()
-        inside = max(1, channels // 2)
         self.first = nn.Conv2d(channels, inside, 3, padding=1)
         self.second = nn.Conv2d(inside, channels, 1)
 
