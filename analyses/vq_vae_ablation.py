@@ -69,6 +69,23 @@ def ablation(
         shown.row(
             [*names, *(n.numbers(f) for n, f in zip(numbers, (".0f", ".1f", ".2f"), strict=True))]
         )
+    print("\nWhat a change does, paired by seed:\n")
+    changes = Table(["change", *columns[:4], "dead codes", "distortion"], steps=1)
+    changes.head()
+    for place, (first, second) in enumerate(CHANGES):
+        for names in (n for n in settings if n[place] == first):
+            other = (*names[:place], second, *names[place + 1 :])
+            pairs = [
+                [known[json.dumps([*n, seed, data, asdict(sizes)])] for n in (names, other)]
+                for seed in range(num_seeds)
+            ]
+            gains = [
+                Estimate(torch.tensor([float(b[i]) - float(a[i]) for a, b in pairs]), unit="")
+                for i in (0, 2)
+            ]
+            cells = ["" if i == place else name for i, name in enumerate(names)]
+            told = [n.numbers(f) for n, f in zip(gains, ("+.0f", "+.2f"), strict=True)]
+            changes.row([f"{first} to {second}", *cells, *told])
     print(
         f"\nSeeds: {num_seeds}, means and standard errors over them; {sizes.codes} codes, "
         f"{sizes.max_epochs} epochs of {len(of.data.train)} rows of {data}. Dead: the code of none of the "
@@ -86,6 +103,7 @@ RESTARTS = {"yes": 1.0, "no": 0.0}
 
 
 GRADIENTS = {"straight-through": "straight-through", "rotation": "rotation"}
+CHANGES = (STARTS, LEARNERS, RESTARTS, GRADIENTS)
 
 
 def _ablated(

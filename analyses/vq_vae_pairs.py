@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from kept_pairs import keep, kept
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import fit, load_data, refit_prior
@@ -27,6 +27,7 @@ from ppl_vae.models import (
     PixelCNNPrior,
 )
 from ppl_vae.networks import MLP, ConvolutionalGrid, GridPyramid
+from ppl_vae.runtime import digest
 
 Pair = tuple[Any, Any]
 
@@ -155,7 +156,10 @@ class Setting:
     ) -> Any:
         """The model with a prior that is fitted to its codes, from its folder if it is there."""
         folder, sizes = self.runs / name, self.sizes
-        made_of = f"{prior}, {sizes}, {self.data.name}"
+        weights = [
+            t for part in pair if isinstance(part, nn.Module) for t in part.state_dict().values()
+        ]
+        made_of = f"{prior}, {sizes}, {self.data.name}, weights {digest(weights)}"
         if (found := kept(folder, made_of)) is not None:
             return found[0]
         of_codes = hasattr(prior, "build_codes")
