@@ -47,6 +47,7 @@ with contextlib.suppress(ModuleNotFoundError):
     import pillow_jxl  # noqa: F401  # gives Pillow the format
 
 OURS = "VQ-VAE"
+BLOCKS = "k-means of blocks"
 
 CODECS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "JPEG": (
@@ -102,7 +103,7 @@ class Settings:
 
     Attributes:
         channels: Channels of the networks.
-        patches: Whether they cut pictures into patches at once, or halve them by convolutions.
+        patch_embedding: Whether they cut pictures into patches at once, or halve them by convolutions.
         max_epochs: Passes over the training rows.
         patch: Positions of codes on a side of a patch of a photo: the prior sees as many.
         batch_pixels: Pixels of a batch.
@@ -115,7 +116,7 @@ class Settings:
     """
 
     channels: int = 64
-    patches: bool = True
+    patch_embedding: bool = True
     max_epochs: int = 8
     patch: int = 16
     batch_pixels: int = 2**14
@@ -215,6 +216,8 @@ def main(
         of_point = partial(pictures_of, data, data_dir, patches, point, settings, max_rows)
         found, sizes[point.name] = _scored(point, of_point, runs, settings, most_pictures)
         scores += found
+        if point.depth == 1:
+            scores += of_blocks(of_point(), point, settings.seed)
         table.step(point.name)
     test = pictures_of(data, data_dir, patches, chosen[0], settings, max_rows).test[:most_pictures]
     for name in codecs:
@@ -320,7 +323,9 @@ def untrained(
     point: Point, shape: tuple[int, ...], settings: Settings
 ) -> tuple[VQVAE, QuantizingEncoder]:
     """A pair of a point."""
-    network = ConvolutionalGrid(settings.channels, point.halvings, patches=settings.patches)
+    network = ConvolutionalGrid(
+        settings.channels, point.halvings, patch_embedding=settings.patch_embedding
+    )
     model = VQVAE(shape, point.quantizer(), network, Gaussian(settings.sigma))
     return model, QuantizingEncoder(model, network)
 

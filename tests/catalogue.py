@@ -165,7 +165,7 @@ PRIORS: dict[str, Prior] = {
 GRIDS: dict[str, GridNetwork] = {
     "Slots": Slots(4, MLP(hidden=(8,))),
     "ConvolutionalGrid": ConvolutionalGrid(12, halvings=2, blocks=1),
-    "patches": ConvolutionalGrid(12, halvings=2, blocks=1, patches=True),
+    "patches": ConvolutionalGrid(12, halvings=2, blocks=1, patch_embedding=True),
 }
 
 PYRAMID = GridPyramid(12, halvings=(2, 1), blocks=1)

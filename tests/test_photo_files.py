@@ -141,7 +141,7 @@ def test_tiles_give_what_the_whole_photo_gives(channels: int) -> None:
     [(0, 1, False), (1, 2, False), (3, 0, False), (2, 2, True), (1, 0, True)],
 )
 def test_margins_of_tiles_are_wide_enough(halvings: int, blocks: int, patches: bool) -> None:
-    model, guide = pair_of(halvings=halvings, blocks=blocks, patches=patches)
+    model, guide = pair_of(halvings=halvings, blocks=blocks, patch_embedding=patches)
     photo = photo_of(150, 90)
     most = 80 * 80
     assert compress_photo(model, guide, photo).data == (

@@ -639,7 +639,7 @@ def test_a_vector_depends_on_the_pixels_in_its_radius(
 def test_patches_are_a_linear_map_away_from_pca() -> None:
     """Without blocks the encoder is a linear map of each patch: here onto its principal axes."""
     torch.manual_seed(0)
-    network = ConvolutionalGrid(channels=12, halvings=1, blocks=0, patches=True)
+    network = ConvolutionalGrid(channels=12, halvings=1, blocks=0, patch_embedding=True)
     x = torch.randn(300, 3, 8, 8, dtype=torch.float64)
     x[:, :, ::2] += x[:, :, 1::2]
     patches = x.unfold(2, 2, 2).unfold(3, 2, 2).movedim(1, 3).reshape(-1, 12)  # (c, row, column)
@@ -687,10 +687,10 @@ def test_what_is_wrong_is_told() -> None:
         QuantizedELBO(gradient="copy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no free bits for codes"):
         QuantizedELBO(free_bits=1.0)
-    with pytest.raises(TypeError, match=r"ConvolutionalGrid\.patches must be True or False"):
-        ConvolutionalGrid(patches="no")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"GridPyramid\.patches must be True or False"):
-        GridPyramid(patches=1)  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"ConvolutionalGrid\.patch_embedding must be True or False"
+    ):
+        ConvolutionalGrid(patch_embedding="no")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="network"):
         VQVAE((1, 4, 4), network=MLP())  # type: ignore[arg-type]
     residual = ResidualQuantizer(4, 3, 2)

@@ -6,22 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 
-def halving(
-    reads: int, width: int, halvings: int, blocks: int, patches: bool = False
-) -> nn.Sequential:
-    """Halves a picture so often, then residual blocks.
-
-    Args:
-        reads: Channels of the picture.
-        width: Channels inside, and of what comes out.
-        halvings: How often.
-        blocks: Number of residual blocks.
-        patches: Whether all halvings are one step, which is linear.
-    """
-    if patches:
-        side = 2**halvings
-        cut: list[nn.Module] = [nn.PixelUnshuffle(side), nn.Conv2d(reads * side**2, width, 1)]
-        return nn.Sequential(*cut, *(_Residual(width, width) for _ in range(blocks)))
+def halving(reads: int, width: int, halvings: int, blocks: int) -> nn.Sequential:
+    """Halves a picture so often, then residual blocks."""
     layers: list[nn.Module] = []
     for i in range(halvings):
         layers += [nn.Conv2d(width if i else reads, width, 4, 2, 1), nn.ReLU()]
@@ -30,24 +16,9 @@ def halving(
     return nn.Sequential(*layers, *(_Residual(width, inside) for _ in range(blocks)), nn.ReLU())
 
 
-def doubling(
-    reads: int, width: int, gives: int, halvings: int, blocks: int, patches: bool = False
-) -> nn.Sequential:
-    """Residual blocks, then doubles a picture so often.
-
-    Args:
-        reads: Channels of what comes in.
-        width: Channels inside.
-        gives: Channels of the picture.
-        halvings: How often.
-        blocks: Number of residual blocks.
-        patches: Whether all doublings are one step, which is linear.
-    """
+def doubling(reads: int, width: int, gives: int, halvings: int, blocks: int) -> nn.Sequential:
+    """Residual blocks, then doubles a picture so often."""
     layers: list[nn.Module] = [nn.Conv2d(reads, width, 3, padding=1)]
-    if patches:
-        side = 2**halvings
-        layers += [_Residual(width, width) for _ in range(blocks)]
-        return nn.Sequential(*layers, nn.Conv2d(width, gives * side**2, 1), nn.PixelShuffle(side))
     inside = max(1, width // 2)
     layers += [*(_Residual(width, inside) for _ in range(blocks)), nn.ReLU()]
     for i in range(halvings):
@@ -55,6 +26,19 @@ def doubling(
         layers.append(nn.ConvTranspose2d(width, gives if last else width, 4, 2, 1))
         layers += [] if last else [nn.ReLU()]
     return nn.Sequential(*layers, *([] if halvings else [nn.Conv2d(width, gives, 1)]))
+
+
+def embedding_patches(reads: int, width: int, side: int, blocks: int) -> nn.Sequential:
+    """A linear map of each patch of `side` x `side` pixels, then residual blocks."""
+    cut: list[nn.Module] = [nn.PixelUnshuffle(side), nn.Conv2d(reads * side**2, width, 1)]
+    return nn.Sequential(*cut, *(_Residual(width, width) for _ in range(blocks)))
+
+
+def drawing_patches(reads: int, width: int, gives: int, side: int, blocks: int) -> nn.Sequential:
+    """Residual blocks, then a linear map to each patch of `side` x `side` pixels."""
+    layers: list[nn.Module] = [nn.Conv2d(reads, width, 3, padding=1)]
+    layers += [_Residual(width, width) for _ in range(blocks)]
+    return nn.Sequential(*layers, nn.Conv2d(width, gives * side**2, 1), nn.PixelShuffle(side))
 
 
 class _Residual(nn.Module):

@@ -17,7 +17,12 @@ from ppl_vae.networks.arguments import (
 )
 from ppl_vae.networks.base import Network, linear_head
 from ppl_vae.networks.convolutional import as_picture
-from ppl_vae.networks.grid_layers import doubling, halving
+from ppl_vae.networks.grid_layers import (
+    doubling,
+    drawing_patches,
+    embedding_patches,
+    halving,
+)
 from ppl_vae.networks.mlp import MLP
 from ppl_vae.runtime import require_flags
 
@@ -99,20 +104,20 @@ class ConvolutionalGrid(GridNetwork):
     size of the picture, so that the built networks take pictures of other sizes, too: the vector at a position
     depends on the pixels up to `radius` away.
 
-    With `patches=True` a picture is cut into patches of 2^halvings x 2^halvings pixels, one linear map makes a
-    vector of each, as in a vision transformer (arXiv:2010.11929). The residual blocks follow (their 3x3 with
-    all channels), and the decoder ends with such a map. So there is a way through without a ReLU, on which the
-    network is a PCA of patches, and no layer works on all pixels: it learns photos in fewer steps, and each
-    takes less time.
+    With `patch_embedding=True`, as in a vision transformer (arXiv:2010.11929), one linear map makes a vector of
+    each patch of 2^halvings x 2^halvings pixels, and residual blocks follow, whose 3x3 convolutions have all
+    channels. The decoder ends with a linear map to such patches, which may leave edges between them. No layer
+    works at the resolution of the picture, and there is a way through without a ReLU, on which the encoder can
+    be a PCA of patches. Photos are learned in fewer steps (docs/codes.md has numbers).
 
     Args:
         channels: Channels inside.
         halvings: How often the picture is halved; height and width must be multiples of 2^halvings.
         blocks: Number of residual blocks, in the encoder and in the decoder.
-        patches: Whether all halvings are one linear step.
+        patch_embedding: Whether all halvings are one linear step.
 
     Raises:
-        TypeError: A number is no whole number, or `patches` is neither True nor False.
+        TypeError: A number is no whole number, or `patch_embedding` is neither True nor False.
         ValueError: One is out of its range; or, of the methods, the picture cannot be halved so often.
 
     Example:
@@ -129,12 +134,12 @@ class ConvolutionalGrid(GridNetwork):
     channels: int = 64
     halvings: int = 2
     blocks: int = 2
-    patches: bool = False
+    patch_embedding: bool = False
 
     def __post_init__(self) -> None:
         require_at_least_one(self, channels=self.channels)
         require_at_least(self, 0, halvings=self.halvings, blocks=self.blocks)
-        require_flags(**{"ConvolutionalGrid.patches": self.patches})
+        require_flags(**{"ConvolutionalGrid.patch_embedding": self.patch_embedding})
 
     @property
     def stride(self) -> int:
@@ -144,7 +149,7 @@ class ConvolutionalGrid(GridNetwork):
     @property
     def radius(self) -> int:
         """How many pixels beside those of a position its vector depends on."""
-        if self.patches:
+        if self.patch_embedding:
             return self.stride * self.blocks
         return self.stride * (self.blocks + 1) + self.stride - 1
 
@@ -163,7 +168,10 @@ class ConvolutionalGrid(GridNetwork):
         self.positions(data_shape)
         channels = as_picture(data_shape, "ConvolutionalGrid")[0]
         self._require_room(channels, dim)
-        net = halving(channels, self.channels, self.halvings, self.blocks, self.patches)
+        if self.patch_embedding:
+            net = embedding_patches(channels, self.channels, self.stride, self.blocks)
+        else:
+            net = halving(channels, self.channels, self.halvings, self.blocks)
         net.append(nn.Conv2d(self.channels, dim, 1))
         return PictureEncoder(net, tuple(data_shape), channels, self.stride, self.radius)
 
@@ -173,14 +181,18 @@ class ConvolutionalGrid(GridNetwork):
         self.positions(data_shape)
         channels = num_params * as_picture(data_shape, "ConvolutionalGrid")[0]
         self._require_room(channels, dim)
-        net = doubling(dim, self.channels, channels, self.halvings, self.blocks, self.patches)
-        # Each doubling reads the neighbors, of positions that become half as large.
-        radius = self.blocks + 1 + 2 * (bool(self.halvings) and not self.patches)
+        if self.patch_embedding:
+            net = drawing_patches(dim, self.channels, channels, self.stride, self.blocks)
+            radius = self.blocks + 1
+        else:
+            net = doubling(dim, self.channels, channels, self.halvings, self.blocks)
+            # Each doubling reads the neighbors, of positions that become half as large.
+            radius = self.blocks + 1 + 2 * bool(self.halvings)
         return PictureDecoder(net, tuple(out_shape), self.stride, radius)
 
     def _require_room(self, channels: int, dim: int) -> None:
         advice = "choose fewer ConvolutionalGrid.channels, or a smaller dim"
-        if self.patches:
+        if self.patch_embedding:
             require_room(self, advice, self.channels, max(channels * self.stride**2, dim))
             require_room(self, advice, self.channels, self.channels, 3, 3)
         else:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ppl_vae.networks.arguments import require_at_least, require_at_least_one, require_widths
 from ppl_vae.networks.convolutional import as_picture
 from ppl_vae.networks.grid_layers import doubling, halving
-from ppl_vae.runtime import require_flags
 
 
 @dataclass(frozen=True)
@@ -21,16 +20,15 @@ class GridPyramid:
     The encoder halves the picture `halvings[0]` times for the lowest grid, and so on upwards. A level is then
     encoded from the picture and from the codes of those above; the decoder goes from the highest level down,
     and joins each with what it has ("Generating Diverse High-Fidelity Images with VQ-VAE-2", arXiv:1906.00446).
-    Layers are those of `ConvolutionalGrid`, and so are its `patches`.
+    Layers are those of `ConvolutionalGrid`.
 
     Args:
         channels: Channels inside.
         halvings: How often each level is halved, from the lowest, for which it is the picture.
         blocks: Number of residual blocks at each level, of encoder and decoder.
-        patches: Whether all halvings of a level are one linear step.
 
     Raises:
-        TypeError: A number is no whole number, or `patches` is neither True nor False.
+        TypeError: An argument is no whole number.
         ValueError: One is out of its range, or there is one level only; or, of the methods, the picture cannot
             be halved so often.
 
@@ -43,12 +41,10 @@ class GridPyramid:
     channels: int = 64
     halvings: Sequence[int] = (2, 1)
     blocks: int = 2
-    patches: bool = False
 
     def __post_init__(self) -> None:
         require_at_least_one(self, channels=self.channels)
         require_at_least(self, 0, blocks=self.blocks)
-        require_flags(**{"GridPyramid.patches": self.patches})
         require_widths(self, halvings=self.halvings)
         object.__setattr__(self, "halvings", tuple(self.halvings))
         if len(self.halvings) < 2:
@@ -101,15 +97,12 @@ class PyramidEncoder(nn.Module):
         width, blocks = network.channels, network.blocks
         self.data_shape, self.channels = data_shape, channels
         self.up = nn.ModuleList(
-            halving(width if i else channels, width, halvings, blocks, network.patches)
+            halving(width if i else channels, width, halvings, blocks)
             for i, halvings in enumerate(network.halvings)
         )
         # What is above a level, brought to its resolution: its vectors, and what is above them.
         self.down = nn.ModuleList(
-            doubling(
-                dim + (width if i + 2 < len(dims) else 0),
-                *(width, width, halvings, blocks, network.patches),
-            )
+            doubling(dim + (width if i + 2 < len(dims) else 0), width, width, halvings, blocks)
             for i, (dim, halvings) in enumerate(zip(dims[1:], network.halvings[1:], strict=True))
         )
         self.heads = nn.ModuleList(
@@ -173,7 +166,6 @@ class PyramidDecoder(nn.Module):
                 width if i else channels,
                 halvings,
                 network.blocks,
-                network.patches,
             )
             for i, (dim, halvings) in enumerate(zip(dims, network.halvings, strict=True))
         )
