@@ -386,6 +386,8 @@ SHARED = (  # what the scripts import
     "colorization_baselines.py",
     "colorization_points.py",
     "kept_pairs.py",
+    "photo_codecs.py",
+    "photo_scores.py",
     "planted_pairs.py",
     "progress.py",
     "vq_vae_ablation.py",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import io
+import json
 import math
 import runpy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +26,7 @@ from scripts import (
     write_mnist,
     write_photos,
 )
+from torch import Tensor
 
 from ppl_vae.data import Data
 
@@ -115,20 +121,96 @@ def compression(folder: Path) -> None:
         printed[: printed.index("| codec")], again[: again.index("| codec")]
     )
     # What another program wrote: here files of 100 bytes, 12 of them header, and the pictures as they are.
-    for number, file in enumerate(sorted((folder / "photos" / "test").glob("?.png"))):
-        (folder / "mine" / "3").mkdir(parents=True, exist_ok=True)
+    mine = folder / "mine" / "3"
+    mine.mkdir(parents=True)
+    lines = ["picture,original,bytes,payload"]
+    for file in sorted((folder / "photos" / "test").glob("?.png"), reverse=True):
         with Image.open(file) as picture:
-            picture.convert("RGB").save(folder / "mine" / "3" / f"{number:03d}.png")
             pixels = picture.width * picture.height
-    (folder / "mine" / "3" / "sizes.csv").write_text(
-        "picture,bytes,payload\n" + "".join(f"{i},100,88\n" for i in range(number + 1))
+            original = hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+        shutil.copy(file, mine)
+        lines.append(f"{file.name},{original},100,88")
+    (mine / "sizes.csv").write_text("\n".join(lines))
+    beside = ("compression.py", *options, "--others=[mine]", "--overwrite=true")
+    (row,) = (
+        row
+        for row in rows(run(*beside, cwd=folder).split("\nBits that")[0])
+        if row["codec"] == "mine"
     )
-    beside = run("compression.py", *options, "--others=[mine]", "--overwrite=true", cwd=folder)
-    (mine,) = (row for row in rows(beside.split("\nBits that")[0]) if row["codec"] == "mine")
-    assert mine["setting"] == "3"
-    assert mean(mine["bits per pixel, file"]) == pytest.approx(800 / pixels, rel=1e-3)
-    assert mean(mine["without headers"]) == pytest.approx(704 / pixels, rel=1e-3)
-    assert mean(mine["PSNR, dB"]) > 45  # to bytes of brightness and color, and back
+    assert row["setting"] == "3"
+    assert mean(row["bits per pixel, file"]) == pytest.approx(800 / pixels, rel=1e-3)
+    assert mean(row["without headers"]) == pytest.approx(704 / pixels, rel=1e-3)
+    assert mean(row["PSNR, dB"]) == 60.0  # as it was
+    # It is refused before any training, where a picture is missing or is another one.
+    monkeypatched = lines[1].replace(lines[1].split(",")[1], "0" * 64)
+    (mine / "sizes.csv").write_text("\n".join([lines[0], monkeypatched, *lines[2:]]))
+    with pytest.raises(ValueError, match="no row of test picture 1"):
+        run(*beside, "--runs=new", cwd=folder)
+    assert not (folder / "new").exists()
+    (mine / "sizes.csv").write_text("picture,bytes\n0.png,3\n")
+    with pytest.raises(ValueError, match="lacks the column 'original'"):
+        run(*beside, cwd=folder)
+    with pytest.raises(ValueError, match="has no folder with a table"):
+        run("compression.py", *options, "--others=[photos]", "--overwrite=true", cwd=folder)
+    (folder / "JPEG").mkdir()
+    with pytest.raises(ValueError, match="called like a codec"):
+        run("compression.py", *options, "--others=[JPEG]", "--overwrite=true", cwd=folder)
+
+
+def test_k_means_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of four kinds of blocks come back as they were, for two bits a block."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    codecs = importlib.import_module("photo_codecs")
+    torch.manual_seed(0)
+    kinds = torch.randint(256, (4, 3, 4, 4))
+    which = torch.randint(4, (30, 5, 6))
+    pictures = kinds[which].permute(0, 3, 1, 4, 2, 5).reshape(30, 3, 20, 24)
+    train = pictures[:20].float() / 255
+    test = [picture.to(torch.uint8).movedim(0, -1) for picture in pictures[20:]]
+    for score in codecs.of_blocks(train, test, 4, 4, "four", seed=0):
+        assert score.bits == pytest.approx(2 / 16)
+        assert score.psnr == 60.0
+    (score,) = codecs.of_blocks(train, [test[0][:18, :23]], 4, 4, "four", seed=0)
+    assert score.bits == pytest.approx(2 * 30 / (18 * 23))  # blocks at the edge are whole ones
+    gray = train[:, :1]
+    (score,) = codecs.of_blocks(gray, [test[0][..., 0]], 4, 4, "four", seed=0)
+    assert score.psnr == 60.0
+
+
+def test_a_learned_codec_keeps_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stub in place of its model: files are read again, and their pictures found by `compression.py`."""
+
+    class Stub:
+        """Writes the bytes of the padded picture."""
+
+        def compress(self, x: Tensor) -> dict[str, Any]:
+            self.shape = x.shape
+            return {"strings": [[bytes((255 * x).round().byte().flatten().tolist())], [b"ab"]]}
+
+        def decompress(self, strings: list[list[bytes]], shape: Any) -> dict[str, Tensor]:
+            assert shape == (self.shape[2] // 64, self.shape[3] // 64)
+            assert strings[1] == [b"ab"]
+            values = torch.tensor(list(strings[0][0])).float() / 255
+            return {"x_hat": values.reshape(self.shape)}
+
+    monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    codec = importlib.import_module("photo_codec")
+    write_photos(tmp_path / "photos")
+    held_out = codec.photos(codec.held_out(tmp_path / "photos"))
+    assert [photo.shape for photo in held_out] == [(3, 40, 48)] * 2  # no segmentation among them
+    codec.written(Stub(), held_out, tmp_path / "codec" / "1")
+    size = (tmp_path / "codec" / "1" / "000.bin").stat().st_size
+    assert size == 12 + 3 * 64 * 64 + 2
+    found = importlib.import_module("photo_codecs").of_folder(
+        [photo.movedim(0, -1) for photo in reversed(held_out)], tmp_path / "codec"
+    )
+    for score in found:
+        assert score.psnr == 60.0
+        assert score.bits == pytest.approx(8 * size / (40 * 48))
+        assert score.payload == pytest.approx(8 * (size - 12) / (40 * 48))
 
 
 def test_bd_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,18 +225,31 @@ def test_bd_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         for i in range(5)
     ]
     for of in ("bits", "payload"):
-        rate, error = script["bd_rate"](scores, "JPEG", of, draws=20)
-        assert rate == pytest.approx(100, abs=1e-6)
-        assert error == pytest.approx(
-            0, abs=1e-6
-        )  # paired: pictures differ, and the ratio does not
+        rate = script["bd_rate"](scores, "JPEG", of, draws=20)
+        assert rate.percent == pytest.approx(100, abs=1e-6)
+        assert rate.error == pytest.approx(0, abs=1e-6)  # paired: the ratio does not differ
+        assert rate.apart == 0
+        assert f"{rate}" == "+100 ± 0 %"
     apart = [
         replace(s, psnr=s.psnr + 40) if s.codec == "JPEG" else s  # no PSNR in common
         for s in scores
     ]
     assert script["bd_rate"](apart, "JPEG", "bits") is None
     alone = [s for s in scores if s.picture == 0]
-    assert math.isnan(script["bd_rate"](alone, "JPEG", "bits", draws=5)[1])
+    rate = script["bd_rate"](alone, "JPEG", "bits", draws=5)
+    assert math.isnan(rate.error)
+    assert f"{rate}" == "+100 %"
+    # Of two pictures one alone has a PSNR in common: a draw of the other one twice has none.
+    half = [
+        replace(s, psnr=s.psnr + 40) if s.codec == "JPEG" and s.picture == 1 else s
+        for s in scores
+        if s.picture < 2 and s.setting in "0123"
+    ]
+    half = [replace(s, psnr=s.psnr - 16) if s.codec == "JPEG" else s for s in half]
+    rate = script["bd_rate"](half, "JPEG", "bits", draws=40)
+    assert rate is not None
+    assert 0 < rate.apart < 40
+    assert f"nothing in common in {rate.apart} of 40 draws" in f"{rate}"
 
 
 def test_the_error_of_a_bd_rate_is_that_of_a_ratio_of_means(
@@ -172,7 +267,8 @@ def test_the_error_of_a_bd_rate_is_that_of_a_ratio_of_means(
         for q in range(3)
         for i in range(60)
     ]
-    rate, error = script["bd_rate"](scores, "JPEG", "bits", draws=150)
+    found = script["bd_rate"](scores, "JPEG", "bits", draws=150)
+    rate, error = found.percent, found.error
     ratio = ours.mean() / theirs.mean()
     assert rate == pytest.approx(100 * float(ratio - 1), abs=1e-6)
     paired = (ours - ratio * theirs).std() / 60**0.5 / theirs.mean()
@@ -184,18 +280,18 @@ def test_the_error_of_a_bd_rate_is_that_of_a_ratio_of_means(
 
 def test_payloads_and_measures_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "analyses")
-    script = runpy.run_path(str(ROOT / "analyses" / "compression.py"))
+    scores, codecs = (
+        vars(importlib.import_module(name)) for name in ("photo_scores", "photo_codecs")
+    )
     # By the rule of torchmetrics the side over (scales - 1)^2 is more than 10 pixels.
     sides = {28: 2, 32: 2, 44: 3, 160: 4, 161: 4, 176: 5, 500: 5}
     for side, scales in sides.items():
-        assert script["_num_scales"](torch.zeros(side, 600)) == scales
+        assert scores["num_scales"](torch.zeros(side, 600)) == scales
     gray = torch.randint(256, (44, 48), dtype=torch.uint8)
-    assert script["ms_ssim"](gray, gray) == pytest.approx(1.0)
-    assert script["ms_ssim"](gray, 255 - gray) < 0.2
+    assert scores["ms_ssim"](gray, gray) == pytest.approx(1.0)
+    assert scores["ms_ssim"](gray, 255 - gray) < 0.2
     # A point with more bits that is no better is not on the curve.
-    rate, quality = script["_rising"](
-        torch.tensor([1.0, 3.0, 2.0]), torch.tensor([10.0, 12.0, 9.0])
-    )
+    rate, quality = scores["rising"](torch.tensor([1.0, 3.0, 2.0]), torch.tensor([10.0, 12.0, 9.0]))
     assert rate.tolist() == [1, 3]
     assert quality.tolist() == [10, 12]
 
@@ -206,24 +302,24 @@ def test_payloads_and_measures_of_pictures(monkeypatch: pytest.MonkeyPatch) -> N
     scan = data.rindex(b"\xff\xda")  # of the only one
     length = int.from_bytes(data[scan + 2 : scan + 4])
     expected = len(data) - scan - 2 - length - len(b"\xff\xd9")
-    assert script["payload_of"](data, "JPEG") == expected
+    assert codecs["payload_of"](data, "JPEG") == expected
     written = io.BytesIO()
     picture.save(written, "JPEG", quality=50, progressive=True, optimize=True)
     progressive = written.getvalue()
     assert progressive.count(b"\xff\xda") > 1
     # The same numbers in other words: within a fifth.
-    assert script["payload_of"](progressive, "JPEG") == pytest.approx(expected, rel=0.2)
-    assert script["payload_of"](progressive, "JPEG") < len(progressive) - 100
+    assert codecs["payload_of"](progressive, "JPEG") == pytest.approx(expected, rel=0.2)
+    assert codecs["payload_of"](progressive, "JPEG") < len(progressive) - 100
     written = io.BytesIO()
     picture.save(written, "WEBP", quality=50)
     webp = written.getvalue()
     # RIFF, a size, WEBP, then the name and the size of the chunk that is all of the rest.
-    assert script["payload_of"](webp, "WebP") in (len(webp) - 20, len(webp) - 21)
+    assert codecs["payload_of"](webp, "WebP") in (len(webp) - 20, len(webp) - 21)
     box = (20).to_bytes(4) + b"ftyp" + bytes(12)
     media = (8 + 5).to_bytes(4) + b"mdat" + bytes(5)
-    assert script["payload_of"](box + media, "AVIF") == 5
+    assert codecs["payload_of"](box + media, "AVIF") == 5
     assert (
-        script["payload_of"](box + bytes(4) + b"mdat" + bytes(7), "AVIF") == 7
+        codecs["payload_of"](box + bytes(4) + b"mdat" + bytes(7), "AVIF") == 7
     )  # to the end of the file
 
 

@@ -3,8 +3,8 @@
 It runs in an environment of its own, which has CompressAI, and needs nothing of this library:
 
     python -m venv codec && codec/bin/pip install compressai
-    codec/bin/python analyses/benchmarks/photo_codec.py --data photos --out compressai
-    python analyses/compression.py --data folder:photos --others compressai
+    codec/bin/python analyses/benchmarks/photo_codec.py --data photos --out CompressAI
+    python analyses/compression.py --data folder:photos --others [CompressAI]
 
 Its published weights saw hundreds of thousands of pictures; here it sees the same photos as the VQ-VAEs. What
 is written is kept: a run that was stopped goes on with the next weight.
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import json
 import struct
 import sys
 import time
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -35,7 +37,9 @@ STRIDE = 64
 def main() -> None:
     """Trains a mean-scale hyperprior for each weight of the error, and writes the photos as files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with train/, and test/ or val/"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for files and pictures")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0018, 0.0067, 0.025])
     parser.add_argument("--channels", type=int, nargs=2, default=[48, 72], metavar=("N", "M"))
@@ -48,23 +52,41 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.patch % STRIDE:
         parser.error(f"--patch must be a multiple of {STRIDE}, got {asked.patch}")
-    train, test = photos(asked.data / "train"), photos(asked.data / "val")
+    train, test = photos(asked.data / "train"), photos(held_out(asked.data))
     small = [photo for photo in train if min(photo.shape[1:]) >= asked.patch]
     if not small or not test:
-        sys.exit(f"{asked.data}: no photos of {asked.patch} pixels in train/, or none in val/")
+        sys.exit(f"{asked.data}: no photos of {asked.patch} pixels in train/, or none held out")
     for weight in asked.weights:
         folder = asked.out / f"{weight:g}"
+        settings = {**vars(asked), "weights": weight}
+        told = json.dumps({k: str(v) for k, v in settings.items() if k != "out"}, indent=1)
         if (folder / "sizes.csv").exists():
+            if (folder / "settings.json").read_text() != told:
+                sys.exit(
+                    f"{folder} was written with other settings: choose another --out, or delete it"
+                )
             continue
         model = trained(small, weight, asked)
         written(model, test[: asked.most_pictures], folder)
+        (folder / "settings.json").write_text(told)
+
+
+def held_out(data: Path) -> Path:
+    """The folder of the photos that are compressed: test/, or val/ without one, as for `load_photos`."""
+    return next((data / part for part in ("test", "val") if (data / part).is_dir()), data / "val")
 
 
 def photos(folder: Path) -> list[Tensor]:
-    """The photos of a folder in the order of their names, `(3, h, w)` bytes each."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg"})
-    opened = (np.array(Image.open(file).convert("RGB")) for file in files)
-    return [torch.from_numpy(picture).movedim(-1, 0) for picture in opened]
+    """The photos of a folder in the order of their names, `(3, h, w)` bytes each, turned upright."""
+    if not folder.is_dir():
+        sys.exit(f"there is no folder {folder}: --data needs train/, and test/ or val/")
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in {".jpg", ".jpeg", ".png"} and ".seg" not in file.suffixes:
+            with Image.open(file) as opened:
+                picture = np.array(ImageOps.exif_transpose(opened).convert("RGB"))
+            found.append(torch.from_numpy(picture).movedim(-1, 0))
+    return found
 
 
 def trained(train: Sequence[Tensor], weight: float, asked: argparse.Namespace) -> Any:
@@ -123,12 +145,13 @@ def written(model: Any, test: Sequence[Tensor], folder: Path) -> None:
     for number, picture in enumerate(test):
         file = folder / f"{number:03d}.bin"
         payload = save(model, picture, file)
-        decoded = load(model, file)
-        Image.fromarray(decoded.movedim(0, -1).numpy()).save(folder / f"{number:03d}.png")
-        sizes.append([number, file.stat().st_size, payload])
+        decoded, name = load(model, file), f"{number:03d}.png"
+        Image.fromarray(decoded.movedim(0, -1).contiguous().numpy()).save(folder / name)
+        original = hashlib.sha256(picture.movedim(0, -1).contiguous().numpy().tobytes())
+        sizes.append([name, original.hexdigest(), file.stat().st_size, payload])
     with (folder / "sizes.csv").open("w", newline="") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["picture", "bytes", "payload"])
+        writer.writerow(["picture", "original", "bytes", "payload"])
         writer.writerows(sizes)
 
 
