@@ -430,6 +430,24 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def test_two_rows_of_the_table_in_nats(tmp_path: Path) -> None:
+    """A part of what is slow: rows in the order asked for, with the bounds of both."""
+    names = ["VQ-VAE, counted", "VAE, N(0, I)"]
+    few = ("--sizes.max_epochs=2", f"--rows={json.dumps(names)}")
+    printed = run("vq_vae.py", "table", "--quick", *few, cwd=tmp_path)
+    table, losses = (rows(part) for part in printed.split(" test rows of digits"))
+    assert [row["model"] for row in table] == names
+    for row in table:
+        total = mean(row["rate"]) + mean(row["distortion"])
+        assert mean(row["ELBO"]) == pytest.approx(-total, abs=0.02)
+    assert mean(table[0]["rate"]) <= 4 * math.log(4) + 0.5  # four codes of four, counted elsewhere
+    gain = mean(table[1]["more than the ELBO of VQ-VAE, counted"])
+    assert gain == pytest.approx(mean(table[1]["ELBO"]) - mean(table[0]["ELBO"]), abs=0.02)
+    assert [row["phase"] for row in losses] == ["II, IndependentCodes", "-ELBO"]
+    with pytest.raises(ValueError, match="no line is called 'VAE'"):
+        run("vq_vae.py", "table", "--quick", '--rows=["VAE"]', cwd=tmp_path)
+
+
 @pytest.mark.parametrize(
     "script", [pytest.param(n, marks=pytest.mark.slow if n == "vq_vae.py" else ()) for n in CHECKS]
 )
