@@ -1,0 +1,79 @@
+"""What conftest.py does for a session of pytest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from conftest import asks_for, folder_of_bytecode
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("expression", "asked"),
+    [
+        ("gpu", True),
+        ("gpu and not slow", True),
+        ("not slow and gpu", True),
+        ("slow or gpu", True),
+        ("not (slow or not gpu)", True),
+        ("", False),
+        ("slow", False),
+        ("not gpu", False),
+        ("not slow and not gpu", False),
+        ("not (slow or gpu)", False),
+        ("slow and not(gpu)", False),
+        ("gpus", False),
+        ("gpu and", False),  # refused by pytest
+    ],
+)
+def test_gpus_are_shown_to_tests_that_ask_for_them(expression: str, asked: bool) -> None:
+    assert asks_for("gpu", expression) == asked
+
+
+def test_bytecode_is_kept_outside_of_a_checkout_that_is_to_stay_clean(tmp_path: Path) -> None:
+    """Of the tests, of their children, and in the same folder the next time."""
+    checkout, temporary = tmp_path / "checkout", tmp_path / "temporary"
+    for folder in (checkout, temporary):
+        folder.mkdir()
+    (checkout / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+    (checkout / "imported.py").write_text("")
+    (checkout / "test_it.py").write_text(
+        "import subprocess, sys\n"
+        "def test_it():\n    subprocess.run([sys.executable, '-c', 'import imported'], check=True)\n"
+    )
+    variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(temporary)}
+    variables.pop("PYTHONPYCACHEPREFIX", None)
+    words = ["pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "test_it.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=checkout, env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not [*checkout.rglob("*.pyc")]
+    (folder,) = temporary.glob("ppl_vae-bytecode-*")
+    kept = {file.name.split(".")[0] for file in folder.joinpath(*checkout.parts[1:]).iterdir()}
+    assert kept == {"test_it", "imported"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users and modes are those of POSIX")
+def test_bytecode_that_others_could_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = folder_of_bytecode()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder_of_bytecode() == folder
+    folder.chmod(0o777)
+    with pytest.raises(pytest.UsageError, match="this user alone can write to"):
+        folder_of_bytecode()
+    folder.rmdir()
+    (tmp_path / "other").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "other")
+    with pytest.raises(pytest.UsageError, match="this user alone can write to"):
+        folder_of_bytecode()
