@@ -37,28 +37,39 @@ def test_gpus_are_shown_to_tests_that_ask_for_them(expression: str, asked: bool)
     assert asks_for("gpu", expression) == asked
 
 
-def test_bytecode_is_kept_outside_of_a_checkout_that_is_to_stay_clean(tmp_path: Path) -> None:
-    """Of the tests, of their children, and in the same folder the next time."""
+FIRST = """
+import subprocess, sys
+
+def test_a_child():
+    subprocess.run([sys.executable, "-c", "import imported"], check=True)
+
+def test_it_leaves_an_open_file():
+    cycle = [open(__file__)]
+    cycle.append(cycle)
+"""
+
+
+def test_a_session_of_a_checkout_that_is_to_stay_clean(tmp_path: Path) -> None:
+    """Bytecode, that of children too, lies elsewhere; a file that was left open is told by its own module."""
     checkout, temporary = tmp_path / "checkout", tmp_path / "temporary"
     for folder in (checkout, temporary):
         folder.mkdir()
     (checkout / "conftest.py").write_text((ROOT / "conftest.py").read_text())
     (checkout / "imported.py").write_text("")
-    (checkout / "test_it.py").write_text(
-        "import subprocess, sys\n"
-        "def test_it():\n    subprocess.run([sys.executable, '-c', 'import imported'], check=True)\n"
-    )
+    (checkout / "test_first.py").write_text(FIRST)
+    (checkout / "test_next.py").write_text("def test_next():\n    pass\n")
     variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(temporary)}
     variables.pop("PYTHONPYCACHEPREFIX", None)
-    words = ["pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "test_it.py"]
+    words = ["pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-W", "error", "-ra"]
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=checkout, env=variables, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert "ERROR test_first.py::test_it_leaves_an_open_file" in done.stdout
     assert not [*checkout.rglob("*.pyc")]
     (folder,) = temporary.glob("ppl_vae-bytecode-*")
     kept = {file.name.split(".")[0] for file in folder.joinpath(*checkout.parts[1:]).iterdir()}
-    assert kept == {"test_it", "imported"}
+    assert kept == {"test_first", "test_next", "imported"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="users and modes are those of POSIX")
