@@ -5,29 +5,84 @@ At the top level rather than in tests/, because the doctests of ppl_vae need the
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
 
-# Where Python is told to keep no bytecode, each process that a test starts would compile the package again,
-# which takes longer than most of what it does; and pytest rewrites the assertions of all files once per worker.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 gc.disable()  # until all tests are collected
 
 
+def folder_of_bytecode() -> Path:
+    """A folder that belongs to this user alone, the same in every session.
+
+    In a folder for all users, somebody else could have made one of that name and put code into it.
+    """
+    uid = getattr(os, "getuid", int)()
+    folder = Path(tempfile.gettempdir()).resolve() / f"ppl_vae-bytecode-{uid}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if folder.is_symlink() or (
+        os.name == "posix" and (found.st_uid != uid or found.st_mode & 0o022)
+    ):
+        raise pytest.UsageError(
+            f"{folder}, where tests keep bytecode, is not a folder that this user alone can write to: remove "
+            "it, set TMPDIR to another folder, or unset PYTHONDONTWRITEBYTECODE"
+        )
+    return folder
+
+
+def keep_bytecode_elsewhere() -> None:
+    """Where Python is told to keep no bytecode, keeps it outside of the checkout.
+
+    With none at all, each process that a test starts compiles the package again, which takes longer than most
+    of what it does, and pytest rewrites the assertions of all files once per worker.
+    """
+    folder = folder_of_bytecode()
+    temporary = folder / Path(*folder.parent.parts[1:])
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for of_sessions in temporary.glob("pytest-of-*"):  # files of earlier tests: they are gone
+            shutil.rmtree(of_sessions, ignore_errors=True)
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(folder)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+
+
+if sys.dont_write_bytecode:
+    keep_bytecode_elsewhere()
+
+
+def asks_for(marker: str, expression: str) -> bool:
+    """Whether the expression of `pytest -m` names a marker other than to leave it out."""
+
+    def found(node: ast.AST, left_out: bool) -> bool:
+        if isinstance(node, ast.UnaryOp):  # not
+            return found(node.operand, not left_out)
+        if isinstance(node, ast.BoolOp):
+            return any(found(value, left_out) for value in node.values)
+        return isinstance(node, ast.Name) and node.id == marker and not left_out
+
+    try:
+        return found(ast.parse(expression.strip(), mode="eval").body, False)
+    except SyntaxError:  # nothing, or what pytest refuses
+        return False
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides the GPUs from all tests but those of `pytest -m gpu`.
+    """Hides the GPUs, unless tests are asked for that need one, as with `pytest -m gpu`.
 
     The other tests compare with numbers computed on the CPU, while `fit` moves a pair to the GPU.
     """
-    if config.getoption("markexpr") != "gpu":
+    if not asks_for("gpu", config.getoption("markexpr")):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # For a GPU that may come, torch would keep each seed with the text of the whole stack, which takes
         # longer than many a test.
@@ -66,6 +121,17 @@ def one_thread() -> None:
     """
     torch.set_num_threads(1)
     torch.ones((), requires_grad=True).backward()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage_is_left() -> Iterator[None]:
+    """What is left in cycles is told by the module that left it: an open file is a warning, and so an error.
+
+    What stays, as modules that were imported late, is left alone from then on: it took ten times as long.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

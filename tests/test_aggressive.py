@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor
-from trainings import as_if_compiled
+from trainings import compilers
 
 from ppl_vae import diagnose, fit, sample
 from ppl_vae.capture.recording import Recording
@@ -150,8 +150,11 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int)
         )
 
 
-def test_strides_wait_for_the_end_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recording, "compile", as_if_compiled)
+@compilers
+def test_strides_wait_for_the_end_of_the_phase(
+    compiler: Callable[[Recording], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recording, "compile", compiler)
     options: dict[str, Any] = {"batch_size": 20, "learning_rate": 0.01, "compile": True}
     options |= {"aggressive": True, "seed": 0, "progress": False, "max_epochs": 80}
     model, guide = pair()

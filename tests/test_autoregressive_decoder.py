@@ -572,8 +572,10 @@ def test_log_p_is_that_of_the_pair(tmp_path: Path) -> None:
     assert torch.equal(sample(again, 4, seed=3), drawn)
 
 
+# A report has each picture twice.
+@pytest.mark.parametrize("report", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_the_command_line_trains_and_draws_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     options = {
@@ -589,11 +591,12 @@ def test_the_command_line_trains_and_draws_it(
         "model.latent_dim": "3",
         "max_epochs": "2",
         "posterior": "never",
-        "report": "false",  # it has each picture twice
+        "report": report,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert main(["train", "--run_dir", str(folder), *words, *catalogue.SMALL_RUN, "--quiet"]) == 0
     assert "was not drawn" not in capsys.readouterr().err
+    assert (folder / "report.html").exists() == (report == "true")
     pictures = {path.stem for path in (folder / "plots").iterdir()}
     assert {"reconstructions", "traversals", "interpolations", "prior_samples"} <= pictures
     model: Any = load_run(folder).model

@@ -357,6 +357,15 @@ def test_a_terminal_that_knows_ascii_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert "written: run/evaluation.json" in said
 
 
+@pytest.mark.slow
+def test_a_process_on_a_terminal_that_knows_ascii_alone(run: Path) -> None:
+    arguments = ["evaluate", "run", "--num_samples", "2", "--overwrite"]
+    code, said = on_command_line(run, *arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert code == 0, said
+    assert "\\xb1" in said
+    assert "written: run/evaluation.json" in said
+
+
 def test_an_error_of_the_system_is_told_in_words(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

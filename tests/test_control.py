@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
-from trainings import as_if_compiled
+from trainings import compilers
 
 from ppl_vae import diagnose, evaluate, fit
 from ppl_vae.capture.recording import Recording
@@ -201,8 +202,11 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int)
 
 
 @pytest.mark.filterwarnings("ignore:TargetRate")
-def test_strides_give_the_bits_of_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recording, "compile", as_if_compiled)
+@compilers
+def test_strides_give_the_bits_of_single_steps(
+    compiler: Callable[[Recording], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recording, "compile", compiler)
 
     def train() -> tuple[list[float], Any]:
         pair = Diagonal(), Slopes()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report import Page, run, sweep_in, swept, trained
@@ -31,17 +32,30 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+def with_pictures_of_few(kinds: Iterable[str]) -> list[Any]:
+    """Each kind of damage and whether pictures of the sweep are drawn; with all of them, some are slow.
+
+    They take most of the time.
+    """
+    at_once = ("half", "a list")
+    return [
+        *((how, True) for how in at_once),
+        *((how, False) for how in kinds if how not in at_once),
+        *(pytest.param(how, True, marks=pytest.mark.slow) for how in kinds if how not in at_once),
+    ]
+
+
 @pytest.fixture
-def drawn_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of the sweep for the first damage alone: they take most of the time, and none looks at them."""
-    if how != next(iter(DAMAGE)):
+def pictures(drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of the sweep, or none."""
+    if not drawn:
         for name in ("sweep_plane", "sweep_metrics"):
             monkeypatch.setattr(f"ppl_vae.reporting.of_sweep.{name}", lambda *_, **__: None)
 
 
-@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize(("how", "drawn"), with_pictures_of_few(DAMAGE))
 @pytest.mark.parametrize("name", ["evaluation.json", "diagnosis.json"])
-@pytest.mark.usefixtures("drawn_once")
+@pytest.mark.usefixtures("pictures")
 def test_one_damaged_result_costs_a_sweep_its_numbers_alone(
     name: str, how: str, swept: Path, tmp_path: Path
 ) -> None:
@@ -76,8 +90,10 @@ def test_a_point_without_any_number_is_left_out_of_the_plane(tmp_path: Path) -> 
     assert len(page.pictures) == 2
 
 
-@pytest.mark.parametrize("how", [*DAMAGE, "other options", "removed"])
-@pytest.mark.usefixtures("drawn_once")
+@pytest.mark.parametrize(
+    ("how", "drawn"), with_pictures_of_few([*DAMAGE, "other options", "removed"])
+)
+@pytest.mark.usefixtures("pictures")
 def test_a_run_whose_notes_are_damaged_is_named_and_the_others_are_shown(
     how: str, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,14 +181,18 @@ def stubbed(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_four_real_runs_on_a_scheduler_that_runs_elsewhere(
+    whole: bool,
     scheduler: str,
     here: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "_COMMAND", "without_pictures")
-    small = {**SMALL, "posterior": "never", "report": False}
+    """Those that are whole have pictures, draws of the posterior and a report, too."""
+    small = {**SMALL} if whole else {**SMALL, "posterior": "never", "report": False}
+    if not whole:
+        monkeypatch.setattr(command, "_COMMAND", "without_pictures")
     fits, fails = {"objective.beta": 2}, {"model.likelihood": "Bernoulli"}
     spec(here, small, list=[fits, fails], grid={"seed": [0, 1]})
     assert main(["sweep", "spec.yaml", "--scheduler", scheduler]) == 1
@@ -205,6 +209,8 @@ def test_four_real_runs_on_a_scheduler_that_runs_elsewhere(
             float(row["unreliable"]) == evaluation["unreliable"]["count"] / evaluation["num_rows"]
         )
         assert "run folder:" in (run / "log.txt").read_text()
+        for name in ("posterior.nc", "report.html", "plots"):
+            assert (run / name).exists() == whole, name
     assert "outside of the support of Bernoulli" in found["likelihood=Bernoulli,seed=0"]["error"]
     error = (sweep / "likelihood=Bernoulli,seed=1" / "error.txt").read_text()
     assert "outside of the support of Bernoulli" in error.splitlines()[0]
@@ -216,10 +222,7 @@ def test_four_real_runs_on_a_scheduler_that_runs_elsewhere(
     mean = np.mean([float(found[f"beta=2,seed={seed}"]["elbo"]) for seed in "01"])
     assert f"| {mean:.2f} ± " in out
     assert (sweep / "plots" / "rate_distortion.png").is_file()
-    with (
-        patch("ppl_vae.cli.finish.draw_run", return_value=[]),
-        patch("ppl_vae.cli.finish.to_arviz", return_value=None),
-    ):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         words = [f"--{name}={as_text(value)}" for name, value in small.items()]
         by_hand = ["--seed=1", "--objective.beta=2", "--run_dir=by_hand"]
         assert main(["train", *words, *by_hand]) == 0

@@ -73,6 +73,12 @@ def as_if_compiled(self: Recording) -> None:
     ]
 
 
+compilers = pytest.mark.parametrize(
+    "compiler", [as_if_compiled, pytest.param(Recording.compile, marks=pytest.mark.slow)]
+)
+"""Both of them, for tests that a stand-in suits."""
+
+
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two sets of weights are equal bit by bit."""
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
