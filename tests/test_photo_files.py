@@ -20,12 +20,13 @@ from torch import Tensor
 from ppl_vae import load_run, save_run
 from ppl_vae.cli import main
 from ppl_vae.cli.parser import make_parser
-from ppl_vae.codes import FSQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
+from ppl_vae.codes import FSQ, LFQ, Quantizer, RandomStart, ResidualQuantizer, VectorQuantizer
 from ppl_vae.coding import SEAL, exact_copy, sealed
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
+from ppl_vae.compression.names_of_models import name_of_decoder
 from ppl_vae.distributions import Ancestral
 from ppl_vae.guides import QuantizingEncoder
-from ppl_vae.likelihoods import Gaussian
+from ppl_vae.likelihoods import DiscretizedLogistic, Gaussian
 from ppl_vae.models import (
     VQVAE,
     VQVAE2,
@@ -37,6 +38,7 @@ from ppl_vae.models import (
     UniformCodes,
 )
 from ppl_vae.networks import MLP, ConvolutionalGrid, Labels, Slots
+from ppl_vae.training import refit_prior
 
 HEADER = photos._HEADER.size + SEAL
 
@@ -529,6 +531,117 @@ def test_another_model_is_told() -> None:
         next(model.parameters()).add_(1e-6)
     with pytest.raises(ValueError, match="written with another model than this VQVAE"):
         decompress_photo(model, data)
+
+
+def _slope(value: float) -> Callable[[Any], None]:
+    """Replaces the ReLUs of the decoder by ones that let so much through."""
+
+    def of(model: Any) -> None:
+        for i, layer in enumerate(model.decoder.net):
+            if isinstance(layer, torch.nn.ReLU):
+                model.decoder.net[i] = torch.nn.LeakyReLU(value)
+
+    return of
+
+
+def _set(part: str, name: str, value: object) -> Callable[[Any], None]:
+    return lambda model: setattr(model.get_submodule(part), name, value)
+
+
+SETTINGS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[], dict[str, Any]]]] = {
+    "levels": (lambda: {"quantizer": FSQ((4, 5))}, lambda: {"quantizer": FSQ((5, 4))}),
+    "FSQ and LFQ": (lambda: {"quantizer": FSQ((2, 2, 2))}, lambda: {"quantizer": LFQ(3)}),
+    "cosine": (
+        dict,
+        lambda: {"quantizer": VectorQuantizer(16, 4, start=RandomStart(), cosine=True)},
+    ),
+    "cosine of a level": (
+        lambda: {"quantizer": QUANTIZERS["residual"]()},
+        lambda: {
+            "quantizer": QUANTIZERS["residual"](),
+            "changed": _set("quantizer.levels.1", "cosine", True),
+        },
+    ),
+    "sigma": (dict, lambda: {"likelihood": Gaussian(0.2)}),
+    "a likelihood that was replaced": (
+        dict,
+        lambda: {"changed": _set("", "likelihood", Gaussian(0.2))},
+    ),
+    "values of a pixel": (
+        lambda: {"likelihood": DiscretizedLogistic(256)},
+        lambda: {"likelihood": DiscretizedLogistic(16)},
+    ),
+    "heads": (
+        lambda: {"prior": TransformerPrior(width=8, layers=1, heads=2)},
+        lambda: {"prior": TransformerPrior(width=8, layers=1, heads=4)},
+    ),
+    "slope": (lambda: {"changed": _slope(0.1)}, lambda: {"changed": _slope(0.2)}),
+    "padding": (dict, lambda: {"changed": _set("decoder.net.0", "padding_mode", "circular")}),
+    "radius": (dict, lambda: {"changed": _set("decoder", "radius", 1)}),
+}
+
+
+def _built(
+    quantizer: Quantizer | None = None,
+    likelihood: Any = None,
+    prior: CodePrior | None = None,
+    changed: Callable[[Any], None] = lambda _: None,
+) -> Any:
+    torch.manual_seed(0)
+    quantizer = quantizer or VectorQuantizer(16, 4, start=RandomStart())
+    model = VQVAE((3, 16, 16), quantizer, small(), likelihood or Gaussian(0.1), prior)
+    changed(model)
+    return model
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_same_weights_with_other_settings_are_another_model(name: str) -> None:
+    """Nothing in the file could tell: the codes are read as they were written, and mean something else."""
+    settings = SETTINGS[name]
+    model, other, same = (_built(**of()) for of in (*settings, settings[0]))
+    for each in (other, same):
+        each.load_state_dict(model.state_dict())
+    data = compress_photo(model, QuantizingEncoder(model, small()), photo_of(16, 20)).data
+    before = decompress_photo(model, data)
+    assert torch.equal(decompress_photo(same, data), before)
+    with pytest.raises(ValueError, match="with the same weights and the same settings"):
+        decompress_photo(other, data)
+
+
+def test_another_depth_is_another_model() -> None:
+    model, other = (_built(ResidualQuantizer(8, 4, depth)) for depth in (2, 3))
+    data = compress_photo(model, QuantizingEncoder(model, small()), photo_of(16, 20)).data
+    with pytest.raises(ValueError, match="written with another model"):
+        decompress_photo(other, data)
+
+
+def test_settings_of_learning_and_a_run_leave_a_model_the_same(tmp_path: Path) -> None:
+    """`Gaussian(1)` comes back as `Gaussian(1.0)`, and a prior without what its fit has said."""
+    model = _built(likelihood=Gaussian(1))
+    guide = QuantizingEncoder(model, small())
+    refitted = refit_prior(model, guide, torch.rand(8, 3, 16, 16), IndependentCodes(), seed=0)
+    name = name_of_decoder(refitted)
+    save_run(tmp_path / "run", refitted, guide)
+    loaded: Any = load_run(tmp_path / "run").model
+    assert name_of_decoder(loaded) == name
+    loaded.quantizer.restarts = 0.0
+    loaded.quantizer.codebook.decay = 0.5
+    loaded.quantizer.waits = True
+    loaded.eval()
+    assert name_of_decoder(loaded) == name
+    loaded.quantizer.cosine = True
+    assert name_of_decoder(loaded) != name
+
+
+def test_a_file_of_the_version_before_is_refused() -> None:
+    model, guide = pair_of()
+    data = compress_photo(model, guide, photo_of(16, 16)).data
+    before = bytearray(data[: HEADER - SEAL])
+    before[4] = 2
+    with pytest.raises(
+        ValueError, match="version 2 of the format, but only version 3 is known: read"
+    ):
+        decompress_photo(model, sealed(bytes(before), data[HEADER:]))
 
 
 def test_a_machine_that_rounds_differently_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

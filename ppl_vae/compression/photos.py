@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 import zlib
@@ -27,12 +26,13 @@ from ppl_vae.coding import (
     sealed,
     unsealed,
 )
+from ppl_vae.compression.names_of_models import name_of_decoder
 from ppl_vae.networks import MOST_PIXELS, PictureDecoder, PictureEncoder, tiles
 from ppl_vae.pairs import Pair
-from ppl_vae.runtime import described, digest, require_count
+from ppl_vae.runtime import described, require_count
 from ppl_vae.stats import Result
 
-_MAGIC, _VERSION = b"pplP", 2
+_MAGIC, _VERSION = b"pplP", 3
 
 _HEADER = struct.Struct("<4sB2I2H8sI")
 """Magic, version, height, width, lines and columns that blocks share, name of the model, sum of the codes."""
@@ -191,7 +191,9 @@ def compress_photo(
         writer = _Counting(Writer(library))
         _code(exact, z, shared, writer)
         payload = writer.coder.data()
-        header = _HEADER.pack(_MAGIC, _VERSION, height, width, *shared, _name_of(exact), _sum_of(z))
+        header = _HEADER.pack(
+            _MAGIC, _VERSION, height, width, *shared, name_of_decoder(exact), _sum_of(z)
+        )
     data = sealed(header, payload)
     size = (height, width, z.numel(), parts.codes)
     return CompressedPhoto(*size, writer.bits, len(payload), data)
@@ -209,7 +211,7 @@ def decompress_photo(
     The codes are exactly those that were written. The picture may differ by a rounding from machine to machine.
 
     Args:
-        model: The same model.
+        model: The same model: its weights, the vectors of its codes, and its settings.
         data: The file.
         most_pixels: Most pixels of a tile.
         most_numbers: Most numbers of the photo, height x width x channels, that are accepted.
@@ -241,10 +243,10 @@ def decompress_photo(
             "raise most_numbers, if the memory has room for them"
         )
     with exact_copy(model) as exact:
-        if _name_of(exact) != name:
+        if name_of_decoder(exact) != name:
             raise ValueError(
                 f"this {_WHAT} was written with another model than this {type(model).__name__}: give the one "
-                "with the same weights"
+                "with the same weights and the same settings"
             )
         if not all(some < side for some, side in zip(shared, parts.block, strict=True)):
             raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
@@ -554,12 +556,3 @@ class _Counting:
 
 def _sum_of(z: Tensor) -> int:
     return zlib.crc32(z.contiguous().numpy().astype("<i8").tobytes())
-
-
-def _name_of(model: Any) -> bytes:
-    """A digest of all that the meaning of a file depends on."""
-    words = [type(module).__name__ for module in model.modules()]
-    state = sorted(model.state_dict().items())
-    words += [name for name, _ in state] + [str(model.positions), str(model.decoder.stride)]
-    words.append(digest([tensor for _, tensor in state]))
-    return hashlib.sha256("\n".join(words).encode()).digest()[:8]
