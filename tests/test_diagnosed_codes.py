@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,31 @@ def test_a_planted_cause_is_named(cause: str) -> None:
         used = one(found).used
         assert of.options == ("train", "--model.quantizer.codes", str(used))
         assert used < 16
+
+
+@pytest.mark.parametrize("of_prior", [0, 5])
+def test_a_pair_that_lags_and_had_not_ended_may_catch_up(of_prior: int) -> None:
+    """Also if a prior was fitted after that, whose epochs say nothing of the pair."""
+    x = factors(0)
+    model, guide, fitted = trained(x, still(16, Gradient(0.01)), 2, epochs=6)
+    rates = [{"validation_rate": 5.0, "step": 60}] * of_prior
+    fitted = replace(
+        fitted,
+        history=[*fitted.history, *rates],
+        epochs=6 + of_prior,
+        best_epoch=6 + max(0, of_prior - 2),
+        prior_epochs=of_prior,
+    )
+    found = seen(model, guide, x, fit=fitted)
+    (cause,) = found.causes.values()
+    assert cause.name == "still training", found.summary()
+    assert "after 6 epochs the ELBO still rises" in cause.evidence
+    if of_prior:  # the run is one of `refit-prior`, which has nothing to resume
+        assert "and fit the prior again after that" in cause.remedy
+        assert not cause.options
+    else:
+        assert cause.options[0] == "resume"
+    assert found.faults.keys() <= {"prior mismatch"}
 
 
 def mended(cause: str, seed: int) -> tuple[str, UseOfCodes, Diagnosis]:

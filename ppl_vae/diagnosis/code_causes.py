@@ -7,7 +7,14 @@ from typing import Any
 
 from ppl_vae.codes import EMA, Gradient
 from ppl_vae.diagnosis.causes import CAUSES, Cause, Text
-from ppl_vae.diagnosis.remedies import Facts, as_long, begin_again, fit_again, what_to_type
+from ppl_vae.diagnosis.remedies import (
+    LONGER_BEFORE,
+    Facts,
+    as_long,
+    begin_again,
+    fit_again,
+    what_to_type,
+)
 from ppl_vae.diagnosis.use_of_codes import UseOfCodes
 from ppl_vae.networks import recipe_of
 from ppl_vae.objectives import ELBO, QuantizedELBO
@@ -120,7 +127,8 @@ def cause_of_codes(
             text = CAUSES["still training"]
             told = f"{share}; {not_ended}"
             typed = what_to_type("still training", facts)
-            return Cause("still training", text.meaning, told, text.remedy, *typed)
+            remedy = LONGER_BEFORE if facts.prior_epochs else text.remedy
+            return Cause("still training", text.meaning, told, remedy, *typed)
         name = "weak commitment" if weak else "encoder drift"
         return _answered(name, _and_dead(share, use, weak, facts), use, facts)
     if use.varies and not use.are_dead:
