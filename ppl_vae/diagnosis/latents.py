@@ -121,6 +121,8 @@ def diagnose(
     a tenth of the codes is dead, or codes lag behind the vectors, or all rows have the same codes, the cause is
 
     - `identical rows` or `dead encoder`, as above;
+    - `temperature too high`, of codes that are drawn: q(z | x) tells less than 0.01 nats of x, or a tenth of
+      what the nearest codes would tell while the decoder gains nothing by it;
     - `still training`, if codes lag alone and `fit` says so;
     - `encoder drift`: the means of the vectors of a code are away from it by 0.08 of the variance of the
       vectors or more; where codes are dead, by more than the vectors of a code vary. If the commitment is below
