@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae import evaluate, load_run, models
-from ppl_vae.cli import finish, main
+from ppl_vae import diagnose, evaluate, load_run, models
+from ppl_vae.cli import main
 from ppl_vae.cli.known import known
 from ppl_vae.cli.reached import fit_of
 from ppl_vae.models.priors import CodePrior, Prior
@@ -197,13 +197,12 @@ def test_a_run_that_is_read_says_what_its_fit_has_said(
 ) -> None:
     """What `diagnose` types depends on it: in the end of `refit-prior` as in `ppl-vae diagnose`."""
     found: list[Any] = []
-    diagnose = finish.diagnose
 
     def kept(*args: Any, fit: Any, **options: Any) -> Any:
         found.append(fit)
         return diagnose(*args, fit=fit, **options)
 
-    monkeypatch.setattr(finish, "diagnose", kept)
+    monkeypatch.setattr("ppl_vae.cli.finish.diagnose", kept)
     run = tmp_path / "run"
     prior = ("--prior.channels", "4", "--prior.layers", "1")
     assert refit_prior(place / "labels", run, *prior, *STEPS) == 0

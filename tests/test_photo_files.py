@@ -41,6 +41,8 @@ from ppl_vae.networks import MLP, ConvolutionalGrid, Labels, Slots
 from ppl_vae.training import refit_prior
 
 HEADER = photos._HEADER.size + SEAL
+MOST_LOST = 34
+"""Bits: a range coder ends with a whole word of 32. It was at most 32.8 with 180 pictures of up to 4700 bits."""
 
 
 def pair_of(
@@ -106,7 +108,8 @@ def test_codes_come_back_and_take_the_bits_that_the_prior_says(
     assert (found.height, found.width) == size
     assert decoded.shape == photo.shape
     payload = 8 * (len(found.data) - HEADER)
-    assert found.code_length - 8 <= payload <= found.code_length + 64
+    assert found.rate == found.code_length
+    assert found.code_length - 1 <= payload <= found.code_length + MOST_LOST
     assert (
         found.num_codes
         == written[0].numel()
@@ -163,19 +166,21 @@ def one_copy(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_random_pictures_come_back_within_64_bits_of_what_their_codes_say(
+def test_random_pictures_come_back_within_34_bits_of_what_their_codes_say(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prior = PixelCNNPrior(channels=4, layers=1)
     model, guide = pair_of(prior=prior, side=8, channels=1, blocks=0)
     sizes = torch.randint(1, 18, (count, 2), generator=torch.Generator().manual_seed(1)).tolist()
+    sizes[::10] = [[9 * height, 9 * width] for height, width in sizes[::10]]  # beside small ones
     codes = kept_codes(monkeypatch)
-    seen = set()
+    seen, longest = set(), 0.0
     with one_copy(model, monkeypatch):
         for height, width in sizes:
             photo = torch.randint(256, (height, width), dtype=torch.uint8)
             found = compress_photo(model, guide, photo, overlap=0.5)
-            assert 8 * len(found.data) <= found.code_length + 64 + 8 * HEADER
+            assert -1 <= 8 * (len(found.data) - HEADER) - found.code_length <= MOST_LOST
+            longest = max(longest, found.code_length)
             decoded = decompress_photo(model, found.data)
             written, read = codes
             assert torch.equal(written, read)
@@ -183,6 +188,7 @@ def test_random_pictures_come_back_within_64_bits_of_what_their_codes_say(
             seen |= set(written.flatten().tolist())
             codes.clear()
     assert len(seen) > 8  # they do not all say the same
+    assert longest > 3000  # so that a coder that wastes two hundredths is over the bound
 
 
 ADVERSARIAL = {
@@ -217,7 +223,15 @@ def test_adversarial_priors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = (p / p.sum()).clamp_min(2**-24).log2()  # a code takes 24 bits at most
     assert found.code_length == pytest.approx(-float(exact[z].sum()), rel=1e-5, abs=1e-5)
     leaked = z.numel() * len(p) * 2**-24 * 1.5
-    assert 8 * (len(found.data) - HEADER) <= found.code_length + 64 + leaked
+    assert 8 * (len(found.data) - HEADER) <= found.code_length + MOST_LOST + leaked
+    nats = -logits.log_softmax(-1)
+    assert found.rate == pytest.approx(float(nats[z].sum()) / math.log(2), rel=1e-5, abs=1e-5)
+    capped = bool((nats[z] > 24 * math.log(2)).any())
+    assert capped == (found.rate > found.code_length)
+    shown = dict(found.lines())
+    assert shown["-log2 p(z)"] == f"{found.rate / (33 * 40):.4f} bits per pixel"
+    told = f"{found.code_length / (33 * 40):.4f} bits per pixel"
+    assert shown.get("with at most 24 bits a code") == (told if capped else None)
     assert "inf" not in str(found)
 
 
@@ -342,7 +356,8 @@ def test_each_code_takes_the_bits_of_a_pass_over_its_block(
     assert found.code_length == pytest.approx(
         bits_one_by_one(model, codes[0], 4, overlap), rel=1e-9
     )
-    assert found.code_length - 8 <= 8 * (len(found.data) - HEADER) <= found.code_length + 64
+    lost = 8 * (len(found.data) - HEADER) - found.code_length
+    assert -1 <= lost <= MOST_LOST
 
 
 @dataclass(frozen=True)
@@ -738,6 +753,22 @@ def test_photos_are_written_and_read_on_the_command_line(
 def test_the_command_line_has_the_defaults_of_the_function() -> None:
     default = inspect.signature(compress_photo).parameters["overlap"].default
     assert make_parser("compress").get_defaults().overlap == default
+    default = inspect.signature(decompress_photo).parameters["most_numbers"].default
+    assert make_parser("decompress").get_defaults().most_numbers == default
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_said_of_a_large_file_can_be_done(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", "a.png", "--run", str(run), "--out", "out"]) == 0
+    line = ["decompress", "out/a.vq", "--run", str(run), "--out", "back"]
+    assert main([*line, "--most_numbers", "1889"]) == 1
+    told = capsys.readouterr().err
+    assert "1,890 numbers, more than --most_numbers=1,889: raise --most_numbers" in told
+    assert main([*line, "--most_numbers", "1890"]) == 0
+    assert main([*line, "--most_numbers", "0"]) == 2
+    assert "--most_numbers must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")
