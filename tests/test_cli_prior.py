@@ -14,9 +14,10 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae import evaluate, load_run, models
+from ppl_vae import diagnose, evaluate, load_run, models
 from ppl_vae.cli import main
 from ppl_vae.cli.known import known
+from ppl_vae.cli.reached import fit_of
 from ppl_vae.models.priors import CodePrior, Prior
 from ppl_vae.runs import command_again
 from ppl_vae.runtime import content_digest
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pyramid = ("--model.network.channels", "6", "--model.network.halvings", "[1,1]")
     for name, options in {
         "levels": ("VQVAE2", *pyramid, "--model.network.blocks", "0"),
-        "labels": ("ConditionalVQVAE", *grid, *code, "--labels", "true"),
+        "labels": ("ConditionalVQVAE", *grid, *code, "--labels", "true", "--learning_rate", "2e-3"),
         "vectors": ("VAE", "--model.latent_dim", "2"),
     }.items():
         data = ("--data", str(folder / "rows.npz"), "--run_dir", str(folder / name))
@@ -133,10 +134,10 @@ def test_other_commands_take_it(
     assert "which fits it anew: ppl-vae refit-prior" in capsys.readouterr().err
 
 
-def test_what_had_not_ended_is_the_fit_of_the_prior(
+def test_whether_the_fit_of_the_prior_had_ended(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not the training of the pair, which it does not touch; and nothing, if an earlier epoch was kept."""
+    """It had, if an earlier epoch was kept. That of the pair, of two epochs, had not: it is told apart."""
     prior = ("--prior.channels", "4", "--prior.layers", "1")
     few, many = tmp_path / "few", tmp_path / "many"
     steps = ("--max_epochs", "3", "--learning_rate", "1e-2", "--batch_size", "5")
@@ -160,12 +161,57 @@ def test_what_had_not_ended_is_the_fit_of_the_prior(
         assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
         told_by.append(load_run(run).diagnosis)
         for faults in (each["faults"] for each in told_by):
-            told = faults.get("still training", "")
+            assert (
+                "The training of the pair had not ended: after 2 epochs" in faults["still training"]
+            )
+            told = faults.get("prior still fitting", "")
             assert bool(told) != had_ended
+            assert "prior not fitted" not in faults
             if told:
                 assert "after 3 epochs of the prior the held-out rate still falls" in told
                 assert "give `ppl-vae refit-prior` a larger --max_epochs" in told
-        assert "train for longer" not in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "train the pair for longer" in out
+        assert "; train for longer" not in out
+
+
+def test_a_prior_that_was_never_below_its_start_is_told(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps that are too large: the weights of the start are kept, which is no early stop that is fine."""
+    run = tmp_path / "run"
+    steps = ("--max_epochs", "3", "--learning_rate", "30", "--batch_size", "20")
+    prior = ("--prior", "PixelCNNPrior", "--prior.channels", "4", "--prior.layers", "1")
+    assert refit_prior(place / "levels", run, *prior, *steps) == 0
+    told = capsys.readouterr()
+    assert "so that the prior is not fitted: give a smaller learning_rate" in told.out + told.err
+    assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
+    for faults in (load_run(run).diagnosis["faults"],):  # type: ignore[index]
+        assert "in none of 3 epochs" in faults["prior not fitted"]
+        assert "a smaller --learning_rate" in faults["prior not fitted"]
+        assert "prior still fitting" not in faults
+
+
+def test_a_run_that_is_read_says_what_its_fit_has_said(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `diagnose` types depends on it: in the end of `refit-prior` as in `ppl-vae diagnose`."""
+    found: list[Any] = []
+
+    def kept(*args: Any, fit: Any, **options: Any) -> Any:
+        found.append(fit)
+        return diagnose(*args, fit=fit, **options)
+
+    monkeypatch.setattr("ppl_vae.cli.finish.diagnose", kept)
+    run = tmp_path / "run"
+    prior = ("--prior.channels", "4", "--prior.layers", "1")
+    assert refit_prior(place / "labels", run, *prior, *STEPS) == 0
+    (said,) = found
+    loaded = load_run(run)
+    read = fit_of(loaded, said.objective)
+    for name in ("epochs", "best_epoch", "prior_epochs", "batch_size", "learning_rate"):
+        assert getattr(read, name) == getattr(said, name), name
+    assert said.learning_rate == 2e-3
 
 
 def test_vectors_have_a_prior_of_vectors(

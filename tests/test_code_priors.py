@@ -346,6 +346,26 @@ def test_the_rate_of_a_fitted_prior_is_near_the_entropy(prior: CodePrior) -> Non
     assert found.history[found.best_epoch - 1]["validation_rate"] == found.validation_rate.mean
 
 
+def test_a_prior_that_is_never_better_than_its_start_is_told() -> None:
+    """It is returned as it began: by its history it has stopped early."""
+    every, log_p = chain(8, 2, 0.75)
+    torch.manual_seed(0)
+    model, guide = Copied(IndependentCodes(), (8,), 2).double(), Certain(2)
+    x, others = (drawn(every, log_p, n) for n in (40, 200))
+    prior = TransformerPrior(width=8, layers=1, heads=2)
+    options: Any = {"max_epochs": 3, "learning_rate": 30.0, "batch_size": 20, "seed": 0}
+    found: PriorFit = refit_prior(model, guide, x, prior, validation=others, **options).prior.fitted
+    assert found.best_epoch == 0
+    (told,) = found.warnings
+    assert "in no epoch below that of the start" in told
+    assert "give a smaller learning_rate" in told
+    better = refit_prior(
+        model, guide, x, prior, validation=others, **options | {"learning_rate": 1e-2}
+    )
+    assert better.prior.fitted.best_epoch > 0
+    assert not any("start" in told for told in better.prior.fitted.warnings)
+
+
 def test_it_stops_before_it_overfits_and_keeps_the_best_weights() -> None:
     """A large prior that learns 40 rows by heart."""
     every, log_p = chain(8, 2, 0.75)

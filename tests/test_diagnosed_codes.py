@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,65 @@ def test_dead_codes_that_are_drawn_are_named() -> None:
     assert one(found).noise > 0
 
 
+def test_what_drawn_codes_tell_is_that_of_their_probabilities() -> None:
+    """By position: positions that differ tell nothing of x."""
+    x = bits()[:120]
+    model, guide = untrained(x, VectorQuantizer(8, 3, start=RandomStart()), 3, temperature=0.5)
+    use = one(seen(model, guide, x))
+    with torch.no_grad():
+        q = guide.encode(x).base_dist.probs.double()
+    each = -torch.special.xlogy(q, q).sum(-1)
+    mean = q.mean(0)
+    noise = float(each.mean())
+    assert use.noise == pytest.approx(noise, rel=1e-5)
+    information = float(-torch.special.xlogy(mean, mean).sum(-1).mean()) - noise
+    assert use.information == pytest.approx(information, rel=1e-4)
+    shares = nn.functional.one_hot(q.argmax(-1), 8).double().mean(0)
+    rounded = float(-torch.special.xlogy(shares, shares).sum(-1).mean())
+    assert use.rounded == pytest.approx(rounded)
+    assert 0 < information < rounded
+    certain = one(seen(*untrained(x, VectorQuantizer(8, 3, start=RandomStart()), 3), x))
+    assert math.isnan(certain.information)
+
+
+def test_a_temperature_that_is_too_high_is_named_and_mended() -> None:
+    x = bits()[:256]
+    model, guide = untrained(x, VectorQuantizer(16, 4), 4, temperature=50.0)
+    found = seen(model, guide, x)
+    (cause,) = found.causes.values()
+    assert cause.name == "temperature too high", found.summary()
+    use = one(found)
+    assert use.noise > 0.99 * math.log(16)
+    assert use.information < 0.01 < 0.3 < use.rounded
+    assert use.varies
+    assert found.summary().startswith("Collapse: z uses")
+    assert "leave" not in found.summary().partition("Cause")[0]
+    assert f"are off by {use.error:.0%} of the vectors' variance" in found.summary()
+    assert cause.options[:3] == ("train", "--guide.temperature", "0")
+    assert may_be_typed(cause.options)
+    assert may_be_run(cause.code)
+    after = typed(found, model, guide, x)
+    assert after.cause == "none", after.summary()
+    assert bool(after.active.all())
+    assert "they leave" in after.summary()
+
+
+def test_drawn_codes_of_rows_and_encoders_without_differences() -> None:
+    """Draws differ by chance, and say nothing of that."""
+    x = bits()[:300]
+    model, guide = untrained(x, VectorQuantizer(8, 3, start=RandomStart()), temperature=2.0)
+    same = seen(model, guide, x[:1].expand(100, 64))
+    assert same.cause == "identical rows", same.summary()
+    assert not one(same).varies
+    with torch.no_grad():
+        guide.encoder[1].weight.zero_()
+    dead = seen(model, guide, x)
+    assert dead.cause == "dead encoder", dead.summary()
+    assert one(dead).used > 1
+    assert not one(dead).varies
+    assert dead.summary().startswith("Collapse")
+
+
 # -- healthy pairs ---------------------------------------------------------------------------------------
 
 HEALTHY: dict[str, Any] = {
@@ -305,6 +365,31 @@ def test_a_planted_cause_is_named(cause: str) -> None:
         assert used < 16
 
 
+@pytest.mark.parametrize("of_prior", [0, 5])
+def test_a_pair_that_lags_and_had_not_ended_may_catch_up(of_prior: int) -> None:
+    """Also if a prior was fitted after that, whose epochs say nothing of the pair."""
+    x = factors(0)
+    model, guide, fitted = trained(x, still(16, Gradient(0.01)), 2, epochs=6)
+    rates = [{"validation_rate": 5.0, "step": 60}] * of_prior
+    fitted = replace(
+        fitted,
+        history=[*fitted.history, *rates],
+        epochs=6 + of_prior,
+        best_epoch=6 + max(0, of_prior - 2),
+        prior_epochs=of_prior,
+    )
+    found = seen(model, guide, x, fit=fitted)
+    (cause,) = found.causes.values()
+    assert cause.name == "still training", found.summary()
+    assert "after 6 epochs the ELBO still rises" in cause.evidence
+    if of_prior:  # the run is one of `refit-prior`, which has nothing to resume
+        assert "and fit the prior again after that" in cause.remedy
+        assert not cause.options
+    else:
+        assert cause.options[0] == "resume"
+    assert found.faults.keys() <= {"prior mismatch"}
+
+
 def mended(cause: str, seed: int) -> tuple[str, UseOfCodes, Diagnosis]:
     x, model, guide, fitted = PLANTED[cause](seed)
     found = seen(model, guide, x, fit=fitted)
@@ -356,6 +441,16 @@ class Given(nn.Module):
             vector = pyro.deterministic("vector", x, event_dim=1)
             nearest = torch.cdist(vector, self.codebook).argmin(-1)
             pyro.sample("code", PointMass(nearest, len(self.codebook)), infer=MARK)
+
+
+class Soft(Given):
+    """Codes are drawn near the rows."""
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            vector = pyro.deterministic("vector", x, event_dim=1)
+            logits = -torch.cdist(vector, self.codebook).square() / 2
+            pyro.sample("code", dist.Categorical(logits=logits), infer=MARK)
 
 
 def cloud(seed: int, n: int = 2000) -> Tensor:
@@ -416,6 +511,33 @@ def test_all_rows_with_one_code() -> None:
     assert found.summary().startswith("Collapse: code uses 1 of 2 codes")
     same = seen(constant.model, constant.guide, x[:1].expand(20, 2))
     assert same.cause == "identical rows"
+
+
+def test_all_rows_with_one_distribution_of_codes() -> None:
+    """The vectors differ a little, and the same code is the nearest one: no temperature tells them apart."""
+    codes = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    soft = Soft(codes)
+    found = seen(soft.model, soft.guide, 0.01 * cloud(0) + torch.tensor([0.4, 0.0]))
+    assert found.cause == "constant codes", found.summary()
+    assert "all rows have the same q(z | x)" in found.summary()
+    use = one(found)
+    assert use.used == 4
+    assert not use.varies
+    # If the nearest one differs, that is what the temperature hides.
+    turned = seen(soft.model, soft.guide, 0.01 * cloud(0))
+    assert turned.cause == "temperature too high", turned.summary()
+    assert not turned.causes["code"].code  # nothing is known of what a stranger can set
+    # And vectors that are as far apart as the codes are no fault.
+    assert seen(soft.model, soft.guide, cloud(0)).cause != "temperature too high"
+
+
+def test_codes_that_are_far_away_leave_no_share() -> None:
+    x, codes = cloud(0), around(0, 16)
+    given = Given(codes + 40)
+    found = seen(given.model, given.guide, x)
+    assert one(found).error > 1
+    assert " leave " not in found.summary()
+    assert f"the codes in use are off by {one(found).error:.0%} of the vectors" in found.summary()
 
 
 def test_a_dead_encoder_is_named() -> None:

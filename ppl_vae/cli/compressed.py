@@ -79,15 +79,18 @@ def decompress(parser: ArgumentParser, given: Namespace) -> int:
         ValueError: None of the files can be decoded.
     """
     options, files, out = _options(parser, given, "files", "FILE", "decompress")
+    if options.most_numbers < 1:
+        raise UsageError(f"--most_numbers must be at least 1, got {options.most_numbers}")
     model, _ = _pair(options, given)
     written = {stem: out / f"{stem}.png" for stem in files}
     _make_room(out, written.values(), options.overwrite)
 
     def one(stem: str, path: Path) -> None:
         try:
-            picture = decompress_photo(model, path.read_bytes())
+            picture = decompress_photo(model, path.read_bytes(), most_numbers=options.most_numbers)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            told = str(error).replace("most_numbers", "--most_numbers")
+            raise ValueError(f"{path}: {told}") from error
         with replacing(written[stem], overwrite=options.overwrite) as temporary:
             Image.fromarray(picture.numpy()).save(temporary, format="PNG")
 

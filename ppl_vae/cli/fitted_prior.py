@@ -23,7 +23,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import PRIOR, names
 from ppl_vae.cli.output import warn
 from ppl_vae.cli.own_modules import trust_of
-from ppl_vae.cli.reached import objective_of
+from ppl_vae.cli.reached import epochs_of_levels, objective_of, step_size_of_run
 from ppl_vae.cli.setup import Setup, checked, load_rows, missing_arguments, of_photos
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import require_apart, started
@@ -373,7 +373,8 @@ def _fit_of(
         levels = [*found.levels.values()] if isinstance(found, LevelsFit) else [found]
         size = math.ceil(num_rows(setup.data.train) / setup.config["fit_of_prior"]["batch_size"])
         steps = size * sum(len(level.history) for level in levels)
-        best = len(history) - len(epochs) + max(level.best_epoch for level in levels)
+        of_levels = [(len(level.history), level.best_epoch) for level in levels]
+        best = len(history) - len(epochs) + epochs_of_levels(of_levels)[1]
     return Fit(
         model=refitted,
         guide=run.guide,
@@ -385,5 +386,6 @@ def _fit_of(
         stopped="",
         seconds=seconds,
         batch_size=setup.config.get("batch_size"),
+        learning_rate=step_size_of_run(setup.config),
         prior_epochs=len(epochs),
     )

@@ -322,6 +322,11 @@ def _decompress(options: Options) -> None:
     what = "files of `compress`; one that cannot be decoded is named and left out: the exit status is then 1"
     options.add_argument("files", nargs="+", type=str, metavar="FILE", help=what)
     _add_files_of_a_run(options, "decompress: the one that they were written with")
+    what = (
+        "most numbers of a photo, height x width x channels, that are accepted: a file may say that it has "
+        "more than the memory has room for"
+    )
+    options.add_argument("--most_numbers", type=int, default=2**29, help=what)
 
 
 def _add_files_of_a_run(options: Options, doing: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppl_vae.cli.output import warn
@@ -50,7 +51,6 @@ def fit_of(run: Run, objective: Objective) -> Fit:
     if run.config.get("patience") and not isinstance(objective.beta, Controller):
         held = [row.get("validation_elbo", -math.inf) for row in history]
         best = max(range(best), key=held.__getitem__, default=-1) + 1
-    rate = None if run.config.get("optimizer") else run.config.get("learning_rate")
     prior_epochs, best_of_prior = _epochs_of_prior(run)
     if prior_epochs:
         best = len(history) - prior_epochs + best_of_prior
@@ -65,7 +65,7 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         stopped="",
         seconds=0.0,
         batch_size=run.config.get("batch_size"),
-        learning_rate=rate,
+        learning_rate=step_size_of_run(run.config),
         prior_epochs=prior_epochs,
     )
 
@@ -76,10 +76,29 @@ def _epochs_of_prior(run: Run) -> tuple[int, int]:
     levels = found.get("levels")
     each = [*levels.values()] if isinstance(levels, dict) else [found]
     try:
-        epochs, best = (max(int(of[name]) for of in each) for name in ("epochs", "best_epoch"))
+        return epochs_of_levels([(int(of["epochs"]), int(of["best_epoch"])) for of in each])
     except (KeyError, TypeError, ValueError):  # a prior of vectors has none
         return 0, 0
-    return epochs, best
+
+
+def epochs_of_levels(each: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """For how many epochs a prior of codes was fitted, and which one's weights are kept.
+
+    Args:
+        each: The same of each level. If one has kept its start, 0, so has the whole.
+    """
+    taken = [
+        (epochs, best) for epochs, best in each if epochs
+    ]  # others were counted, without steps
+    if not taken:
+        return 0, 0
+    epochs, best = (max(numbers) for numbers in zip(*taken, strict=True))
+    return epochs, best if all(best for _, best in taken) else 0
+
+
+def step_size_of_run(config: Mapping[str, Any]) -> float | None:
+    """The step size of the default optimizer in the training of a run; None if another one was given."""
+    return None if config.get("optimizer") else config.get("learning_rate")
 
 
 def last_beta(run: Run, objective: Objective) -> float:

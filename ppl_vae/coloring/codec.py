@@ -161,9 +161,10 @@ def decompress_colors(
             found = None
     if found != of_chroma:
         raise ValueError(
-            "this file does not decode to the colors that were written, though it is whole and the model and "
-            "the gray picture are right: probabilities are rounded differently here. Decode it with the kind "
-            "of processor and the version of torch with which it was written"
+            "this file does not decode to the colors that were written, though it is whole and the weights and "
+            "the gray picture are right: probabilities are rounded differently here, or the model was built "
+            "with other settings. Decode it with the kind of processor and the version of torch with which it "
+            "was written"
         )
     return chroma
 

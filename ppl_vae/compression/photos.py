@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 import zlib
@@ -27,12 +26,13 @@ from ppl_vae.coding import (
     sealed,
     unsealed,
 )
+from ppl_vae.compression.names_of_models import name_of_decoder
 from ppl_vae.networks import MOST_PIXELS, PictureDecoder, PictureEncoder, tiles
 from ppl_vae.pairs import Pair
-from ppl_vae.runtime import described, digest, require_count
+from ppl_vae.runtime import described, require_count
 from ppl_vae.stats import Result
 
-_MAGIC, _VERSION = b"pplP", 2
+_MAGIC, _VERSION = b"pplP", 3
 
 _HEADER = struct.Struct("<4sB2I2H8sI")
 """Magic, version, height, width, lines and columns that blocks share, name of the model, sum of the codes."""
@@ -61,8 +61,9 @@ class CompressedPhoto(Result):
         width: Its columns.
         num_codes: Number of codes.
         codes: Number K of values of each.
-        code_length: -log2 p(z): what the prior says that the codes take, bits. A code that is less probable
-            than 2^-24 counts 24 bits, as it takes in the file.
+        rate: -log2 p(z): what the prior says that the codes take, bits.
+        code_length: What the codes add to the file by their probabilities there, bits: as `rate`, but 24 for a
+            code that is less probable than 2^-24.
         payload: Bytes of the file that are codes, and not its header.
         data: The file.
     """
@@ -71,6 +72,7 @@ class CompressedPhoto(Result):
     width: int
     num_codes: int
     codes: int
+    rate: float
     code_length: float
     payload: int
     data: bytes
@@ -81,7 +83,7 @@ class CompressedPhoto(Result):
     @property
     def bits_per_pixel(self) -> float:
         """-log2 p(z) per pixel."""
-        return self.code_length / (self.height * self.width)
+        return self.rate / (self.height * self.width)
 
     @property
     def file_bits_per_pixel(self) -> float:
@@ -95,6 +97,7 @@ class CompressedPhoto(Result):
             "width": self.width,
             "num_codes": self.num_codes,
             "codes": self.codes,
+            "rate": self.rate,
             "code_length": self.code_length,
             "payload_bytes": self.payload,
             "bits_per_pixel": self.bits_per_pixel,
@@ -104,11 +107,18 @@ class CompressedPhoto(Result):
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result.lines`."""
-        uniform = self.num_codes * math.log2(self.codes) / (self.height * self.width)
-        return [
+        pixels = self.height * self.width
+        uniform = self.num_codes * math.log2(self.codes) / pixels
+        found = [
             ("photo", f"{self.width} x {self.height} pixels"),
             ("file", f"{len(self.data):,} bytes, {self.file_bits_per_pixel:.4f} bits per pixel"),
             ("-log2 p(z)", f"{self.bits_per_pixel:.4f} bits per pixel"),
+        ]
+        if self.code_length < self.rate:
+            capped = f"{self.code_length / pixels:.4f} bits per pixel"
+            found.append(("with at most 24 bits a code", capped))
+        return [
+            *found,
             ("log2 K for each code", f"{uniform:.4f} bits per pixel"),
             ("codes", f"{self.num_codes:,} of {self.codes:,} values"),
         ]
@@ -191,10 +201,12 @@ def compress_photo(
         writer = _Counting(Writer(library))
         _code(exact, z, shared, writer)
         payload = writer.coder.data()
-        header = _HEADER.pack(_MAGIC, _VERSION, height, width, *shared, _name_of(exact), _sum_of(z))
+        header = _HEADER.pack(
+            _MAGIC, _VERSION, height, width, *shared, name_of_decoder(exact), _sum_of(z)
+        )
     data = sealed(header, payload)
     size = (height, width, z.numel(), parts.codes)
-    return CompressedPhoto(*size, writer.bits, len(payload), data)
+    return CompressedPhoto(*size, writer.rate, writer.bits, len(payload), data)
 
 
 def decompress_photo(
@@ -209,7 +221,7 @@ def decompress_photo(
     The codes are exactly those that were written. The picture may differ by a rounding from machine to machine.
 
     Args:
-        model: The same model.
+        model: The same model: its weights, the vectors of its codes, and its settings.
         data: The file.
         most_pixels: Most pixels of a tile.
         most_numbers: Most numbers of the photo, height x width x channels, that are accepted.
@@ -241,10 +253,10 @@ def decompress_photo(
             "raise most_numbers, if the memory has room for them"
         )
     with exact_copy(model) as exact:
-        if _name_of(exact) != name:
+        if name_of_decoder(exact) != name:
             raise ValueError(
                 f"this {_WHAT} was written with another model than this {type(model).__name__}: give the one "
-                "with the same weights"
+                "with the same weights and the same settings"
             )
         if not all(some < side for some, side in zip(shared, parts.block, strict=True)):
             raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
@@ -480,8 +492,7 @@ def _code_blocks(
             here, outside = written[place], beyond[place]
             logits = _logits_of(p)
             if bool(here.any()):
-                tables = logits[here].double().softmax(-1)
-                chosen[here] = coder.categorical(chosen[here], tables).long()
+                chosen[here] = _coded(coder, chosen[here], logits[here])
             # Beyond the photo, what is likeliest: the prior reads it, and nobody writes it.
             chosen[outside] = logits[outside].argmax(-1)
         place += 1
@@ -491,9 +502,16 @@ def _code_blocks(
     if _reads_codes(p):
         p.by_parts(choose)
     else:
-        tables = _logits_of(p).flatten(1, -2).transpose(0, 1)[written].double().softmax(-1)
-        order[written] = coder.categorical(order[written], tables).long()
+        logits = _logits_of(p).flatten(1, -2).transpose(0, 1)[written]
+        order[written] = _coded(coder, order[written], logits)
     z[tuple(index.expand(new.shape)[new] for index in at)] = order.T.reshape(each.shape)[new]
+
+
+def _coded(coder: TableCoder, numbers: Tensor, logits: Tensor) -> Tensor:
+    """Writes or reads codes `(n,)` with the probabilities of logits `(n, K)`."""
+    if isinstance(coder, _Counting):
+        coder.count(numbers, logits.double())
+    return coder.categorical(numbers, logits.double().softmax(-1)).long()
 
 
 def _reads_codes(p: Any) -> bool:
@@ -538,28 +556,24 @@ class _Counting:
         coder: What writes.
 
     Attributes:
-        bits: -log2 of the probabilities of all numbers so far.
+        rate: -log2 of the probabilities of all numbers so far.
+        bits: The same, but for 24 bits at most of each.
     """
 
     def __init__(self, coder: Writer) -> None:
         self.coder = coder
-        self.bits = 0.0
+        self.rate = self.bits = 0.0
+
+    def count(self, numbers: Tensor, logits: Tensor) -> None:
+        """Adds numbers `(n,)` with logits `(n, K)`: probabilities that are 0 when rounded are counted, too."""
+        log_p = logits.log_softmax(-1).gather(1, numbers.long().unsqueeze(1)) / math.log(2)
+        self.rate -= float(log_p.sum())
+        self.bits -= float(log_p.clamp_min(math.log2(LEAST)).sum())
 
     def categorical(self, numbers: Tensor, tables: Tensor) -> Tensor:
         """See `TableCoder.categorical`."""
-        p = tables.gather(1, numbers.long().unsqueeze(1))
-        self.bits -= float(p.clamp_min(LEAST).log2().sum())
         return self.coder.categorical(numbers, tables)
 
 
 def _sum_of(z: Tensor) -> int:
     return zlib.crc32(z.contiguous().numpy().astype("<i8").tobytes())
-
-
-def _name_of(model: Any) -> bytes:
-    """A digest of all that the meaning of a file depends on."""
-    words = [type(module).__name__ for module in model.modules()]
-    state = sorted(model.state_dict().items())
-    words += [name for name, _ in state] + [str(model.positions), str(model.decoder.stride)]
-    words.append(digest([tensor for _, tensor in state]))
-    return hashlib.sha256("\n".join(words).encode()).digest()[:8]

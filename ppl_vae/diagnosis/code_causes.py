@@ -7,7 +7,14 @@ from typing import Any
 
 from ppl_vae.codes import EMA, Gradient
 from ppl_vae.diagnosis.causes import CAUSES, Cause, Text
-from ppl_vae.diagnosis.remedies import Facts, as_long, begin_again, fit_again, what_to_type
+from ppl_vae.diagnosis.remedies import (
+    LONGER_BEFORE,
+    Facts,
+    as_long,
+    begin_again,
+    fit_again,
+    what_to_type,
+)
 from ppl_vae.diagnosis.use_of_codes import UseOfCodes
 from ppl_vae.networks import recipe_of
 from ppl_vae.objectives import ELBO, QuantizedELBO
@@ -32,6 +39,9 @@ SMALL = 0.1
 
 COMMITMENT = QuantizedELBO.commitment
 """The default one."""
+
+HIDDEN = 0.1
+"""What q(z | x) tells as a share of what the nearest codes would tell, below which it hides them."""
 
 FASTER = 10.0
 """The rate of a codebook that lags, in units of what it was, or of the default one."""
@@ -67,6 +77,11 @@ OF_CODES = {
         "start among the vectors (start=KMeansStart()) and move codes that are not used to vectors of the "
         "batch (restarts=1)",
     ),
+    "temperature too high": Text(
+        "q(z | x) draws codes nearly without regard to x, although the nearest ones differ from row to row",
+        "train again with new weights and a lower temperature of QuantizingEncoder, or with temperature=0, "
+        "which takes the nearest codes",
+    ),
     "strong decoder": Text(
         "the decoder explains the data without the codes",
         "let it see less of what it reads beside them; if it reads nothing else, train again with new weights",
@@ -94,7 +109,7 @@ def cause_of_codes(
         learn: Whether the codes may learn.
         not_ended: Why the training had not ended; empty if it had, or if that is not known.
     """
-    if not use.varies and identical:
+    if identical and (use.noise or not use.varies):
         text = CAUSES["identical rows"]
         return Cause("identical rows", text.meaning, "", text.remedy)
     if not use.varies and dead_encoder:
@@ -107,11 +122,18 @@ def cause_of_codes(
             text.remedy,
             *typed,
         )
+    if use.varies and _hides(use):
+        told = (
+            f"a code has an entropy of {use.noise:.2f} nats given x and tells {use.information:.2g} of it; the "
+            f"nearest one would tell {use.rounded:.2g}"
+        )
+        return _cause("temperature too high", told, *_cooler(facts))
     weak = commitment_of(facts) < SMALL
     lags = use.lag >= max(LAGS * use.spread, OF_ERROR * (use.within + use.lag)) and use.spread > 0
     # Of codes that are dead, too, those lag that are not far away, if it is the larger part of the error.
     drifts = not use.are_dead or (use.lag > use.within and not use.away > FAR)
-    if use.are_enough and lags and drifts:
+    chance = use.noise and not use.varies  # draws that are the same for all rows are off by chance
+    if use.are_enough and lags and drifts and not chance:
         share = (
             f"the means of the vectors of a code are {use.lag / use.spread:.0%} of the vectors' variance away "
             "from it"
@@ -120,7 +142,8 @@ def cause_of_codes(
             text = CAUSES["still training"]
             told = f"{share}; {not_ended}"
             typed = what_to_type("still training", facts)
-            return Cause("still training", text.meaning, told, text.remedy, *typed)
+            remedy = LONGER_BEFORE if facts.prior_epochs else text.remedy
+            return Cause("still training", text.meaning, told, remedy, *typed)
         name = "weak commitment" if weak else "encoder drift"
         return _answered(name, _and_dead(share, use, weak, facts), use, facts)
     if use.varies and not use.are_dead:
@@ -131,7 +154,8 @@ def cause_of_codes(
             f"with the codes of another row log p(x | z) falls by {use.gain:.2g} nats per code only",
             *begin_again(facts),
         )
-    evidence = _dead(use) if use.varies else "all rows have the same codes"
+    same = "the same q(z | x)" if use.noise else "the same codes"
+    evidence = _dead(use) if use.varies else f"all rows have {same}"
     if not learn:
         return _cause("values without use", evidence, *begin_again(facts))
     known = not math.isnan(use.within)
@@ -143,12 +167,34 @@ def cause_of_codes(
     if known and not math.isnan(use.away):
         evidence = (
             f"{evidence}; they are {use.away:.2g} standard deviations of the vectors away from the nearest one"
-            f", and the codes in use leave {use.error:.0%} of the variance"
+            f", and {use.left('the codes in use')}"
         )
     if known and weak and use.varies and not use.away > FAR:
         return _answered("weak commitment", _and_dead(evidence, use, weak, facts), use, facts)
     name = "codes out of reach" if use.are_dead else "constant codes"
     return _answered(name, evidence, use, facts)
+
+
+def _hides(use: UseOfCodes) -> bool:
+    """Whether q(z | x) hides what the nearest codes would tell."""
+    if not use.rounded >= COLLAPSED:  # as that of codes that are certain, NaN
+        return False
+    most = HIDDEN * use.rounded if use.gain < COLLAPSED else 0.0
+    return use.information < max(COLLAPSED, most)
+
+
+def _cooler(facts: Facts) -> tuple[str, tuple[str, ...]]:
+    """A line and options that train again with the nearest codes.
+
+    Not with codes that are drawn a little: an ELBO that is paid for noise draws the vectors together before the
+    decoder has learned to use them.
+    """
+    guide: Any = facts.guide
+    if not is_ours(guide, "guides") or not getattr(guide, "temperature", 0):
+        return "", ()
+    again = fit_again(facts, fresh=True)
+    options = ("train", "--guide.temperature", "0", *as_long(facts))
+    return f"guide.temperature = 0.0; {again}", options
 
 
 def commitment_of(facts: Facts) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -14,6 +15,7 @@ from torch import Tensor
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.use_of_codes import ENOUGH, UseOfCodes
 from ppl_vae.pairs import (
+    COLLAPSED,
     Layout,
     Site,
     Substitute,
@@ -73,6 +75,15 @@ def vectors_of(site: Site | None, layout: Layout, n: int) -> Tensor | None:
     if value.dim() and len(site["fn"].event_shape) == value.dim() and value.shape[0] == n:
         return value  # no event_dim was given
     return rows_first(site, layout, 1, n)[0]
+
+
+def log_q_of(site: Site, layout: Layout, n: int) -> Tensor:
+    """The log probabilities of codes that are drawn, row by row: `(n, *positions, K)`."""
+    logits = innermost(site["fn"]).logits
+    logits = logits.expand(*site["value"].shape, logits.shape[-1])
+    # A site whose events have one more dimension.
+    fn = SimpleNamespace(event_shape=(*site["fn"].event_shape, logits.shape[-1]))
+    return rows_first({"value": logits, "fn": fn}, layout, 1, n)[0]
 
 
 def depth_of(z: Tensor, vectors: Tensor | None) -> int:
@@ -194,6 +205,50 @@ def _by_running(
     return (torch.cat(found),)
 
 
+class Drawn:
+    """What q(z | x) says of codes that are drawn, summed over rows: by itself, and not by its draws."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums = self._nearest = torch.zeros(())
+        self._entropy = 0.0
+        self._first: Tensor | None = None
+        self.moves = False
+
+    def update(self, log_q: Tensor) -> None:
+        """Adds rows.
+
+        Args:
+            log_q: log q(z = k | x), `(n, m, K)`.
+        """
+        for part in log_q.split(max(1, _AT_ONCE // log_q[0].numel())):
+            log_q = part.detach().double().cpu()
+            log_q = log_q - log_q.logsumexp(-1, keepdim=True)
+            q = log_q.exp()
+            nearest = log_q.argmax(-1)
+            self._first = nearest[:1] if self._first is None else self._first
+            self.moves = self.moves or bool((nearest != self._first).any())
+            self._entropy -= float(torch.where(q > 0, q * log_q, 0.0).sum())
+            ones = torch.zeros_like(q).scatter_(-1, nearest.unsqueeze(-1), 1.0)
+            self._sums, self._nearest = self._sums + q.sum(0), self._nearest + ones.sum(0)
+            self.rows += len(q)
+
+    def says(self) -> dict[str, float]:
+        """What is known of a code by it, nats: see `UseOfCodes`."""
+        m = len(self._sums)
+        noise = self._entropy / (self.rows * m)
+        return {
+            "noise": noise,
+            "information": max(0.0, _entropy_of(self._sums / self.rows) / m - noise),
+            "rounded": _entropy_of(self._nearest / self.rows) / m,
+        }
+
+
+def _entropy_of(p: Tensor) -> float:
+    """The sum of the entropies of distributions, `(m, K)`, nats."""
+    return float(-torch.special.xlogy(p, p).sum())
+
+
 class Members:
     """What the codes of one codebook have as members, summed over rows.
 
@@ -211,7 +266,8 @@ class Members:
         self.uses = 0
         self.rows = 0
         self._first: Tensor | None = None
-        self.varies = False
+        self._differ = False
+        self.drawn: Drawn | None = None
         self.same_vectors = points is not None
         self._offsets = self._squares = torch.zeros(())
         self._sum = self._square = torch.zeros(())
@@ -221,18 +277,22 @@ class Members:
             self._offsets = torch.zeros_like(points)
             self._squares = torch.zeros(values, dtype=torch.float64)
 
-    def update(self, z: Tensor, vectors: Tensor | None) -> None:
+    def update(self, z: Tensor, vectors: Tensor | None, log_q: Tensor | None = None) -> None:
         """Adds rows.
 
         Args:
             z: Their codes, `(n, m)`.
             vectors: What the codebook is to stand for, `(n, m, dim)`; None if that is not known.
+            log_q: log q(z | x), `(n, m, K)`, if they are drawn from it.
         """
+        if log_q is not None:
+            self.drawn = self.drawn or Drawn()
+            self.drawn.update(log_q)
         z = z.long().cpu()
         self.rows += len(z)
         self.uses += z.numel()
         self._first = z[:1] if self._first is None else self._first
-        self.varies = self.varies or bool((z != self._first).any())
+        self._differ = self._differ or bool((z != self._first).any())
         if len(self.counts):
             self.counts += z.flatten().bincount(minlength=self.values)
         else:
@@ -257,14 +317,22 @@ class Members:
         self._square = self._square + from_first.square().sum()
         self._kept.append(flat[:: self.stride])
 
-    def use(self, name: str, rate: float, gain: float, noise: float = 0.0) -> UseOfCodes:
+    @property
+    def varies(self) -> bool:
+        """Whether codes differ from row to row; of drawn ones, whether q(z | x) does by more than chance."""
+        if self.drawn is None:
+            return self._differ
+        if self.same_vectors:  # up to rounding, which may turn what is nearest
+            return False
+        return self.drawn.moves or self.drawn.says()["information"] >= COLLAPSED
+
+    def use(self, name: str, rate: float, gain: float) -> UseOfCodes:
         """What these rows say.
 
         Args:
             name: Of the codebook.
             rate: What a code costs, nats.
             gain: What one is worth to the decoder, nats.
-            noise: The entropy of one given x, nats.
         """
         counts = self.counts if len(self.counts) else torch.tensor([*self._seen.values()])
         used = int((counts > 0).sum())
@@ -286,7 +354,7 @@ class Members:
             rate=rate,
             gain=gain,
             varies=self.varies,
-            noise=noise,
+            **({} if self.drawn is None else self.drawn.says()),
             **self._geometry(),
         )
 

@@ -17,6 +17,7 @@ from ppl_vae.diagnosis.codebooks import (
     Members,
     depth_of,
     find_codebooks,
+    log_q_of,
     stride_for,
     vectors_of,
 )
@@ -110,7 +111,7 @@ def diagnose_codes(
     rate, gain = torch.cat(found.rates), torch.cat(found.gains)
     codes = sum(member.uses for of in found.members.values() for member in of) / len(rate)
     uses = [
-        member.use(name, cost - noise, float(gain.nanmean()) / codes, noise)
+        member.use(name, cost - noise, float(gain.nanmean()) / codes)
         for name, member, cost, noise in _named(found, len(rate))
     ]
     facts = replace(facts, rate=float(rate.mean()), unused=len(uses))
@@ -217,6 +218,11 @@ def _look(
         vectors = vectors_of(rows.guide_trace.nodes.get(marked[each.site]), layout, n)
         depth = max(1, depth_of(z, vectors))
         codes = z.reshape(n, -1, depth).unbind(-1)
+        node = rows.guide_trace.nodes[each.site]
+        log_q: tuple[Tensor | None, ...] = (None,) * depth
+        if is_categorical(node):
+            of_rows = log_q_of(node, layout, n)
+            log_q = of_rows.reshape(n, -1, depth, of_rows.shape[-1]).unbind(2)
         if each.site not in found.members:
             num, per_row = session.num_rows, codes[0].shape[1]
             stride = stride_for(None if num is None else num * per_row)
@@ -229,8 +235,8 @@ def _look(
             if vectors is None
             else vectors.detach().double().cpu().reshape(n, -1, vectors.shape[-1])
         )
-        for member, code in zip(found.members[each.site], codes, strict=True):
-            member.update(code, left)
+        for member, code, q in zip(found.members[each.site], codes, log_q, strict=True):
+            member.update(code, left, q)
             if left is not None and member.points is not None:
                 left = left - member.points[code.long().cpu()]
     found.rows.append(key)

@@ -69,7 +69,8 @@ class Diagnosis(Result):
         beta: The beta that the pair was trained with, as far as it was given.
         faults: What else is wrong, by name, each in a sentence with its number and a remedy: `overfit decoder`,
             `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
-            `poor guide`, `still training`.
+            `poor guide`, `still training`; of a prior that was fitted to codes `prior still fitting`, `prior
+            not fitted`.
         run: The folder of the run, if the pair is one: what to type is then a command for it.
         fault_options: What to type against faults, by their names: options as those of a `Cause`.
         of_elements: If the only latent is a discrete one with many elements, which is judged as a whole: what

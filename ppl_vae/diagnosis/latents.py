@@ -38,7 +38,7 @@ from ppl_vae.diagnosis.faults import (
 )
 from ppl_vae.diagnosis.history import still_fitting_prior, still_training
 from ppl_vae.diagnosis.information import aggregate_information
-from ppl_vae.diagnosis.remedies import Facts
+from ppl_vae.diagnosis.remedies import LONGER_BEFORE, Facts
 from ppl_vae.diagnosis.residuals import MOST_ROWS
 from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
@@ -121,6 +121,8 @@ def diagnose(
     a tenth of the codes is dead, or codes lag behind the vectors, or all rows have the same codes, the cause is
 
     - `identical rows` or `dead encoder`, as above;
+    - `temperature too high`, of codes that are drawn: q(z | x) tells less than 0.01 nats of x, or a tenth of
+      what the nearest codes would tell while the decoder gains nothing by it;
     - `still training`, if codes lag alone and `fit` says so;
     - `encoder drift`: the means of the vectors of a code are away from it by 0.08 of the variance of the
       vectors or more; where codes are dead, by more than the vectors of a code vary. If the commitment is below
@@ -199,17 +201,15 @@ def diagnose(
         if elements is not None:
             facts = _facts(session, model, guide, beta, fit)
             return diagnose_elements(session, elements, size * NUM_DRAWS, facts)
-        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
-        of_prior = fit is not None and fit.prior_epochs > 0  # after the training of the pair
-        ended = "" if stopped or of_prior else still_training(fit.history, fit.objective)
+        ended = _why_not_ended(fit)
         if codes := marked_codes(session):
             facts = _facts(session, model, guide, beta, fit)
             diagnosed, elbo = diagnose_codes(session, codes, size * NUM_DRAWS, facts, ended)
             faults = _overfitting(elbo, model, train, evaluation, fit)
             if diagnosed.cause != "still training":
-                faults |= _not_ended(ended)
-            if fit is not None and of_prior and not stopped:
-                faults |= _prior_not_ended(fit)
+                faults |= _not_ended(ended, fit)
+            if fit is not None and fit.prior_epochs:
+                faults |= _prior_not_fitted(fit)
             return replace(diagnosed, faults={**faults, **diagnosed.faults})
         held = _hold_shared(session)
         gathered = gather(session, size)
@@ -256,7 +256,7 @@ def diagnose(
             causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
     faults = _overfitting(gathered.elbo, model, train, evaluation, fit)
     if not unused:
-        faults |= _not_ended(ended)
+        faults |= _not_ended(ended, fit)
     if main_cause(causes).name not in (
         "identical rows",
         "constant posterior",
@@ -294,27 +294,56 @@ def _facts(session: Session, model: Program, guide: Program, beta: float, fit: F
     """What a remedy depends on, but for what the latents say."""
     named = session.pair.parameters(session.first)
     return Facts(
-        *(model, guide, beta, fit.epochs if fit else None, 0.0, 0),
+        *(model, guide, beta, fit.epochs - fit.prior_epochs if fit else None, 0.0, 0),
         objective=fit.objective if fit else None,
         guide_learns=not all(map(session.pair.is_of_model, named)),
         summed=bool(session.layout.enumerated),
         batch_size=fit.batch_size if fit else None,
         learning_rate=fit.learning_rate if fit else None,
-        steps=fit.steps if fit else 0,
+        steps=_steps_of_pair(fit) if fit else 0,
+        prior_epochs=fit.prior_epochs if fit else 0,
     )
 
 
-def _not_ended(why: str) -> dict[str, str]:
+def _steps_of_pair(fit: Fit) -> int:
+    """Steps of the training of the pair, without those of a prior that was fitted after it."""
+    return int(fit.history[-1].get("step", 0)) if fit.prior_epochs else fit.steps
+
+
+def _why_not_ended(fit: Fit | None) -> str:
+    """Why the training of the pair had not ended; empty if it had, or if that is not known."""
+    if fit is None:
+        return ""
+    if fit.prior_epochs:  # which came after, and left the pair as it was
+        return still_training(fit.history[: -fit.prior_epochs], fit.objective)
+    stopped = fit.best_epoch < fit.epochs  # early: it had ended
+    return "" if stopped else still_training(fit.history, fit.objective)
+
+
+def _not_ended(why: str, fit: Fit | None) -> dict[str, str]:
     """That a training had not ended, if there is a reason."""
-    told = f"The training had not ended: {why}; train for longer."
-    return {"still training": told} if why else {}
+    if not why:
+        return {}
+    if fit is not None and fit.prior_epochs:
+        told = f"The training of the pair had not ended: {why}; {LONGER_BEFORE}."
+    else:
+        told = f"The training had not ended: {why}; train for longer."
+    return {"still training": told}
 
 
-def _prior_not_ended(fit: Fit) -> dict[str, str]:
-    """That the fit of a prior to codes had not ended, if there is a reason."""
-    why = still_fitting_prior(fit.history[-fit.prior_epochs :])
+def _prior_not_fitted(fit: Fit) -> dict[str, str]:
+    """That the fit of a prior to codes had not ended, or has found nothing, if that is so."""
+    of_prior = fit.history[-fit.prior_epochs :]
+    if fit.best_epoch == fit.epochs - fit.prior_epochs:
+        return {
+            "prior not fitted": (
+                f"The prior was not fitted: in none of {len(of_prior)} epochs was its held-out rate below that "
+                "of its start; give `ppl-vae refit-prior` a smaller --learning_rate."
+            )
+        }
+    why = still_fitting_prior(of_prior) if fit.best_epoch == fit.epochs else ""
     told = f"The fit of the prior had not ended: {why}; give `ppl-vae refit-prior` a larger --max_epochs."
-    return {"still training": told} if why else {}
+    return {"prior still fitting": told} if why else {}
 
 
 def _overfitting(

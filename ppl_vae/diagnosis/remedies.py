@@ -29,6 +29,11 @@ BATCH_SIZE, LEARNING_RATE = 128, 1e-3
 SMALLER = 0.3
 """Of the learning rate with which an encoder has died, that of the next training."""
 
+LONGER_BEFORE = (
+    "train the pair for longer (`train --resume` with its run), and fit the prior again after that"
+)
+"""What helps a pair whose training had not ended before a prior was fitted to its codes."""
+
 PER_DIMENSION = 0.5
 """Nats that a target rate allows each dimension that is not used."""
 
@@ -41,7 +46,7 @@ class Facts:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         beta: The weight of the KL that the pair was trained with.
-        epochs: How many epochs it was trained for; None if that is not known.
+        epochs: How many epochs the pair was trained for; None if that is not known.
         rate: The mean rate, nats per row.
         unused: How many dimensions are not used.
         objective: What was maximized, if that is known.
@@ -57,6 +62,7 @@ class Facts:
             (Laplace) it is $s^* / s$; for densities that are smooth at their peak (logistic, Student),
             $(s^* / s)^2$ is about right. None if it is not known.
         least_epochs: Fewest epochs of a remedy.
+        prior_epochs: For how many epochs a new prior was fitted to the codes after that training.
     """
 
     model: Program
@@ -74,6 +80,7 @@ class Facts:
     active: int | None = None
     suiting_beta: float | None = None
     least_epochs: int = EPOCHS
+    prior_epochs: int = 0
 
     @property
     def length(self) -> int:
@@ -148,7 +155,7 @@ def _longer(facts: Facts) -> tuple[str, tuple[str, ...]]:
     warm = 0 if facts.objective is None else math.ceil(facts.objective.warmup_epochs)
     length = max(facts.length, 2 * warm)
     code = f"ppl_vae.fit(model, guide, x, {_objective(facts)}{_steps(facts)}max_epochs={length})"
-    if facts.epochs is None:
+    if facts.epochs is None or facts.prior_epochs:  # the run of the prior cannot be continued
         return code, ()
     return code, ("resume", "--max_epochs", str(max(10, 3 * facts.epochs, 2 * warm)))
 

@@ -37,7 +37,8 @@ class UseOfCodes:
         entropy: That entropy, nats.
         rate: What a code costs, E[log q(z | x) - log p(z)], nats.
         gain: By how much log p(x | z) falls with the codes of another row, nats per code; NaN of one row.
-        varies: Whether the codes differ from row to row.
+        varies: Whether the codes differ from row to row. Of codes that are drawn, whether the most probable
+            ones do, or q(z | x) tells 0.01 nats of x: draws differ by chance.
         spread: See above; NaN, as those that follow, if the vectors are not known.
         within: See above.
         lag: See above; 0 if the codes are fixed.
@@ -45,6 +46,9 @@ class UseOfCodes:
             of the square root of `spread`; NaN if there are none.
         noise: The entropy of a code given x, nats: 0 if the guide is certain of it. Codes that are drawn near
             their vectors are those of one draw for each row.
+        information: What a code that is drawn tells of x, H(E q(z_i | x)) - E H(q(z_i | x)) over these rows,
+            the mean over positions i, nats; NaN, as those that follow, of codes that are certain.
+        rounded: What it would tell if the most probable code were taken, nats.
     """
 
     name: str
@@ -63,6 +67,8 @@ class UseOfCodes:
     lag: float = math.nan
     away: float = math.nan
     noise: float = 0.0
+    information: float = math.nan
+    rounded: float = math.nan
 
     @property
     def error(self) -> float:
@@ -87,6 +93,16 @@ class UseOfCodes:
         """
         return self.entropy + (self.used - 1) / (2 * self.uses) - self.noise
 
+    def left(self, codes: str) -> str:
+        """What the codes leave of the vectors, in words; draws, and codes that are far away, leave no share.
+
+        Args:
+            codes: What they are called, in the plural.
+        """
+        if self.noise or self.error > 1:
+            return f"{codes} are off by {self.error:.0%} of the vectors' variance"
+        return f"{codes} leave {self.error:.0%} of the vectors' variance"
+
     def told(self) -> str:
         """Its numbers in a sentence, without a full stop.
 
@@ -102,12 +118,7 @@ use has an entropy of 2.32'
             dead = "; the rows are too few to tell which are dead"
         else:
             dead = ""
-        error = self.error
-        left = (
-            ""
-            if math.isnan(error) or not self.varies
-            else f", and they leave {error:.0%} of the vectors' variance"
-        )
+        left = "" if math.isnan(self.error) or not self.varies else f", and {self.left('they')}"
         which = f"each of {self.count} per row" if self.count > 1 else "the one of a row"
         entropy = f"their use has an entropy of {self.entropy:.2f}"
         if self.noise:

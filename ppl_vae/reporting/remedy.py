@@ -12,7 +12,7 @@ _OPTIONS = (
     *("--learning_rate", "--model.likelihood", "--model.learn_sigma", "--guide"),
     *("--model.latent_dim", "--guide.latent_dim", "--objective", "--objective.commitment"),
     *("--model.quantizer.start", "--model.quantizer.restarts", "--model.quantizer.codes"),
-    *("--model.quantizer.learner.decay", "--model.quantizer.learner.rate"),
+    *("--model.quantizer.learner.decay", "--model.quantizer.learner.rate", "--guide.temperature"),
 )
 """Options in the remedies of a diagnosis."""
 
@@ -28,7 +28,7 @@ _CALLED = (
 )
 _READ = (
     rf"{_CALLED}|model|guide|x|p|p\.requires_grad|part|root|ppl_vae(\.\w+)?|torch(\.nn(\.init)?)?|"
-    r"model\.(likelihood|log_sigma)|"
+    r"model\.(likelihood|log_sigma)|guide\.temperature|"
     r"model\.quantizer(\.levels(\[\d+\])?)?(\.restarts|\.codebook(\.decay|\.rate)?)?"
 )
 

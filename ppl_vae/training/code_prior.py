@@ -55,7 +55,12 @@ class PriorFit(Result):
 
     def doubts(self) -> Iterator[str]:
         """See `Result.doubts`."""
-        if self.history and self.best_epoch == len(self.history):
+        if self.history and not self.best_epoch:
+            yield (
+                "the held-out rate was in no epoch below that of the start, whose weights are kept, so that "
+                "the prior is not fitted: give a smaller learning_rate"
+            )
+        elif self.history and self.best_epoch == len(self.history):
             yield (
                 "the held-out rate was still falling in the last epoch: give a larger max_epochs, or a larger "
                 "learning_rate"
