@@ -85,8 +85,8 @@ def test_check_finds_nothing(objective: str, name: str) -> None:
 FIRST_UNSUITED = {o: name for name in reversed(UNSUITED) for o in UNSUITED[name]}
 
 
-# Of each objective its first pair; and of each pair one objective, by a number of its name: so each objective meets several pairs of each kind, and
-# a new row changes nothing for the others.
+# Of each objective its first pair; and of each pair one objective, by a number of its name: so each objective
+# meets several pairs of each kind, and a new row changes nothing for the others.
 @pytest.mark.parametrize(
     ("name", "objective", "words"),
     [
