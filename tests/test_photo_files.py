@@ -42,7 +42,7 @@ from ppl_vae.training import refit_prior
 
 HEADER = photos._HEADER.size + SEAL
 MOST_LOST = 34
-"""Bits: a range coder ends with a whole word of 32. It was at most 32.8 with 180 pictures of up to 4,700."""
+"""Bits: a range coder ends with a word of 32. It was at most 32.8 with 180 pictures of up to 4700 bits."""
 
 
 def pair_of(
