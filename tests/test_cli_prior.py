@@ -186,10 +186,12 @@ def test_a_prior_that_was_never_below_its_start_is_told(
     told = capsys.readouterr()
     assert "so that the prior is not fitted: give a smaller learning_rate" in told.out + told.err
     assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
-    for faults in (load_run(run).diagnosis["faults"],):  # type: ignore[index]
-        assert "in none of 3 epochs" in faults["prior not fitted"]
-        assert "a smaller --learning_rate" in faults["prior not fitted"]
-        assert "prior still fitting" not in faults
+    diagnosis = load_run(run).diagnosis
+    assert diagnosis is not None
+    faults = diagnosis["faults"]
+    assert "in none of 3 epochs" in faults["prior not fitted"]
+    assert "a smaller --learning_rate" in faults["prior not fitted"]
+    assert "prior still fitting" not in faults
 
 
 def test_a_run_that_is_read_says_what_its_fit_has_said(
