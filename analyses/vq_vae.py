@@ -11,6 +11,7 @@ from kept_pairs import num_trained
 from progress import Table, start
 from vq_vae_ablation import ablation
 from vq_vae_pairs import USUAL, Pair, Setting, Sizes
+from vq_vae_quantizers import quantizers
 from vq_vae_samples import samples
 from vq_vae_sweep import sweep
 
@@ -182,9 +183,16 @@ if __name__ == "__main__":
         "sizes.max_rows": 60,
     }
     start(
-        {"table": table, "sweep": sweep, "ablation": ablation, "samples": samples},
+        {
+            "table": table,
+            "quantizers": quantizers,
+            "sweep": sweep,
+            "ablation": ablation,
+            "samples": samples,
+        },
         quick={
             "table": {**tiny, "max_test_rows": 20, "runs": "vq_vae_quick"},
+            "quantizers": {**tiny, "num_seeds": 1, "runs": "vq_vae_quantizers_quick"},
             "sweep": {
                 **tiny,
                 "codes": (2, 4),

@@ -392,6 +392,7 @@ SHARED = (  # what the scripts import
     "progress.py",
     "vq_vae_ablation.py",
     "vq_vae_pairs.py",
+    "vq_vae_quantizers.py",
     "vq_vae_samples.py",
     "vq_vae_sweep.py",
 )
@@ -462,7 +463,7 @@ def test_every_script_has_a_check() -> None:
 COMMANDS = {
     "colorization_files.py": ("bytes", "diversity"),
     "em_vs_vae.py": ("digits", "mnist", "pca", "hmm"),
-    "vq_vae.py": ("table", "sweep", "ablation", "samples"),
+    "vq_vae.py": ("table", "quantizers", "sweep", "ablation", "samples"),
 }
 
 

@@ -395,6 +395,19 @@ def vq_vae(folder: Path) -> None:
     again = run("vq_vae.py", "table", *tiny, "--max_test_rows=20", cwd=folder)  # from the folder
     assert again == printed
 
+    names = ["residual, 8 and 8", "FSQ, 4 x 4 x 4", "LFQ, 6 bits"]
+    asked = (*tiny, "--num_seeds=2", f"--rows={json.dumps(names)}")
+    found = rows(run("vq_vae.py", "quantizers", *asked, cwd=folder))
+    assert [row["quantizer"] for row in found] == names
+    for row in found:
+        assert 1 <= mean(row["perplexity"]) <= mean(row["values used"]) + 0.05
+        assert mean(row["values used"]) <= 64
+        assert mean(row["rate"]) == pytest.approx(4 * math.log(64), rel=0.1)  # hardly learned
+        total = mean(row["rate"]) + mean(row["distortion"])
+        assert mean(row["ELBO"]) == pytest.approx(-total, abs=0.02)
+        gain = mean(row["ELBO"]) - mean(found[0]["ELBO"])
+        assert mean(row["more than the ELBO of residual, 8 and 8"]) == pytest.approx(gain, abs=0.02)
+
     few = ("--codes=[2,4]", "--commitments=[0.25]", "--betas=[1]")
     table = {row["pair"]: row for row in rows(run("vq_vae.py", "sweep", *tiny, *few, cwd=folder))}
     assert len(table) == 3
@@ -410,10 +423,23 @@ def vq_vae(folder: Path) -> None:
 
     options = ("ablation", *tiny, "--num_seeds=2")
     printed = run("vq_vae.py", *options, cwd=folder)
-    found = rows(printed)
+    found, changes = (rows(part) for part in printed.split("\nWhat a change does"))
     assert len(found) == 16
     for row in found:
         assert 1 <= mean(row["perplexity"]) <= 4 - mean(row["dead codes"]) + 0.05
+    names = ["start", "codebook", "restarts", "gradient"]
+    assert len(changes) == 32
+    for row in changes:
+        ends = [
+            next(
+                each["distortion"]
+                for each in found
+                if all(each[name] == (row[name] or value) for name in names)
+            )
+            for value in row["change"].split(" to ")
+        ]
+        gain = mean(ends[1]) - mean(ends[0])
+        assert mean(row["distortion"]) == pytest.approx(gain, abs=0.011)
     assert len((folder / "vq_vae_ablation.jsonl").read_text().splitlines()) == 32
     assert run("vq_vae.py", *options, cwd=folder) == printed  # from the file
 
