@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import fit, load_run, save_run
-from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.codes import VectorQuantizer
+from ppl_vae.guides import Exact, FullCovariance, MeanField, QuantizingEncoder
 from ppl_vae.likelihoods import Binomial, Gaussian
-from ppl_vae.models import VAE, ProbabilisticPCA, VampPrior
-from ppl_vae.networks import MLP, Convolutional, recipe_of
+from ppl_vae.models import VAE, VQVAE, ProbabilisticPCA, VampPrior
+from ppl_vae.networks import MLP, Convolutional, Slots, recipe_of
 from ppl_vae.pairs import attach_guide, keep_guide
 from ppl_vae.runs import UntrustedError
 from ppl_vae.runs.building import describe
@@ -79,6 +80,27 @@ def test_what_is_remembered_is_what_was_given() -> None:
         "class_path": "ppl_vae.guides.Exact",
         "init_args": {"beta": 1.0},
     }
+
+
+def test_what_was_changed_afterwards_is_remembered(own: Any, tmp_path: Path) -> None:
+    """A setting is an attribute: what is saved is what the pair does, not what it did when it was built."""
+    network = Slots(4, MLP((8,)))
+    model = VQVAE((1, 8, 8), VectorQuantizer(8, 2), network, Gaussian(0.5))
+    guide = QuantizingEncoder(model, network, temperature=2.0)
+    guide.temperature = 0.0
+    model.likelihood = Gaussian(1.5)
+    save_run(tmp_path / "run", model, guide)
+    saved = load_run(tmp_path / "run")
+    assert saved.guide.temperature == 0
+    assert saved.model.likelihood.sigma == 1.5
+    z = torch.zeros(1, 4, dtype=torch.long)
+    assert torch.equal(saved.model.decode(z).log_prob(X[:1]), model.decode(z).log_prob(X[:1]))
+    kept = own.Small((3,), width=7)
+    recipe: Any = recipe_of(kept)
+    assert recipe.arguments["width"] == 7
+    kept.width = 9
+    recipe = recipe_of(kept)
+    assert recipe.arguments == {"data_shape": [3], "width": 9, "latent_dim": 2}
 
 
 def test_a_class_that_derives_from_ours(own: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,18 +17,21 @@ class Recipe:
     Attributes:
         kind: The class.
         arguments: By name: numbers, texts, lists and dicts of them, classes, functions, and recipes.
+        held: Those that an attribute of this name holds, as they were given.
     """
 
     kind: type
     arguments: dict[str, Any]
+    held: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 class Rebuildable:
     """Remembers the arguments of its constructor, of whichever subclass it is.
 
-    They are kept as they were when the constructor was called, and no other object is kept alive. An
-    argument `model` is left out: a guide is built for the model that is there. If an argument is something
-    else than a `Recipe` holds, such as a tensor, nothing is remembered.
+    They are kept as they were when the constructor was called, and no other object is kept alive. Where an
+    attribute of that name holds what was given, and is changed later, it is what the attribute holds then:
+    `guide.temperature = 0`. An argument `model` is left out: a guide is built for the model that is there. If
+    an argument is something else than a `Recipe` holds, such as a tensor, nothing is remembered.
 
     Example:
         >>> class Layer(Rebuildable):
@@ -37,6 +40,13 @@ class Rebuildable:
         ({'width': 5}, {'width': 3})
         >>> recipe_of(Layer(object())) is None
         True
+        >>> class Scale(Rebuildable):
+        ...     def __init__(self, factor: float) -> None:
+        ...         self.factor = factor
+        >>> scale = Scale(2.0)
+        >>> scale.factor = 0.5
+        >>> recipe_of(scale).arguments
+        {'factor': 0.5}
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -66,6 +76,8 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
                 recipe = None
         init(self, *args, **kwargs)
         if outermost:
+            if recipe is not None:
+                recipe = replace(recipe, held=_held(_attributes(self), recipe.arguments))
             self.__dict__["_recipe"] = recipe
 
     return __init__
@@ -88,7 +100,33 @@ def recipe_of(built: object) -> Recipe | None:
     if isinstance(built, Rebuildable) and not hasattr(type(built).__init__, "__wrapped__"):
         return Recipe(type(built), {})  # no constructor of its own takes anything
     found: Recipe | None = getattr(built, "_recipe", None)
-    return found
+    if found is None:
+        return None
+    attributes = _attributes(built)
+    try:
+        now = {name: _told(attributes[name]) for name in found.held if name in attributes}
+    except _UnknownArgumentError:
+        return None
+    return replace(found, arguments=found.arguments | now)
+
+
+def _attributes(built: object) -> Mapping[str, Any]:
+    """What an object holds, with the modules in it."""
+    return {**vars(built), **vars(built).get("_modules", {})}
+
+
+def _held(attributes: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arguments that attributes hold, but for lists and dicts, which others may fill."""
+    held = []
+    for name in attributes.keys() & arguments.keys():
+        value = attributes[name]
+        if not isinstance(value, list | Mapping):
+            try:
+                same = bool(_told(value) == arguments[name])
+            except _UnknownArgumentError:
+                same = False
+            held += [name] if same else []
+    return tuple(sorted(held))
 
 
 def told_instead(built: object, **arguments: Any) -> None:
@@ -114,7 +152,9 @@ def told_instead(built: object, **arguments: Any) -> None:
     try:
         told = {name: _told(value) for name, value in arguments.items()}
         known = told.keys() <= recipe.arguments.keys()
-        recipe = replace(recipe, arguments=recipe.arguments | told) if known else None
+        held = tuple(name for name in recipe.held if name not in told)
+        told = recipe.arguments | told
+        recipe = replace(recipe, arguments=told, held=held) if known else None
     except _UnknownArgumentError:
         recipe = None
     built.__dict__["_recipe"] = recipe
