@@ -24,6 +24,7 @@ from ppl_vae.codes import (
     FSQ,
     LFQ,
     CodebookLearner,
+    CodebookStart,
     Gradient,
     KMeansStart,
     RandomStart,
@@ -207,13 +208,21 @@ def test_codes_that_nobody_uses_are_moved_among_the_vectors(
 
 @pytest.mark.parametrize("n", [8, 400, 40_000])
 @pytest.mark.parametrize("restarts", [0.25, 1.0])
+@pytest.mark.parametrize("start", [KMeansStart(steps=1), RandomStart()], ids=["k-means", "random"])
 def test_a_code_that_dies_at_the_start_is_noticed_however_many_vectors_there_are(
-    n: int, restarts: float
+    n: int, restarts: float, start: CodebookStart
 ) -> None:
-    """From twice the limit down to it: ln 2 / -ln 0.99 = 69 steps. It was 917 for 10,000 vectors of a code."""
+    """From twice the limit down to it: ln 2 / -ln 0.99 = 69 steps.
+
+    It was 917 for 10,000 vectors of a code from k-means, and a single one from random codes.
+    """
     vectors = torch.tensor([0.0, 1.0, 2.0, 3.0]).double().repeat(n // 4).unsqueeze(1)
-    quantizer: Any = VectorQuantizer(4, 1, EMA(), KMeansStart(steps=1), restarts).double()
-    taught(quantizer, vectors)
+    quantizer: Any = VectorQuantizer(4, 1, EMA(), start, restarts).double()
+    if start.steps:
+        taught(quantizer, vectors)
+    else:
+        everywhere = torch.ones(4, dtype=torch.bool)
+        quantizer.codebook.place(torch.arange(4).double().unsqueeze(1), everywhere)
     assert quantizer.nearest(vectors).unique().tolist() == [0, 1, 2, 3]
     away = torch.full((4, 1), 50.0, dtype=torch.float64)
     quantizer.codebook.place(away, torch.tensor([False, False, False, True]))

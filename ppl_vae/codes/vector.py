@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed
 from torch import Tensor
@@ -42,7 +44,7 @@ class VectorQuantizer(Quantizer):
             the nearest.
 
     Attributes:
-        recent: How often each code is used per batch, a running mean, `(K,)`.
+        recent: How often each code is used per batch, a running mean, `(K,)`; infinite before the first step.
 
     Raises:
         TypeError: An argument is not what it must be.
@@ -82,7 +84,7 @@ class VectorQuantizer(Quantizer):
         self.cosine = cosine
         self.start = start
         self.codebook = learner.build(random_points(codes, dim))
-        self.register_buffer("recent", torch.ones(codes))
+        self.register_buffer("recent", torch.full((codes,), math.inf))
         self.register_buffer("steps_left", torch.tensor(start.steps))
         self._starting = start.steps > 0
         self._count_uses()
@@ -116,17 +118,25 @@ class VectorQuantizer(Quantizer):
             return
         sums = vectors.new_zeros(self.codes, self.dim).index_add_(0, z, vectors)
         self.codebook.follow(counts, sums)
+        mean = counts.mean()
+        first = self.recent.isinf()  # without a start
+        self.recent.copy_(torch.where(first, self._expected(mean), self.recent))
         self.recent.mul_(_MEMORY).add_(counts, alpha=1 - _MEMORY)
         if self.restarts:
-            limit = self._limit(counts.mean())
-            rare = self.recent < limit
+            rare = self.recent < self._limit(mean)
             self.codebook.place(_of_first_process(picked(vectors, self.codes)), rare)
-            # It is judged again once it had some seventy steps to find members.
-            self.recent.copy_(torch.where(rare, 2 * limit, self.recent))
+            self.recent.copy_(torch.where(rare, self._expected(mean), self.recent))
 
     def _limit(self, mean: Tensor) -> Tensor:
         """How often a code must be used per batch, given the mean over codes."""
         return (_SHARE * mean).clamp_max(self.restarts)
+
+    def _expected(self, mean: Tensor) -> Tensor:
+        """How often a new code is taken to be used: it has some seventy steps to find members.
+
+        From the mean, a dead code would take longer to fall to the limit, the more vectors there are.
+        """
+        return 2 * self._limit(mean) if self.restarts else mean
 
     def _begin(self, vectors: Tensor) -> None:
         """A step of the start: the codes are vectors of this batch, and in the last one what is asked for."""
@@ -139,9 +149,7 @@ class VectorQuantizer(Quantizer):
         )
         everywhere = torch.ones_like(self.recent, dtype=torch.bool)
         self.codebook.place(_of_first_process(points), everywhere)
-        # As after a restart: a dead code would take longer to fall from the mean, the more vectors there are.
-        mean = self.recent.new_tensor(len(vectors) / self.codes)
-        self.recent.copy_(2 * self._limit(mean) if self.restarts else mean)
+        self.recent.copy_(self._expected(self.recent.new_tensor(len(vectors) / self.codes)))
 
 
 def _of_first_process(value: Tensor) -> Tensor:
