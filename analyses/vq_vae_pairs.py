@@ -187,9 +187,13 @@ class Setting:
         return model, QuantizingEncoder(model, self.grid)
 
     def vqvae2(self) -> Pair:
-        """One with two levels: a code for 2 x 2 pixels, and one for 4 x 4."""
+        """One with two levels: a code for 2 x 2 pixels, of a sixteenth of the number, and one for 4 x 4.
+
+        With 64 for 2 x 2 pixels, which have 16 patterns, the lower level would say all of the picture.
+        """
         network = GridPyramid(self.sizes.channels, halvings=(1, 1))
-        quantizers = [self.quantizer(), self.quantizer()]
+        few = max(2, self.sizes.codes // 16)
+        quantizers = [VectorQuantizer(few, self.sizes.dim), self.quantizer()]
         model = VQVAE2(self.data.shape, quantizers, network, self.likelihood)
         return model, HierarchicalQuantizingEncoder(model, network)
 

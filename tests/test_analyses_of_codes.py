@@ -377,12 +377,12 @@ def vq_vae(folder: Path) -> None:
         assert mean(row["ELBO"]) == pytest.approx(total, abs=0.011)
         gain = mean(row["ELBO"]) - mean(table["VAE, N(0, I)"]["ELBO"])
         assert mean(row["more than the ELBO of VAE, N(0, I)"]) == pytest.approx(gain, abs=0.011)
-    # Four positions of 4 x 4 pixels, and sixteen of 2 x 2 beside them.
-    for name, positions in (("VQ-VAE", 4), ("VQ-VAE-2", 20)):
+    # Four positions of 4 x 4 pixels, and sixteen of 2 x 2 beside them, with one of two codes.
+    for name, bits in (("VQ-VAE", 4 * 2), ("VQ-VAE-2", 4 * 2 + 16)):
         uniform, learned = table[f"{name}, uniform"], table[f"{name}, PixelCNN"]
-        assert mean(uniform["rate"]) == pytest.approx(positions * math.log(4), abs=0.006)
+        assert mean(uniform["rate"]) == pytest.approx(bits * math.log(2), abs=0.006)
         assert uniform["distortion"] == learned["distortion"]
-        if positions > 4:
+        if name == "VQ-VAE-2":
             assert uniform["log p(x)"] == "at least the ELBO"
         else:  # of 4^4 codes, all are summed over
             assert mean(uniform["log p(x)"]) > mean(uniform["ELBO"])
