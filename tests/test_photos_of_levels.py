@@ -179,7 +179,8 @@ def bits_one_by_one(
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 @pytest.mark.parametrize(
-    ("prior", "size"), [("PixelCNN", (11, 26)), ("PixelCNN", (18, 9)), ("mixed", (11, 18))]
+    ("prior", "size"),
+    [("PixelCNN", (11, 26)), ("PixelCNN", (3, 26)), ("PixelCNN", (18, 9)), ("mixed", (11, 18))],
 )
 def test_each_code_takes_the_bits_of_a_pass_over_its_block_given_what_is_above(
     prior: str, size: tuple[int, int], overlap: float, monkeypatch: pytest.MonkeyPatch
