@@ -25,7 +25,7 @@ from ppl_vae.coding import SEAL, exact_copy, sealed
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error, photos
 from ppl_vae.compression.names_of_models import name_of_decoder
 from ppl_vae.distributions import Ancestral
-from ppl_vae.guides import QuantizingEncoder
+from ppl_vae.guides import HierarchicalQuantizingEncoder, QuantizingEncoder
 from ppl_vae.likelihoods import DiscretizedLogistic, Gaussian
 from ppl_vae.models import (
     VQVAE,
@@ -216,7 +216,7 @@ def test_adversarial_priors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         cast(Any, model.prior).logits.copy_(logits)
     z = torch.randint(len(p), (9, 10))  # also what is impossible
     codes = kept_codes(monkeypatch)
-    monkeypatch.setattr(photos, "_encoded", lambda *_: z.clone())
+    monkeypatch.setattr(photos, "_encoded", lambda *_: [z.clone()])
     found = compress_photo(model, guide, photo_of(33, 40))
     decompress_photo(model, found.data)
     assert torch.equal(codes[1], z)
@@ -282,9 +282,9 @@ def kept_codes(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     found: list[Tensor] = []
     code = photos._code
 
-    def kept(model: Any, z: Tensor, shared: tuple[int, int], coder: Any) -> None:
-        code(model, z, shared, coder)
-        found.append(z.clone())
+    def kept(model: Any, z: list[Tensor], shared: tuple[int, int], coders: Any) -> None:
+        code(model, z, shared, coders)
+        found.extend(each.clone() for each in z)
 
     monkeypatch.setattr(photos, "_code", kept)
     return found
@@ -420,7 +420,7 @@ def test_overlap_saves_what_the_missing_codes_tell(
         p = field_probabilities(z[:, top:, left:], r - top, c - left, 16)
         cut -= math.log2(float(p[0, z[0, r, c]]))
     codes = kept_codes(monkeypatch)
-    monkeypatch.setattr(photos, "_encoded", lambda *_: z[0].clone())
+    monkeypatch.setattr(photos, "_encoded", lambda *_: [z[0].clone()])
     photo = photo_of(4 * height, 4 * width)
     for overlap, expected in ((0.0, cut), (0.25, full), (0.5, full), (0.75, full)):
         found = compress_photo(model, guide, photo, overlap=overlap)
@@ -455,7 +455,7 @@ def test_a_header_with_blocks_that_are_all_overlap_is_told() -> None:
     *first, down, across, name, of_codes = photos._HEADER.unpack(header)
     assert (down, across) == (1, 1)
     forged = photos._HEADER.pack(*first, 4, across, name, of_codes)
-    with pytest.raises(ValueError, match="has a header that nobody writes"):
+    with pytest.raises(ValueError, match="the header of this compressed photo is damaged"):
         decompress_photo(model, sealed(forged, content))
 
 
@@ -664,11 +664,11 @@ def test_a_machine_that_rounds_differently_is_told(monkeypatch: pytest.MonkeyPat
     data = compress_photo(model, guide, photo_of(33, 40)).data
     code = photos._code
 
-    def off(exact: Any, z: Tensor, shared: tuple[int, int], coder: Any) -> None:
+    def off(exact: Any, z: list[Tensor], shared: tuple[int, int], coders: Any) -> None:
         with torch.no_grad():
             for parameter in exact.prior.parameters():
                 parameter.mul_(1.01)
-        code(exact, z, shared, coder)
+        code(exact, z, shared, coders)
 
     monkeypatch.setattr(photos, "_code", off)
     with pytest.raises(ValueError, match="rounded differently here"):
@@ -699,9 +699,14 @@ def test_wrong_arguments_are_told() -> None:
         compress_photo(of_labels, guide, photo_of(8, 8))
     levels = VQVAE2((3, 16, 16), [VectorQuantizer(4, 2)] * 2, likelihood=Gaussian(0.1))
     with pytest.raises(
-        TypeError, match="one grid of codes, for pictures of any size; got an object of VQVAE2"
+        TypeError, match="a HierarchicalQuantizingEncoder for its grids, got an obj"
     ):
         compress_photo(levels, guide, photo_of(8, 8))
+    its_guide = HierarchicalQuantizingEncoder(levels)
+    with pytest.raises(
+        TypeError, match="a QuantizingEncoder with ConvolutionalGrid, got an object"
+    ):
+        compress_photo(model, its_guide, photo_of(8, 8))
     slots = Slots(4, MLP(hidden=(8,)))
     flat = VQVAE((3, 8, 8), VectorQuantizer(4, 2), slots, Gaussian(0.1))
     with pytest.raises(TypeError, match="whose network is ConvolutionalGrid"):

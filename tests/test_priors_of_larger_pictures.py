@@ -15,10 +15,10 @@ from ppl_vae import refit_prior
 from ppl_vae.cli import fitted_prior
 from ppl_vae.cli.setup import load_rows
 from ppl_vae.codes import RandomStart, ResidualQuantizer, VectorQuantizer
-from ppl_vae.guides import QuantizingEncoder
+from ppl_vae.guides import HierarchicalQuantizingEncoder, QuantizingEncoder
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VQVAE, ConditionalVQVAE, IndependentCodes, PixelCNNPrior
-from ppl_vae.networks import ConvolutionalGrid, Labels
+from ppl_vae.models import VQVAE, VQVAE2, ConditionalVQVAE, IndependentCodes, PixelCNNPrior
+from ppl_vae.networks import ConvolutionalGrid, GridPyramid, Labels
 from ppl_vae.training import margins
 
 NETWORK = ConvolutionalGrid(channels=6, halvings=2, blocks=1)
@@ -75,6 +75,41 @@ def test_the_codes_of_a_margin_are_those_of_the_photo(depth: int) -> None:
         float((alone.prior().base_dist.probs.detach() - shares).abs().max()) > 0.2
     )  # zeros beyond the border
     assert len(with_margin.prior.fitted.rate.values) == len(PLACES)
+
+
+@pytest.mark.parametrize("halvings", [(1, 1), (1, 1, 1)], ids=str)
+def test_the_codes_of_all_levels_are_those_of_the_photo(halvings: tuple[int, ...]) -> None:
+    """Of each grid the same part of the photo, at places that differ by a position of the coarsest one."""
+    torch.manual_seed(0)
+    network = GridPyramid(4, halvings, blocks=0, patch_embedding=True)
+    quantizers = [VectorQuantizer(5, 3, start=RandomStart()) for _ in halvings]
+    model = VQVAE2((3, 16, 16), quantizers, network, Gaussian()).double()
+    guide: Any = HierarchicalQuantizingEncoder(model, network).double()
+    stride, margin = margins(guide).step * -1, margins(guide)[0]
+    assert margin >= guide.encoder.radius > margin - stride == margins(guide)[1]
+    side = 2 * margin + 16
+    photo = torch.rand(3, side + 16, side + 24, dtype=torch.float64)
+    with torch.no_grad():
+        for quantizer, (vectors, _) in zip(
+            reversed(quantizers), guide._levels(photo[None]), strict=True
+        ):
+            rows = vectors.flatten(0, -2)
+            quantizer.codebook.points.copy_(rows[torch.randperm(len(rows))[:5]])
+    corners = [(0, 0), (stride, 0), (16, 16), (8, 24)]
+    x = torch.stack([photo[:, r : r + side, c : c + side] for r, c in corners])
+    prior = IndependentCodes(pseudocount=1e-9)
+    found = refit_prior(model, guide, x, prior).prior
+    alone = refit_prior(model, guide, x[..., margin:-margin, margin:-margin], prior).prior
+    for i, whole in enumerate(guide.codes(photo[None])):
+        own = network.strides[i]
+        count = 16 // own
+        shares = torch.zeros(count, count, 5, dtype=torch.float64)
+        for r, c in corners:
+            top, left = (r + margin) // own, (c + margin) // own
+            z = whole[0, top : top + count, left : left + count]
+            shares += torch.nn.functional.one_hot(z, 5) / len(corners)
+        torch.testing.assert_close(found[i].logits.exp(), shares, atol=1e-6, rtol=0)
+        assert float((alone[i].logits.detach().exp() - shares).abs().max()) > 0.2
 
 
 def test_held_out_rows_may_have_another_margin() -> None:

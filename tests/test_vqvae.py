@@ -636,6 +636,92 @@ def test_a_vector_depends_on_the_pixels_in_its_radius(
     assert beside <= decoder.radius if not patches else beside == decoder.radius
 
 
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize(
+    ("halvings", "blocks"), [((1, 1), 0), ((2, 1), 1), ((1, 2), 0), ((1, 1, 1), 1)], ids=str
+)
+def test_the_codes_of_all_levels_depend_on_the_pixels_in_the_radius(
+    halvings: tuple[int, ...], blocks: int, patches: bool
+) -> None:
+    network = GridPyramid(12, halvings, blocks, patches)
+    strides, dims = network.strides, [3] * len(halvings)
+    stride, at = strides[-1], 15
+    size = (2 * at + 1) * stride
+    encoder: Any = network.encoder((1, size, size), dims).double()
+    x = torch.randn(1, 1, size, size, dtype=torch.float64, requires_grad=True)
+    features, above = encoder.features(x), None
+    total = torch.zeros((), dtype=torch.float64)
+    for i in reversed(range(len(strides))):
+        vectors = encoder.vectors(i, features, above)
+        here = slice(at * stride // strides[i], (at + 1) * stride // strides[i])
+        total = total + vectors[:, here, here].sum()
+        above = encoder.context(i, vectors, above) if i else None
+    total.backward()
+    assert x.grad is not None
+    reached = x.grad[0, 0].abs().sum(0).nonzero().flatten()
+    beside = (at * stride - int(reached.min()), int(reached.max()) - (at + 1) * stride + 1)
+    assert max(beside) == encoder.radius < at * stride
+    decoder: Any = network.decoder(dims, (1, 1, size, size)).double()
+    z: list[Any] = [
+        torch.randn(1, size // s, size // s, 3, dtype=torch.float64, requires_grad=True)
+        for s in strides
+    ]
+    pixels = slice(at * stride, (at + 1) * stride)
+    decoder(*z)[0, 0, 0, pixels, pixels].sum().backward()
+    far = [0]
+    for vectors, s in zip(z, strides, strict=True):
+        lines = vectors.grad[0].abs().sum((0, 2)).nonzero().flatten() * s // stride
+        far += [at - int(lines.min()), int(lines.max()) - at]
+    assert max(far) == decoder.radius
+
+
+def test_a_pyramid_with_patches_has_a_way_without_a_relu() -> None:
+    """With the residual blocks silent, codes of all levels are linear in a patch, and pixels in the codes."""
+    network = GridPyramid(12, (2, 1), blocks=2, patch_embedding=True)
+    encoder, decoder = network.encoder((3, 16, 16), (5, 4)), network.decoder((5, 4), (1, 3, 16, 16))
+    for name, parameter in [*encoder.named_parameters(), *decoder.named_parameters()]:
+        if "second" in name:  # the way out of a residual block
+            nn.init.zeros_(parameter)
+    x, y = torch.randn(2, 1, 3, 16, 16)
+    above = torch.randn(1, 12, 4, 4)
+
+    def lowest(rows: Tensor) -> Tensor:
+        found: Tensor = encoder.vectors(0, encoder.features(rows), above)
+        return found
+
+    def pictures(vectors: Tensor) -> Tensor:
+        found: Tensor = decoder(vectors, torch.zeros(1, 2, 2, 4))
+        return found
+
+    for of, a, b in ((lowest, x, y), (pictures, *torch.randn(2, 1, 4, 4, 5))):
+        torch.testing.assert_close(of((a + b) / 2), (of(a) + of(b)) / 2, atol=1e-5, rtol=0)
+        assert float((of(a) - of(b)).detach().abs().max()) > 0.1
+    convolutional = GridPyramid(12, (2, 1), blocks=2).encoder((3, 16, 16), (5, 4))
+    a, b, mean = (
+        convolutional.vectors(0, convolutional.features(rows), above)
+        for rows in (x, y, (x + y) / 2)
+    )
+    assert float((mean - (a + b) / 2).detach().abs().max()) > 1e-3
+
+
+def test_what_a_pyramid_cannot_be_is_told() -> None:
+    for patches in (False, True):
+        network = GridPyramid(10**9, patch_embedding=patches)
+        with pytest.raises(
+            ValueError, match=r"GridPyramid would hold .*choose fewer GridPyramid.ch"
+        ):
+            network.encoder((3, 16, 16), (4, 4))
+        with pytest.raises(ValueError, match=r"GridPyramid would hold .*or smaller dims"):
+            GridPyramid(8, patch_embedding=patches).decoder((4, 10**12), (1, 3, 16, 16))
+    with pytest.raises(TypeError, match=r"GridPyramid.patch_embedding"):
+        GridPyramid(patch_embedding=1)  # type: ignore[arg-type]
+    encoder = GridPyramid(8).encoder((3, 16, 16), (4, 4))
+    with pytest.raises(
+        ValueError, match=r"built for pictures of shape \(3, 16, 16\), but the input"
+    ):
+        encoder.features(torch.rand(2, 1, 16, 16))
+
+
 def test_patches_are_a_linear_map_away_from_pca() -> None:
     """Without blocks the encoder is a linear map of each patch: here onto its principal axes."""
     torch.manual_seed(0)

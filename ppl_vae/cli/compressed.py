@@ -103,7 +103,10 @@ def _options(
     """The options, the files by the stem of what is written of each, and the folder."""
     if not given.get(name):
         raise UsageError(f"{what} is missing: give one or more files to {command}")
-    for option, needed in (("run", "folder of a run of VQVAE"), ("out", "folder to write into")):
+    for option, needed in (
+        ("run", "folder of a run of VQVAE or VQVAE2"),
+        ("out", "folder to write into"),
+    ):
         if given.get(option) is None:
             raise UsageError(f"--{option} is missing: give the {needed}")
     options = parser.get_defaults()

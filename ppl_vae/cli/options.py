@@ -33,7 +33,7 @@ COMMANDS = {
     "compare": "differences between runs, row by row",
     "export": "export a run as netCDF for ArviZ",
     "report": "one page of HTML about a run or a sweep, to look at or to send",
-    "compress": "write photos of any size as the codes of a VQVAE, at the bits of their prior",
+    "compress": "write photos of any size as the codes of a VQVAE or VQVAE2, at the bits of their prior",
     "decompress": "read what `compress` wrote",
     "colorize": "color gray photos through a latent segmentation: train, evaluate, apply",
 }
@@ -330,7 +330,7 @@ def _decompress(options: Options) -> None:
 
 
 def _add_files_of_a_run(options: Options, doing: str) -> None:
-    what = f"folder of a run of a VQVAE of pictures, to {doing}"
+    what = f"folder of a run of a VQVAE or VQVAE2 of pictures, to {doing}"
     options.add_argument("--run", type=str, help=what)
     _add_trust(options)
     options.add_argument("--out", type=str, help="folder to write into; it is made")

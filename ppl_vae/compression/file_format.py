@@ -131,12 +131,10 @@ def read(data: bytes) -> tuple[Contents, bytes]:
             place += 4 * numbers
             moments[text] = torch.from_numpy(found).view(torch.bfloat16).double().reshape(2, -1)
     except (struct.error, ValueError, IndexError) as error:  # though the checksum is right
-        raise ValueError(
-            "this file of rows has a header that nobody writes: get it again"
-        ) from error
+        raise ValueError("the header of this file of rows is damaged: get it again") from error
     sound = all(bool(each.isfinite().all() and (each[1] > 0).all()) for each in moments.values())
     if not sound or not 1 <= bits <= MOST_BITS or not arguments:
-        raise ValueError("this file of rows has a header that nobody writes: get it again")
+        raise ValueError("the header of this file of rows is damaged: get it again")
     contents = Contents(
         bool(double), bits, at_once, rows, words, of_rows, of_context, name, arguments, moments
     )

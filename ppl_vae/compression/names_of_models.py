@@ -33,7 +33,8 @@ def name_of_decoder(model: Any) -> bytes:
     quantizer's other settings say how it learns, and not what it means.
 
     Args:
-        model: A model with a `quantizer`, `positions` and a `data_shape`, in double precision.
+        model: A model with a `quantizer` and `positions`, or several `quantizers` and `grids`, and a
+            `data_shape`, in double precision.
 
     Example:
         >>> from ppl_vae.codes import FSQ
@@ -46,10 +47,12 @@ def name_of_decoder(model: Any) -> bytes:
         False
     """
     state = sorted(model.state_dict().items())
-    words = [name for name, _ in state] + [str(tuple(model.positions))]
+    several = hasattr(model, "quantizers")
+    quantizers = [*model.quantizers] if several else [model.quantizer]
+    words = [name for name, _ in state] + [str(tuple(model.grids if several else model.positions))]
     words.append(digest(tensor for _, tensor in state))
-    words.append(digest(_vectors(model.quantizer)))
-    of_quantizer = {id(module) for module in model.quantizer.modules()}
+    words += [digest(_vectors(quantizer)) for quantizer in quantizers]
+    of_quantizer = {id(module) for quantizer in quantizers for module in quantizer.modules()}
     for name, module in model.named_modules():
         words.append(f"{name} {_named(type(module))}")
         if id(module) in of_quantizer:

@@ -27,7 +27,14 @@ from ppl_vae.coding import (
     unsealed,
 )
 from ppl_vae.compression.names_of_models import name_of_decoder
-from ppl_vae.networks import MOST_PIXELS, PictureDecoder, PictureEncoder, tiles
+from ppl_vae.networks import (
+    MOST_PIXELS,
+    PictureDecoder,
+    PictureEncoder,
+    PyramidDecoder,
+    PyramidEncoder,
+    tiles,
+)
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import described, require_count
 from ppl_vae.stats import Result
@@ -35,7 +42,10 @@ from ppl_vae.stats import Result
 _MAGIC, _VERSION = b"pplP", 3
 
 _HEADER = struct.Struct("<4sB2I2H8sI")
-"""Magic, version, height, width, lines and columns that blocks share, name of the model, sum of the codes."""
+"""Magic, version, height, width, lines and columns that blocks share, name of the model, sum of the codes.
+
+The lines are those of the coarsest grid.
+"""
 
 _MOST_CODES = 2**15
 """Codes in the blocks that are gone over at once; it bounds the memory. Files depend on it."""
@@ -52,6 +62,23 @@ OVERLAP = 0.25
 _WHAT, _BY = "compressed photo", "compress_photo"
 
 
+class LevelOfPhoto(NamedTuple):
+    """The codes of a photo on one grid, and the bits that they take.
+
+    Attributes:
+        num_codes: Number of codes.
+        codes: Number K of values of each.
+        rate: -log2 p(z), or -log2 p(z_l | z_{l+1}, ...) given the codes of the grids above, bits.
+        code_length: What the codes add to the file by their probabilities there, bits: as `rate`, but 24 for a
+            code that is less probable than 2^-24.
+    """
+
+    num_codes: int
+    codes: int
+    rate: float
+    code_length: float
+
+
 @dataclass(frozen=True)
 class CompressedPhoto(Result):
     """A photo in a file, and where its bits come from.
@@ -59,26 +86,39 @@ class CompressedPhoto(Result):
     Attributes:
         height: Lines of the photo.
         width: Its columns.
-        num_codes: Number of codes.
-        codes: Number K of values of each.
-        rate: -log2 p(z): what the prior says that the codes take, bits.
-        code_length: What the codes add to the file by their probabilities there, bits: as `rate`, but 24 for a
-            code that is less probable than 2^-24.
+        levels: The codes of each grid, from the lowest; those of a `VQVAE` are on one.
         payload: Bytes of the file that are codes, and not its header.
         data: The file.
     """
 
     height: int
     width: int
-    num_codes: int
-    codes: int
-    rate: float
-    code_length: float
+    levels: tuple[LevelOfPhoto, ...]
     payload: int
     data: bytes
 
     derived: ClassVar[tuple[str, ...]] = ("bits_per_pixel", "file_bits_per_pixel")
     hidden: ClassVar[tuple[str, ...]] = ("data",)
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes, of all levels."""
+        return sum(level.num_codes for level in self.levels)
+
+    @property
+    def codes(self) -> int:
+        """Number K of values of a code; of several levels, the largest."""
+        return max(level.codes for level in self.levels)
+
+    @property
+    def rate(self) -> float:
+        """-log2 p(z): what the prior says that the codes take, bits."""
+        return sum(level.rate for level in self.levels)
+
+    @property
+    def code_length(self) -> float:
+        """What the codes add to the file by their probabilities there, bits."""
+        return sum(level.code_length for level in self.levels)
 
     @property
     def bits_per_pixel(self) -> float:
@@ -92,6 +132,7 @@ class CompressedPhoto(Result):
 
     def summary_numbers(self) -> dict[str, Any]:
         """All numbers; the file is not among them."""
+        several = {"levels": [level._asdict() for level in self.levels]}
         return {
             "height": self.height,
             "width": self.width,
@@ -103,12 +144,13 @@ class CompressedPhoto(Result):
             "bits_per_pixel": self.bits_per_pixel,
             "file_bytes": len(self.data),
             "file_bits_per_pixel": self.file_bits_per_pixel,
+            **(several if len(self.levels) > 1 else {}),
         }
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result.lines`."""
         pixels = self.height * self.width
-        uniform = self.num_codes * math.log2(self.codes) / pixels
+        uniform = sum(level.num_codes * math.log2(level.codes) for level in self.levels) / pixels
         found = [
             ("photo", f"{self.width} x {self.height} pixels"),
             ("file", f"{len(self.data):,} bytes, {self.file_bits_per_pixel:.4f} bits per pixel"),
@@ -117,10 +159,16 @@ class CompressedPhoto(Result):
         if self.code_length < self.rate:
             capped = f"{self.code_length / pixels:.4f} bits per pixel"
             found.append(("with at most 24 bits a code", capped))
+        if len(self.levels) > 1:
+            names = [f"z{i + 1}" for i in range(len(self.levels))]
+            for i, (name, level) in enumerate(zip(names, self.levels, strict=True)):
+                given = f" given {', '.join(names[i + 1 :])}" if names[i + 1 :] else ""
+                found.append((f"of {name}{given}", f"{level.rate / pixels:.4f} bits per pixel"))
+        numbers = [f"{level.num_codes:,} of {level.codes:,} values" for level in self.levels]
         return [
             *found,
             ("log2 K for each code", f"{uniform:.4f} bits per pixel"),
-            ("codes", f"{self.num_codes:,} of {self.codes:,} values"),
+            ("codes", ", ".join(numbers)),
         ]
 
 
@@ -147,18 +195,24 @@ def compress_photo(
     a block that reaches beyond the photo, only what is inside is written. Blocks on a diagonal do not depend on
     each other, and are gone over at once.
 
+    Codes of a `VQVAE2` are on several grids, and the coarsest is written first, then each finer one given those
+    above it. The blocks of all grids are the same parts of the photo, so that of what is above a block all is
+    known that the prior has seen in its training. Their sizes and overlaps are whole numbers of lines of the
+    coarsest grid.
+
     Probabilities are computed by the CPU in double precision and one thread, in the same way for writing and
     reading.
 
     Args:
-        model: A `VQVAE` of pictures that was trained on values from 0 to 1, by `ConvolutionalGrid`.
-        guide: Its `QuantizingEncoder`.
+        model: A `VQVAE` of pictures with `ConvolutionalGrid`, or a `VQVAE2`, that was trained on values from 0
+            to 1.
+        guide: Its `QuantizingEncoder`, or `HierarchicalQuantizingEncoder`.
         photo: Bytes, `(h, w, 3)`, as `ppl_vae.data.read_photo` gives them, or `(h, w)` if it is gray.
         overlap: Share of the lines and columns of a block that it has in common with the one above, or left of
             it. With more of it a code is given more codes, and there are 1 / (1 - overlap)^2 times as many
             blocks. But more codes are near the lower and right border of their block then, and these cost
             more if the prior was fitted to patches, where such codes depend on the padding of the encoder. It
-            does nothing where codes are independent.
+            does nothing where codes are independent, and is rounded down to lines of the coarsest grid.
         most_pixels: Most pixels of a tile.
 
     Returns:
@@ -187,10 +241,14 @@ def compress_photo(
     library = require_constriction("compressed photos", "compress")
     parts = _Parts.of(model)
     encoder = getattr(guide, "encoder", None)
-    if not isinstance(encoder, PictureEncoder):
+    if not isinstance(encoder, parts.encoder):
+        needed = (
+            "a QuantizingEncoder with ConvolutionalGrid"
+            if parts.encoder is PictureEncoder
+            else "a HierarchicalQuantizingEncoder for its grids"
+        )
         raise TypeError(
-            f"compress_photo needs a guide that encodes pictures of any size, a QuantizingEncoder with "
-            f"ConvolutionalGrid, got {described(guide)}"
+            f"compress_photo needs a guide that encodes pictures of any size, {needed}, got {described(guide)}"
         )
     pixels = _as_pixels(photo, parts.channels)
     height, width = pixels.shape[-2:]
@@ -198,15 +256,19 @@ def compress_photo(
         z = _encoded(guide, encoder, pixels, most_pixels)
     with exact_copy(model) as exact:
         shared = _shared(exact, parts.block, overlap)
-        writer = _Counting(Writer(library))
-        _code(exact, z, shared, writer)
-        payload = writer.coder.data()
+        writer = Writer(library)
+        counting = [_Counting(writer) for _ in z]
+        _code(exact, z, shared, counting)
+        payload = writer.data()
         header = _HEADER.pack(
             _MAGIC, _VERSION, height, width, *shared, name_of_decoder(exact), _sum_of(z)
         )
     data = sealed(header, payload)
-    size = (height, width, z.numel(), parts.codes)
-    return CompressedPhoto(*size, writer.rate, writer.bits, len(payload), data)
+    levels = tuple(
+        LevelOfPhoto(each.numel(), level.codes, coder.rate, coder.bits)
+        for each, level, coder in zip(z, parts.levels, counting, strict=True)
+    )
+    return CompressedPhoto(height, width, levels, len(payload), data)
 
 
 def decompress_photo(
@@ -246,7 +308,7 @@ def decompress_photo(
     stride = parts.decoder.stride
     grid = (math.ceil(height / stride), math.ceil(width / stride))
     if not height * width:
-        raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
+        raise ValueError(f"the header of this {_WHAT} is damaged: get it again")
     if (numbers := height * width * parts.channels) > most_numbers:
         raise ValueError(
             f"this {_WHAT} says that it has {numbers:,} numbers, more than most_numbers={most_numbers:,}: "
@@ -259,10 +321,13 @@ def decompress_photo(
                 "with the same weights and the same settings"
             )
         if not all(some < side for some, side in zip(shared, parts.block, strict=True)):
-            raise ValueError(f"this {_WHAT} has a header that nobody writes: get it again")
-        z = torch.zeros(*grid, *parts.inner, dtype=torch.long)
+            raise ValueError(f"the header of this {_WHAT} is damaged: get it again")
+        z = [
+            torch.zeros(*(level.ratio * side for side in grid), *level.inner, dtype=torch.long)
+            for level in parts.levels
+        ]
         try:
-            _code(exact, z, (shared[0], shared[1]), reader)
+            _code(exact, z, (shared[0], shared[1]), [reader] * len(z))
             found: int | None = _sum_of(z)
         except WrongFileError:
             found = None
@@ -300,46 +365,82 @@ def photo_error(photo: Tensor, decoded: Tensor) -> float:
 
 
 @dataclass(frozen=True)
+class _Level:
+    """The codes of a model on one grid.
+
+    Attributes:
+        block: Height and width of the grid that the prior knows.
+        codes: K.
+        inner: What else a code has: `(depth,)` of a residual quantizer.
+        ratio: How many of its lines are one of the coarsest grid.
+    """
+
+    block: tuple[int, int]
+    codes: int
+    inner: tuple[int, ...] = ()
+    ratio: int = 1
+
+
+@dataclass(frozen=True)
 class _Parts:
     """What is asked of a model.
 
     Attributes:
         decoder: Its decoder.
+        encoder: What the encoder of its guide must be.
         channels: Channels of a picture.
-        codes: K.
-        block: Height and width of the grid that the prior knows.
-        inner: What else a code has: `(depth,)` of a residual quantizer.
+        levels: The codes of each grid, from the lowest.
     """
 
-    decoder: PictureDecoder
+    decoder: PictureDecoder | PyramidDecoder
+    encoder: type[PictureEncoder | PyramidEncoder]
     channels: int
-    codes: int
-    block: tuple[int, int]
-    inner: tuple[int, ...]
+    levels: tuple[_Level, ...]
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of a block, in lines and columns of the coarsest grid."""
+        return self.levels[-1].block
 
     @classmethod
     def of(cls, model: nn.Module) -> _Parts:
-        decoder, positions = getattr(model, "decoder", None), getattr(model, "positions", None)
-        shape, quantizer = getattr(model, "data_shape", ()), getattr(model, "quantizer", None)
-        context = getattr(model, "context", None)
+        context, decoder = getattr(model, "context", None), getattr(model, "decoder", None)
         if context is not None:
             raise TypeError(
-                f"compressed photos need a VQVAE, whose prior is p(z), but that of {type(model).__name__} is "
-                f"p(z | c), with {context}: a photo comes without any"
+                f"compressed photos need a VQVAE or a VQVAE2, whose prior is p(z), but that of "
+                f"{type(model).__name__} is p(z | c), with {context}: a photo comes without any"
             )
-        if not isinstance(decoder, PictureDecoder) or positions is None or quantizer is None:
+        levels = cls._levels(model, decoder)
+        if not levels:
             raise TypeError(
-                "compressed photos need a VQVAE whose network is ConvolutionalGrid: one grid of codes, for "
-                f"pictures of any size; got {described(model)}"
+                "compressed photos need a VQVAE whose network is ConvolutionalGrid, or a VQVAE2: grids of "
+                f"codes, for pictures of any size; got {described(model)}"
             )
+        shape: tuple[int, ...] = getattr(model, "data_shape", ())
         channels = math.prod(shape[:-2])
         if channels not in (1, 3):
             raise TypeError(
                 f"compressed photos need a model of pictures with 1 channel or 3, but {type(model).__name__} "
                 f"has rows of shape {tuple(shape)}"
             )
-        height, width, *inner = positions
-        return cls(decoder, channels, quantizer.codes, (height, width), tuple(inner))
+        assert isinstance(decoder, PictureDecoder | PyramidDecoder)
+        encoder = PictureEncoder if isinstance(decoder, PictureDecoder) else PyramidEncoder
+        return cls(decoder, encoder, channels, levels)
+
+    @staticmethod
+    def _levels(model: Any, decoder: Any) -> tuple[_Level, ...]:
+        """The codes of each grid of a model; empty if it has no such codes."""
+        quantizer, positions = getattr(model, "quantizer", None), getattr(model, "positions", None)
+        if isinstance(decoder, PictureDecoder) and quantizer is not None and positions is not None:
+            height, width, *inner = positions
+            return (_Level((height, width), quantizer.codes, tuple(inner)),)
+        quantizers, grids = getattr(model, "quantizers", None), getattr(model, "grids", None)
+        if isinstance(decoder, PyramidDecoder) and quantizers is not None and grids is not None:
+            return tuple(
+                _Level(grid, each.codes, ratio=grid[0] // grids[-1][0])
+                for grid, each in zip(grids, quantizers, strict=True)
+            )
+        return ()
 
 
 def _as_pixels(photo: Any, channels: int) -> Tensor:
@@ -358,59 +459,67 @@ def _as_pixels(photo: Any, channels: int) -> Tensor:
     return pixels
 
 
-def _encoded(guide: Any, encoder: PictureEncoder, pixels: Tensor, most_pixels: int) -> Tensor:
-    """The codes of a picture, `(h', w', *inner)`, tile by tile."""
+def _encoded(
+    guide: Any, encoder: PictureEncoder | PyramidEncoder, pixels: Tensor, most_pixels: int
+) -> list[Tensor]:
+    """The codes of a picture on each grid from the lowest, `(h', w', *inner)`, tile by tile."""
     stride, device = encoder.stride, next(encoder.parameters()).device
     below, right = (-side % stride for side in pixels.shape[-2:])
     pixels = pad(pixels.unsqueeze(0), (0, right, 0, below), mode="replicate")[0]
     height, width = pixels.shape[-2:]
-    found: Tensor | None = None
+    found: list[Tensor] = []
     for tile in tiles(height, width, radius=encoder.radius, stride=stride, most_pixels=most_pixels):
         seen = pixels[(slice(None), *tile.seen)].to(device)
-        z = guide.codes(seen.reshape(1, *encoder.data_shape[:-2], *seen.shape[-2:]))[0].cpu()
-        if found is None:
-            found = z.new_zeros(height // stride, width // stride, *z.shape[2:])
-        inside, kept = (
-            tuple(slice(s.start // stride, s.stop // stride) for s in part)
-            for part in (tile.inside, tile.kept)
-        )
-        found[kept] = z[inside]
-    assert found is not None
+        of_tile = guide.codes(seen.reshape(1, *encoder.data_shape[:-2], *seen.shape[-2:]))
+        for i, codes in enumerate([of_tile] if isinstance(of_tile, Tensor) else of_tile):
+            z = codes[0].cpu()
+            own = seen.shape[-1] // z.shape[1]  # pixels per position of this grid
+            if i == len(found):
+                found.append(z.new_zeros(height // own, width // own, *z.shape[2:]))
+            found[i][_scaled(tile.kept, 1, own)] = z[_scaled(tile.inside, 1, own)]
     return found
 
 
-def _decoded(model: Any, parts: _Parts, z: Tensor, most_pixels: int) -> Tensor:
-    """The picture of codes, bytes `(channels, h, w)`, tile by tile."""
+def _decoded(model: Any, parts: _Parts, z: Sequence[Tensor], most_pixels: int) -> Tensor:
+    """The picture of the codes on each grid, bytes `(channels, h, w)`, tile by tile."""
     stride, device = parts.decoder.stride, next(parts.decoder.parameters()).device
-    height, width = z.shape[:2]
+    height, width = z[-1].shape[:2]
     picture = torch.zeros(parts.channels, height * stride, width * stride, dtype=torch.uint8)
     most = max(1, most_pixels // stride**2)
     for tile in tiles(height, width, radius=parts.decoder.radius, most_pixels=most):
-        p = model.decode(z[tile.seen].unsqueeze(0).to(device))
-        mean = p.mean.reshape(parts.channels, *p.mean.shape[-2:]).cpu()
-        inside, kept = (
-            tuple(slice(s.start * stride, s.stop * stride) for s in part)
-            for part in (tile.inside, tile.kept)
-        )
-        values = (255 * mean[(slice(None), *inside)]).round().clamp(0, 255)
-        picture[(slice(None), *kept)] = values.to(torch.uint8)
+        seen = [
+            each[_scaled(tile.seen, level.ratio)].unsqueeze(0).to(device)
+            for each, level in zip(z, parts.levels, strict=True)
+        ]
+        mean = model.decode(*seen).mean
+        mean = mean.reshape(parts.channels, *mean.shape[-2:]).cpu()
+        values = (255 * mean[(slice(None), *_scaled(tile.inside, stride))]).round().clamp(0, 255)
+        picture[(slice(None), *_scaled(tile.kept, stride))] = values.to(torch.uint8)
     return picture
+
+
+def _scaled(part: Sequence[slice], times: int, per: int = 1) -> tuple[slice, ...]:
+    """The same lines and columns, counted on another grid."""
+    return tuple(slice(s.start * times // per, s.stop * times // per) for s in part)
 
 
 # -- codes in the file -----------------------------------------------------------------------------------
 
 
-def _code(model: Any, z: Tensor, shared: tuple[int, int], coder: TableCoder) -> None:
-    """Writes the codes of a picture, or reads them: the blocks of a diagonal together.
+def _code(
+    model: Any, z: Sequence[Tensor], shared: tuple[int, int], coders: Sequence[TableCoder]
+) -> None:
+    """Writes the codes of a picture, or reads them: the coarsest grid first, and blocks of a diagonal together.
 
     Args:
         model: The model, in double precision.
-        z: What is written, or filled, `(h, w, *inner)`.
-        shared: How many lines a block has in common with the one above it, and columns with that on its left.
-        coder: What writes or reads.
+        z: What is written, or filled, `(h, w, *inner)` for each grid from the lowest.
+        shared: How many lines a block has in common with the one above it, and columns with that on its left,
+            on the coarsest grid.
+        coders: What writes or reads each grid.
     """
-    block = _Parts.of(model).block
-    sides = [_cuts(*each) for each in zip(z.shape, block, shared, strict=False)]
+    parts = _Parts.of(model)
+    sides = [_cuts(*each) for each in zip(z[-1].shape, parts.block, shared, strict=False)]
     if any(shared):
         down, across = (len(side) for side in sides)
         fronts = [
@@ -422,21 +531,82 @@ def _code(model: Any, z: Tensor, shared: tuple[int, int], coder: TableCoder) -> 
         ]
     else:
         fronts = [[(rows, columns) for rows in sides[0] for columns in sides[1]]]
-    most = max(1, _MOST_CODES // math.prod([*block, *z.shape[2:]]))
-    for front in fronts:
-        for first in range(0, len(front), most):
-            _code_blocks(model.prior(), z, block, front[first : first + most], coder)
+    reached = [side[-1].start + length for side, length in zip(sides, parts.block, strict=True)]
+    above: list[_Grid] = []
+    for each, level, coder in reversed([*zip(z, parts.levels, coders, strict=True)]):
+        grid = _Grid.of(each, level, reached)
+        most = max(1, _MOST_CODES // math.prod([*level.block, *level.inner]))
+        for front in fronts:
+            for first in range(0, len(front), most):
+                where = front[first : first + most]
+                given = [other.blocks(where).codes for other in above]
+                p = _prior_of(model, given).expand((len(where),))
+                _code_blocks(p, grid, where, coder)
+        each.copy_(grid.z[: each.shape[0], : each.shape[1]])
+        above.insert(0, grid)
+
+
+def _prior_of(model: Any, above: Sequence[Tensor]) -> Any:
+    """The distribution of a block, given the codes of the grids above it, from the nearest one."""
+    return model.prior.given(*above) if hasattr(model.prior, "sites") else model.prior()
+
+
+class _Blocks(NamedTuple):
+    """Some blocks of a grid.
+
+    Attributes:
+        at: The lines and the columns of their codes, `(blocks, height, 1)` and `(blocks, 1, width)`.
+        codes: The codes, `(blocks, height, width, *inner)`.
+        new: Those that no block before has, `(blocks, height, width)`.
+    """
+
+    at: tuple[Tensor, Tensor]
+    codes: Tensor
+    new: Tensor
+
+
+class _Grid(NamedTuple):
+    """A grid of codes, as far as its blocks reach.
+
+    Attributes:
+        z: The codes: beyond the photo what is likeliest, which is not written, but which a prior reads.
+        size: Height and width of what is in the photo.
+        level: What they are.
+    """
+
+    z: Tensor
+    size: tuple[int, int]
+    level: _Level
+
+    @classmethod
+    def of(cls, z: Tensor, level: _Level, reached: Sequence[int]) -> _Grid:
+        """The grid of codes, where blocks reach so many lines and columns of the coarsest grid."""
+        height, width = z.shape[:2]
+        whole = z.new_zeros(*(level.ratio * side for side in reached), *level.inner)
+        whole[:height, :width] = z
+        return cls(whole, (height, width), level)
+
+    def blocks(self, where: Sequence[tuple[_Cut, _Cut]]) -> _Blocks:
+        """What is in some blocks."""
+        lines, news = [], []
+        for side, length in enumerate(self.level.block):
+            cuts = self.level.ratio * torch.tensor([each[side] for each in where])
+            line = cuts[:, :1] + torch.arange(length)
+            lines.append(line)
+            news.append(line >= cuts[:, 1:])
+        at = lines[0][:, :, None], lines[1][:, None]
+        return _Blocks(at, self.z[at], news[0][:, :, None] & news[1][:, None])
 
 
 class _Cut(NamedTuple):
-    """Where a block is along one side of the grid, and the first of its lines that no block before it has."""
+    """Where a block is along one side of the coarsest grid, and its first line that no block before it has."""
 
     start: int
     new: int
 
 
 def _cuts(length: int, block: int, shared: int) -> list[_Cut]:
-    """The blocks along one side of the grid, which share so many lines, or some more.
+    """The blocks along one side of the coarsest grid, which share so many lines, or some more.
 
     Where they share any, the last one ends with the grid, and the others are moved evenly: none of what they
     could read is beyond the grid.
@@ -449,38 +619,25 @@ def _cuts(length: int, block: int, shared: int) -> list[_Cut]:
 
 
 def _code_blocks(
-    prior: Any,
-    z: Tensor,
-    block: tuple[int, int],
-    where: Sequence[tuple[_Cut, _Cut]],
-    coder: TableCoder,
+    p: Any, grid: _Grid, where: Sequence[tuple[_Cut, _Cut]], coder: TableCoder
 ) -> None:
     """Writes or reads the codes of some blocks, one position after the other.
 
     Args:
-        prior: The distribution of a block.
-        z: The grid. Of each block, what other blocks have before it is known, and the rest is filled.
-        block: Height and width of a block.
+        p: The distribution of each block.
+        grid: The grid. Of each block, what other blocks have before it is known, and the rest is filled.
         where: The blocks.
         coder: What writes or reads.
     """
-    places = []
-    for side, length in enumerate(block):
-        starts, new = torch.tensor([cuts[side] for cuts in where]).unsqueeze(-1).unbind(1)
-        line = starts + torch.arange(length)
-        places.append((line, line < z.shape[side], line >= new))
-    (row, row_in, row_new), (column, column_in, column_new) = places
-    inside = row_in[:, :, None] & column_in[:, None]
-    new = inside & row_new[:, :, None] & column_new[:, None]
-    at = row.clamp(max=z.shape[0] - 1)[:, :, None], column.clamp(max=z.shape[1] - 1)[:, None]
-    each = z[at]  # (blocks, *block, *inner)
-    inner = each.shape[3:]
+    at, each, new = grid.blocks(where)
+    inside = (at[0] < grid.size[0]) & (at[1] < grid.size[1])
+    inner = grid.level.inner
 
     def flat(mask: Tensor) -> Tensor:
         """Of all codes of a block, in their order, `(positions, blocks)`."""
         return mask[(..., *[None] * len(inner))].expand(each.shape).flatten(1).T.contiguous()
 
-    order, written, beyond = each.flatten(1).T.contiguous(), flat(new), flat(~inside)
+    order, written, beyond = each.flatten(1).T.contiguous(), flat(new & inside), flat(~inside)
     open_ = (written | beyond).any(1).tolist()
     place = 0
 
@@ -493,18 +650,18 @@ def _code_blocks(
             logits = _logits_of(p)
             if bool(here.any()):
                 chosen[here] = _coded(coder, chosen[here], logits[here])
-            # Beyond the photo, what is likeliest: the prior reads it, and nobody writes it.
+            # Beyond the photo, what is likeliest: the prior reads it, and it is not written.
             chosen[outside] = logits[outside].argmax(-1)
         place += 1
         return chosen
 
-    p = prior.expand((len(where),))
     if _reads_codes(p):
         p.by_parts(choose)
     else:
-        logits = _logits_of(p).flatten(1, -2).transpose(0, 1)[written]
-        order[written] = _coded(coder, order[written], logits)
-    z[tuple(index.expand(new.shape)[new] for index in at)] = order.T.reshape(each.shape)[new]
+        logits = _logits_of(p).flatten(1, -2).transpose(0, 1)
+        order[written] = _coded(coder, order[written], logits[written])
+        order[beyond] = logits[beyond].argmax(-1)
+    grid.z[tuple(index.expand(new.shape)[new] for index in at)] = order.T.reshape(each.shape)[new]
 
 
 def _coded(coder: TableCoder, numbers: Tensor, logits: Tensor) -> Tensor:
@@ -530,7 +687,12 @@ def _require_overlap(overlap: float) -> None:
 
 def _shared(model: Any, block: tuple[int, int], overlap: float) -> tuple[int, int]:
     """How many lines and columns blocks share; none where nothing is read from them."""
-    if not _reads_codes(model.prior()):
+    above: list[Tensor] = []
+    for level in reversed(_Parts.of(model).levels):
+        if _reads_codes(_prior_of(model, above)):
+            break
+        above.insert(0, torch.zeros(1, *level.block, dtype=torch.long))
+    else:
         return 0, 0
     down, across = (min(math.floor(overlap * side), side - 1, _MOST_SHARED) for side in block)
     return down, across
@@ -575,5 +737,9 @@ class _Counting:
         return self.coder.categorical(numbers, tables)
 
 
-def _sum_of(z: Tensor) -> int:
-    return zlib.crc32(z.contiguous().numpy().astype("<i8").tobytes())
+def _sum_of(z: Sequence[Tensor]) -> int:
+    """A sum of the codes of all grids, from the lowest."""
+    found = 0
+    for each in z:
+        found = zlib.crc32(each.contiguous().numpy().astype("<i8").tobytes(), found)
+    return found

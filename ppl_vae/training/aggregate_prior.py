@@ -81,9 +81,10 @@ def refit_prior(
         model: The model; its `model.prior` is the module whose `forward()` is p(z).
         guide: The guide.
         x: The rows whose posteriors count: those trained on, as for `evaluate`. Pictures may be larger than the
-            model's if its guide encodes any size (`QuantizingEncoder` with `ConvolutionalGrid`): then the codes
-            in the middle count. Near the border of a patch, codes depend on the zeros that a network sees
-            beyond it; those of a large photo do not. So a prior for photos is fitted to patches with a margin.
+            model's if its guide encodes any size (`QuantizingEncoder` with `ConvolutionalGrid`,
+            `HierarchicalQuantizingEncoder`): then the codes in the middle count. Near the border of a patch,
+            codes depend on the zeros that a network sees beyond it; those of a large photo do not. So a prior
+            for photos is fitted to patches with a margin.
         prior: The new prior: `DiagonalNormal()`, `MixturePrior(20)`, `FlowPrior()`, or any description whose
             module has a method `fit_to(mean, variance, draws)`. For codes `IndependentCodes()`,
             `PixelCNNPrior()`, `TransformerPrior()`, or any other `CodePrior`; for codes on several grids one
@@ -352,10 +353,11 @@ def _codes(
         if around is None:
             latents = session.sample(chunk, num_draws).latents
         else:
-            (kind,), end = kinds, begin + num_rows(chunk)
-            guide, rows = session.pair.guide, slice(begin, end)
-            inner = around.codes(guide, rows, kind.positions, session.device)
-            latents, begin = {kind.site: inner.unsqueeze(0)}, end
+            rows = slice(begin, begin + num_rows(chunk))
+            grids = [kind.positions for kind in kinds]
+            inner = around.codes(session.pair.guide, rows, grids, session.device)
+            latents = {k.site: own.unsqueeze(0) for k, own in zip(kinds, inner, strict=True)}
+            begin = rows.stop
         for kind, of_kind in zip(kinds, z, strict=True):
             of_kind.append(latents[kind.site].transpose(0, 1).to(torch.int32).cpu())
         if not several and contexts[0] is not None:

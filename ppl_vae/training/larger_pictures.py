@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppl_vae.networks import PictureEncoder
+from ppl_vae.networks import PictureEncoder, PyramidEncoder
 from ppl_vae.pairs import DataLike
 
 
@@ -17,8 +18,8 @@ class Around(NamedTuple):
 
     Attributes:
         pictures: `(n, *channels, H, W)`.
-        top: Lines of codes above those of the model.
-        left: Columns of codes beside them.
+        top: Lines of pixels above those of the model.
+        left: Columns of pixels beside them.
     """
 
     pictures: Tensor
@@ -26,11 +27,19 @@ class Around(NamedTuple):
     left: int
 
     @torch.no_grad()
-    def codes(self, guide: Any, rows: slice, positions: tuple[int, ...], device: Any) -> Tensor:
-        """The codes in the middle of some of the pictures, `(n, *positions)`."""
-        z: Tensor = guide.codes(self.pictures[rows].to(device))
-        height, width = positions[:2]
-        return z[:, self.top : self.top + height, self.left : self.left + width]
+    def codes(
+        self, guide: Any, rows: slice, grids: Sequence[tuple[int, ...]], device: Any
+    ) -> list[Tensor]:
+        """The codes in the middle of some of the pictures, `(n, *grid)` for each grid, from the lowest."""
+        found: list[Tensor] = []
+        z = guide.codes(self.pictures[rows].to(device))
+        for each, (height, width, *_) in zip(
+            [z] if isinstance(z, Tensor) else z, grids, strict=True
+        ):
+            stride = self.pictures.shape[-1] // each.shape[2]
+            top, left = self.top // stride, self.left // stride
+            found.append(each[:, top : top + height, left : left + width])
+        return found
 
 
 def margins(guide: Any) -> range:
@@ -41,7 +50,8 @@ def margins(guide: Any) -> range:
 
     Returns:
         All margins, from the one beyond which the codes in the middle see nothing: multiples of what a position
-        stands for. Empty if the guide draws its codes, or does not encode pictures of any size.
+        of the coarsest grid stands for. Empty if the guide draws its codes, or does not encode pictures of any
+        size.
 
     Example:
         >>> from ppl_vae.guides import QuantizingEncoder
@@ -51,8 +61,9 @@ def margins(guide: Any) -> range:
         >>> list(margins(QuantizingEncoder(VQVAE((3, 16, 16), network=network), network)))
         [12, 8, 4]
     """
-    encoder = getattr(guide, "encoder", None)
-    if not isinstance(encoder, PictureEncoder) or getattr(guide, "temperature", 0.0) > 0:
+    encoder: Any = getattr(guide, "encoder", None)
+    of_any_size = isinstance(encoder, PictureEncoder | PyramidEncoder)
+    if not of_any_size or getattr(guide, "temperature", 0.0) > 0:
         return range(0)
     stride = encoder.stride
     return range(stride * math.ceil(encoder.radius / stride), 0, -stride)
@@ -81,5 +92,5 @@ def middle_of(model: Any, guide: Any, x: DataLike) -> tuple[DataLike, Around | N
         )
     top, left = (side // 2 for side in more)
     middle = rows[..., top : top + shape[-2], left : left + shape[-1]].contiguous()
-    around = Around(rows, top // stride, left // stride)
+    around = Around(rows, top, left)
     return ((middle, *rest) if isinstance(x, tuple) else middle), around
