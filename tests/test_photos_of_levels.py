@@ -208,7 +208,7 @@ def test_three_levels_take_the_bits_of_passes_given_both_grids_above(
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_file_is_a_header_and_the_levels_from_the_highest(several: bool) -> None:
-    """Put together by hand, byte for byte: files of one grid are those of before there were several."""
+    """It is put together by hand, byte for byte: that of one grid is as it was before there were several."""
     model, guide = levels_of(PIXELS) if several else pair_of(prior=PIXELS)
     photo = photo_of(16, 14)
     writer = Writer(require_constriction("compressed photos", "compress"))

@@ -82,10 +82,10 @@ def test_the_codes_of_all_levels_are_those_of_the_photo(halvings: tuple[int, ...
     """Of each grid the same part of the photo, at places that differ by a position of the coarsest one."""
     torch.manual_seed(0)
     network = GridPyramid(4, halvings, blocks=0, patch_embedding=True)
-    quantizers = [VectorQuantizer(5, 3, start=RandomStart()) for _ in halvings]
+    quantizers: list[Any] = [VectorQuantizer(5, 3, start=RandomStart()) for _ in halvings]
     model = VQVAE2((3, 16, 16), quantizers, network, Gaussian()).double()
     guide: Any = HierarchicalQuantizingEncoder(model, network).double()
-    stride, margin = margins(guide).step * -1, margins(guide)[0]
+    stride, margin = guide.encoder.stride, margins(guide)[0]
     assert margin >= guide.encoder.radius > margin - stride == margins(guide)[1]
     side = 2 * margin + 16
     photo = torch.rand(3, side + 16, side + 24, dtype=torch.float64)
