@@ -21,6 +21,7 @@ from ppl_vae.cli.reached import fit_of
 from ppl_vae.models.priors import CodePrior, Prior
 from ppl_vae.runs import command_again
 from ppl_vae.runtime import content_digest
+from ppl_vae.training import code_prior, prior_checkpoints
 
 QUICK = ("--posterior", "never", "--report", "false", "--quiet", "--num_samples", "64")
 STEPS = ("--max_epochs", "3", "--learning_rate", "1e-2", "--batch_size", "20")
@@ -131,7 +132,7 @@ def test_other_commands_take_it(
         assert arrays["z"].shape == (5, 4)
     capsys.readouterr()
     assert main(["train", "--resume", str(run)]) == 2
-    assert "which fits it anew: ppl-vae refit-prior" in capsys.readouterr().err
+    assert f"which continues it: ppl-vae refit-prior --resume {run}" in capsys.readouterr().err
 
 
 def test_whether_the_fit_of_the_prior_had_ended(
@@ -228,6 +229,77 @@ def test_vectors_have_a_prior_of_vectors(
     assert "--prior MixturePrior --prior.components 3" in again
 
 
+@pytest.mark.parametrize("source", ["labels", "levels"])
+def test_a_fit_that_was_killed_goes_on(
+    source: str,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To the same weights, metrics and results; also after more epochs than it was begun with."""
+    prior = ("--prior.channels", "4", "--prior.layers", "1", "--learning_rate", "1e-2")
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    monkeypatch.setattr(prior_checkpoints, "CHECKPOINT_SECONDS", -1.0)
+    real: Callable[..., float] = code_prior._epoch
+    count = 0
+
+    def killed(*arguments: Any) -> float:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(code_prior, "_epoch", killed)
+        where = (str(place / source), "--run_dir", str(run), "--max_epochs", "6", *QUICK)
+        assert main(["refit-prior", *where, *prior]) == 130
+    assert f"continue with: ppl-vae refit-prior --resume {run}" in capsys.readouterr().err
+    typed: Any
+    for typed, message in (
+        (("--resume", str(run), "--learning_rate", "1e-3"), "leave out --learning_rate"),
+        ((str(place / source), "--resume", str(run)), "or --resume RUN"),
+        (("--resume", str(place / source)), f"ppl-vae train --resume {place / source}"),
+        ((), "RUN is missing"),
+    ):
+        assert main(["refit-prior", *typed]) != 0
+        assert message in capsys.readouterr().err
+    again = ("refit-prior", "--resume", str(run), *QUICK[:-2])
+    assert main([*again]) == 0
+    assert refit_prior(place / source, whole, *prior, "--max_epochs", "6") == 0
+    require_same_runs(run, whole)
+    assert main([*again]) == 0  # there is nothing more to do
+    require_same_runs(run, whole)
+    capsys.readouterr()
+    code = main([*again, "--max_epochs", "8"])
+    if source == "levels":  # whose lower level would have had more, too
+        assert code != 0
+        assert "max_epochs=8" in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert refit_prior(place / source, whole, *prior, "--max_epochs", "8", "--overwrite") == 0
+        require_same_runs(run, whole)
+
+
+def require_same_runs(run: Path, other: Path) -> None:
+    weights, expected = (content_digest(each / "weights.safetensors") for each in (run, other))
+    assert weights == expected
+    assert load_run(run).config == load_run(other).config
+    lines, others = (
+        list(csv.DictReader((each / "metrics.csv").read_text().splitlines()))
+        for each in (run, other)
+    )
+    for line in [*lines, *others]:
+        assert float(line.pop("seconds")) > 0
+    assert lines == others
+    for name in ("evaluation.json", "fit.json"):
+        found, there = (json.loads((each / name).read_text()) for each in (run, other))
+        for part in (found, there):
+            part.pop("seconds", None)
+        assert found == there
+
+
 def test_one_of_the_same_settings_is_the_same(place: Path, tmp_path: Path) -> None:
     options = ("--prior", "TransformerPrior", "--prior.width", "8", "--prior.layers", "1")
     for name in ("a", "b"):
@@ -279,7 +351,7 @@ WRONG: dict[str, tuple[str, int, str]] = {
     ),
     "inside": ("labels --run_dir labels/in", 2, "is inside of labels"),
     "another": ("labels --run_dir levels", 1, "there is a run in levels already"),
-    "a resumed one": ("labels --resume labels", 2, "unrecognized arguments: --resume"),
+    "a resumed one": ("labels --resume labels", 2, "or --resume RUN"),
     "no epochs": ("labels --max_epochs 0 --run_dir new", 1, "max_epochs must be at least 1"),
     "no prior in the model": (
         "plain --run_dir new",

@@ -90,7 +90,7 @@ def test_what_was_changed_afterwards_is_remembered(own: Any, tmp_path: Path) -> 
     guide.temperature = 0.0
     model.likelihood = Gaussian(1.5)
     save_run(tmp_path / "run", model, guide)
-    saved = load_run(tmp_path / "run")
+    saved: Any = load_run(tmp_path / "run")
     assert saved.guide.temperature == 0
     assert saved.model.likelihood.sigma == 1.5
     z = torch.zeros(1, 4, dtype=torch.long)

@@ -26,11 +26,13 @@ from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import epochs_of_levels, objective_of, step_size_of_run
 from ppl_vae.cli.setup import Setup, checked, load_rows, missing_arguments, of_photos
 from ppl_vae.cli.stages import Stages
-from ppl_vae.cli.start import require_apart, started
+from ppl_vae.cli.start import config_of_run, require_apart, started
 from ppl_vae.data import Data
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.pairs import Batch, Batches, Pair, num_rows, transformed
 from ppl_vae.runs import (
+    CONFIG,
+    MAY_CHANGE,
     Run,
     build,
     load_run,
@@ -112,9 +114,12 @@ class RefittedPrior(Result):
 
 def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     """Fits a new prior for the pair of a run, which is left as it is; the result is a run of its own."""
-    options = parser.get_defaults()
-    options.update(given)
+    if (given.get("resume") is None) == (given.get("run") is None):
+        raise UsageError(
+            "name the RUN whose encoder and decoder are kept, or --resume RUN to continue an interrupted fit"
+        )
     stages = Stages(bool(given.get("quiet")))
+    options, spec = _options_of(parser, given)
     source = Path(options.run)
     resolve_device(options.device)
     require_samples("num_samples", options.num_samples)
@@ -123,7 +128,7 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
         target = Path(options.run_dir)
         require_apart(target, source, "the run whose encoder and decoder are kept")
         require_free(as_folder(options.run_dir, "run_dir"), overwrite=bool(options.overwrite))
-    prior, spec = _prior_of(parser, given)
+    prior, spec = _prior_of(spec)
     with stages.stage("data and pair", told=False):
         setup, run = _loaded(source, given, options, spec)
         around, margin = _with_margin(setup, run)
@@ -139,20 +144,21 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     progress = False if options.quiet else None
     how = {name: options[name] for name in names(PRIOR)}
     begun = time.monotonic()
-    with started("refit-prior", setup, given) as (folder, _):
+    with started("refit-prior", setup, given) as (folder, resume):
         with stages.stage("fit of the prior", told=False):  # the end is told in other words
             refitted: Any = fit_prior(
                 model,
                 run.guide,
                 _as_trained(around, options.seed),
                 prior,
-                **({"validation": around.validation} if of_codes else {}),
+                **({"validation": around.validation, "run_dir": folder} if of_codes else {}),
                 **how,
+                resume=resume,
                 seed=options.seed,
                 progress=progress,
             )
-        seconds = time.monotonic() - begun
         found: PriorFit | LevelsFit | None = getattr(refitted.prior, "fitted", None)
+        seconds = _seconds(found) or time.monotonic() - begun
         measured = {"num_samples": _FEW, "seed": options.seed, "progress": progress}
         with stages.stage("ELBO before and after", told=False):
             before, after = (
@@ -176,16 +182,47 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     return 0
 
 
-def _prior_of(parser: ArgumentParser, given: Namespace) -> tuple[Any, dict[str, Any]]:
-    """The description of the prior that was typed, and the same as plain values.
+def _options_of(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Any]:
+    """All options, those that were typed or those of the run that is to go on, and the prior that they name.
+
+    Raises:
+        UsageError: The options do not go together, another command made the run, or it has nothing to go on
+            with.
+        UntrustedError: The run's config.yaml names what it may not name.
+    """
+    options = parser.get_defaults()
+    if given.get("resume") is None:
+        options.update(given)
+        spec: Any = {"class_path": DEFAULTS_OF_PRIORS["prior"]}
+        if given.get("prior") is not None:
+            spec = yaml.safe_load(parser.dump(given.clone(), skip_validation=True))["prior"]
+        return options, spec
+    path = Path(given.resume)
+    config = config_of_run("refit-prior", parser, given)
+    trust_of(given, path).check(config)
+    config = checked(path, config)
+    how, spec, source = (config.get(name) for name in ("fit_of_prior", "prior", "refit_of"))
+    if not (isinstance(how, Mapping) and spec is not None and isinstance(source, str)):
+        raise UsageError(
+            f"{path / CONFIG} does not say how the prior is fitted (fit_of_prior, prior, refit_of): fit it "
+            "again from the run of the pair"
+        )
+    for name, value in {**how, "run": source}.items():
+        options[name] = value
+    for name in ("num_samples", "device", "data_dir"):
+        options[name] = config.get(name, options[name])
+    for name in MAY_CHANGE:
+        if name in given:
+            options[name] = given[name]
+    return options, spec
+
+
+def _prior_of(spec: Any) -> tuple[Any, dict[str, Any]]:
+    """The description of a prior, and the same as plain values.
 
     Raises:
         UsageError: It lacks an argument, or has one that it cannot have.
     """
-    spec: Any = {"class_path": DEFAULTS_OF_PRIORS["prior"]}
-    if given.get("prior") is not None:
-        typed = yaml.safe_load(parser.dump(given.clone(), skip_validation=True))
-        spec = typed["prior"]
     if isinstance(spec, str):
         spec = {"class_path": spec}
     name = str(spec["class_path"]).rpartition(".")[2]
@@ -320,6 +357,14 @@ def _epochs(
             row["validation_distortion"] = distortion
         epochs.append(row)
     return epochs
+
+
+def _seconds(found: PriorFit | LevelsFit | None) -> float:
+    """What the epochs took, with those before the fit was resumed; 0 if there were none."""
+    if found is None:
+        return 0.0
+    levels = found.levels.values() if isinstance(found, LevelsFit) else [found]
+    return sum(level.seconds for level in levels)
 
 
 def _rates_in(level: PriorFit, epoch: int) -> tuple[float, float]:

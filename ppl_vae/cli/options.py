@@ -93,7 +93,7 @@ COMMON = {
     ),
     "refit-prior": (
         *("prior", "max_epochs", "patience", "batch_size", "learning_rate", "device"),
-        *("run_dir", "overwrite", "seed", "quiet"),
+        *("run_dir", "resume", "seed", "quiet"),
     ),
 }
 """Of the commands with many options, those that `--help` shows; `--help-all` shows the others, too."""
@@ -177,7 +177,10 @@ TRAINING = (
 PRIOR = (
     Function(
         "ppl_vae.training.refit_prior",
-        skip=("model", "guide", "x", "prior", "validation", "seed", "progress"),
+        skip=(
+            *("model", "guide", "x", "prior", "validation"),
+            *("seed", "run_dir", "resume", "progress"),
+        ),
         title="Fit of the prior",
     ),
 )
@@ -363,9 +366,9 @@ def _refit(options: Options) -> None:
 
 
 def _refit_prior(options: Options) -> None:
-    what = "folder of the run whose encoder and decoder are kept"
-    options.add_argument("run", type=str, metavar="RUN", help=what)
-    _add_trust(options)
+    what = "folder of the run whose encoder and decoder are kept (not with --resume)"
+    options.add_argument("run", nargs="?", type=str, metavar="RUN", help=what)
+    _add_resume(options, "refit-prior", "max_epochs and patience")
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     _add_posterior(options)

@@ -68,7 +68,7 @@ def options_of(
         UntrustedError: The run's config.yaml names what it may not name.
     """
     if given.get("resume") is not None:
-        config = _config_of_run(command, parser, given)
+        config = config_of_run(command, parser, given)
         trust = trust_of(given, given.resume)
         trust.check(config)  # before the names in it are read
         defaults = with_defaults(parser, Namespace())  # type: ignore[no-untyped-call]
@@ -98,8 +98,13 @@ def step_size_of(optimizer: Any) -> Any:
     return arguments.get("lr") if isinstance(arguments, Mapping) else None
 
 
-def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
-    """The configuration that a run was started with, for the command that made it."""
+def config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
+    """The configuration that a run was started with, for the command that made it.
+
+    Raises:
+        UsageError: There are options that cannot change, another command made the run, or it has nothing to go
+            on with.
+    """
     path = Path(given.resume)
     asked = {"resume", "trust", "trust_packages", "quiet", "debug", "posterior", "report"}
     asked |= {*MAY_CHANGE}
@@ -114,10 +119,9 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
     config.pop("versions", None)
     maker = made_by(config)
     if maker != command:
-        does = "fits it anew" if maker == "refit-prior" else "continues it"
-        raise UsageError(
-            f"{path} was made by `ppl-vae {maker}`, which {does}: {command_again(config, path)}"
-        )
+        again = command_again(config, path)
+        does = "continues it" if "--resume" in again else "fits it anew"
+        raise UsageError(f"{path} was made by `ppl-vae {maker}`, which {does}: {again}")
     has_checkpoints = _has_checkpoints(path)
     # A refit writes weights, those of its model, before it begins.
     last = EVALUATION if command == "refit" else WEIGHTS

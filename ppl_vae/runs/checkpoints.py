@@ -204,6 +204,8 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
         for key in sorted(before.keys() & now.keys()):
             if name == "config" and key in (*MAY_CHANGE, *_OF_THE_PLACE):
                 continue
+            if name == "fit_of_prior" and key in MAY_CHANGE:
+                continue
             inner = key if name == "config" else f"{name}.{key}"
             if before[key] != now[key]:
                 found.extend(_differences(inner, before[key], now[key]))

@@ -32,6 +32,7 @@ from ppl_vae.runs.contents import (
     POSTERIOR,
     REPORT,
     SAMPLES,
+    has_checkpoints,
     pictures,
 )
 from ppl_vae.runs.location import config_file
@@ -455,7 +456,9 @@ def _command(path: Path, name: str) -> str:
 
 
 def command_again(config: Mapping[str, Any], path: Path) -> str:
-    """The command that goes on with a run and writes its pictures again; a prior is fitted anew.
+    """The command that goes on with a run and writes its pictures again.
+
+    A prior without checkpoints, which had no epochs, is fitted anew.
 
     Args:
         config: The content of config.yaml.
@@ -466,7 +469,7 @@ def command_again(config: Mapping[str, Any], path: Path) -> str:
         'ppl-vae em --resume runs/a'
     """
     maker = made_by(config)
-    if maker != "refit-prior":
+    if maker != "refit-prior" or has_checkpoints(path):
         return f"ppl-vae {maker} --resume {as_typed(path)}"
     source = config.get("refit_of")
     words = [as_typed(Path(source)) if isinstance(source, str) else "RUN", *_options_of(config)]

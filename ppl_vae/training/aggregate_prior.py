@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.networks import told_instead
+from ppl_vae.networks import recipe_of, told_instead
 from ppl_vae.pairs import (
     DataArguments,
     DataLike,
@@ -24,9 +26,19 @@ from ppl_vae.pairs import (
     tensors_of,
     trace_guide,
 )
-from ppl_vae.runtime import described, require_count, require_number, require_samples
+from ppl_vae.runs import RunFolder, digest_of_rows, programs_of
+from ppl_vae.runtime import (
+    described,
+    digest,
+    require_count,
+    require_flags,
+    require_number,
+    require_samples,
+    require_seed,
+)
 from ppl_vae.training.code_prior import CodeLevel, Codes, CodeSteps, LevelsFit, fit_codes
 from ppl_vae.training.larger_pictures import Around, middle_of
+from ppl_vae.training.prior_checkpoints import PriorCheckpoints
 
 
 class PriorDescription(Protocol):
@@ -58,6 +70,8 @@ def refit_prior(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int | None = None,
+    run_dir: str | Path | RunFolder | None = None,
+    resume: bool = False,
     progress: bool | None = None,
 ) -> Any:
     r"""Fits a prior to the aggregate posterior q(z) = 1/n sum_i q(z | x_i); all else stays as it is.
@@ -97,6 +111,11 @@ def refit_prior(
         batch_size: Rows per step.
         learning_rate: Of Adam.
         seed: Seed for draws and starts; None draws from torch's global generator.
+        run_dir: For priors of codes that learn by steps: folder for `checkpoints/`; None keeps everything in
+            memory. With a `RunFolder`, a run takes the place of another once its first epoch is saved.
+        resume: Go on from the newest good checkpoint in `run_dir`, with the seed of the call that was begun
+            there (another `seed` is refused). The result has the same bits as without the interruption. A
+            larger `max_epochs` or `patience` takes it further; all else must be the same.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
@@ -106,9 +125,14 @@ def refit_prior(
         TypeError: The model has no module `prior`, the new prior cannot be fitted, or it is of codes and z is
             not, or the reverse.
         ValueError: The guide does not sample one vector per row, `num_draws` is less than 2, an option is out
-            of its range, there is no row to hold out, or there is not one prior for each grid.
+            of its range, there is no row to hold out, or there is not one prior for each grid. A `run_dir` is
+            given for a prior without steps, or a resumed call has other options, rows or weights.
         PairError: As from `evaluate`.
         DivergenceError: The rate became NaN or infinite.
+        FileExistsError: `run_dir` holds checkpoints or metrics and `resume` is False.
+        FileNotFoundError: There is no checkpoint to resume from.
+        LockedError: Another process writes into `run_dir`.
+        CorruptFileError: All checkpoints to resume from are damaged.
 
     Example:
         >>> from ppl_vae.guides import MeanField
@@ -156,9 +180,16 @@ def refit_prior(
                 f"prior must be a description such as MixturePrior(20), or PixelCNNPrior() for codes, got "
                 f"{described(each)}"
             )
+    require_flags(resume=resume)
+    if seed is not None:
+        require_seed(seed)
     steps = CodeSteps(max_epochs, patience, batch_size, float(learning_rate))
     x, around = middle_of(model, guide, x)
-    with opened(model, guide, x, seed=seed, progress=progress) as session:
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.of_fit(run_dir, resume=resume))
+        checkpoints = PriorCheckpoints.of(folder, resume, seed)
+        opening = opened(model, guide, x, seed=checkpoints.seed, progress=progress)
+        session = stack.enter_context(opening)
         old = getattr(model, "prior", None)
         if not isinstance(old, nn.Module):
             raise TypeError(
@@ -175,10 +206,16 @@ def refit_prior(
                 raise ValueError(
                     f"validation is for priors of codes, and {type(prior).__name__} is none: leave it out"
                 )
+            if folder is not None:
+                raise ValueError(
+                    f"run_dir is for priors of codes, and {type(prior).__name__} is none, which is fitted in "
+                    "one go: leave it out"
+                )
             new = _fitted(session, prior, num_draws)
         else:
             held_out = None if validation is None else (model, guide, validation)
-            new = _fitted_to_codes(session, priors, kinds, num_draws, held_out, old, steps, around)
+            how = (num_draws, held_out, old, steps, around, checkpoints)
+            new = _fitted_to_codes(session, priors, kinds, *how)
     # The old prior is not copied: it may hold on to the guide.
     refitted = copy.deepcopy(model, {id(old): new.train(model.training)})
     told_instead(refitted, prior=prior)
@@ -285,6 +322,7 @@ def _fitted_to_codes(
     old: Any,
     steps: CodeSteps,
     around: Around | None,
+    checkpoints: PriorCheckpoints,
 ) -> nn.Module:
     """A prior of codes, fitted to those of the rows; of several sites, each is given those that follow it."""
     several = hasattr(old, "sites")
@@ -296,11 +334,13 @@ def _fitted_to_codes(
     draws = 1 if all(kind.certain for kind in kinds) else num_draws
     codes = _codes(session, kinds, contexts, draws, several, around)
     held_out: list[Codes] | list[None] = [None] * len(kinds)
+    rows = {"data": _digest(session, around, checkpoints)}
     if validation is not None:
         model, guide, x = validation
         x, around = middle_of(model, guide, x)
         with opened(model, guide, x, progress=session.progress) as others:
             held_out = _codes(others, kinds, contexts, draws, several, around)
+            rows["validation"] = _digest(others, around, checkpoints)
     levels = [
         CodeLevel(
             type(prior).__name__, kind.site, _built(session, prior, kind, context), own, apart
@@ -309,7 +349,9 @@ def _fitted_to_codes(
             priors, kinds, contexts, codes, held_out, strict=True
         )
     ]
-    found = fit_codes(levels, steps, session.device, session.progress)
+    if checkpoints.folder is not None:
+        checkpoints.compare(session.device, rows | _facts(session, levels, priors, steps, draws))
+    found = fit_codes(levels, steps, session.device, session.progress, checkpoints)
     new: Any
     for level, fitted in zip(levels, found, strict=True):
         new = level.prior
@@ -319,6 +361,37 @@ def _fitted_to_codes(
         new.fitted = LevelsFit(dict(zip(old.sites, found, strict=True)))
     built: nn.Module = new
     return built
+
+
+def _digest(session: Session, around: Around | None, checkpoints: PriorCheckpoints) -> str | None:
+    """A digest of the rows, if there are checkpoints that it is compared with; None of an iterable."""
+    if checkpoints.folder is None:
+        return None
+    return digest_of_rows(session.batches) if around is None else digest([around.pictures])
+
+
+def _facts(
+    session: Session,
+    levels: Sequence[CodeLevel],
+    priors: Sequence[Any],
+    steps: CodeSteps,
+    draws: int,
+) -> dict[str, Any]:
+    """What must be the same when a call is resumed, besides the rows."""
+    shapes = [
+        [f"{level.site}.{name}" if len(levels) > 1 else name, list(value.shape)]
+        for level in levels
+        for name, value in level.prior.state_dict().items()
+    ]
+    return {
+        "prior": [repr(recipe_of(prior) or type(prior).__name__) for prior in priors],
+        "num_draws": draws,
+        "batch_size": steps.batch_size,
+        "learning_rate": steps.learning_rate,
+        "programs": programs_of(session.pair),
+        "frozen": digest([tensor for _, tensor in sorted(session.pair.state().items())]),
+        "parameters": shapes,
+    }
 
 
 def _built(session: Session, prior: Any, kind: _Kind, context: Any) -> nn.Module:

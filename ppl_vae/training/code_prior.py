@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ppl_vae.runtime import progress_bar
 from ppl_vae.stats import Estimate, Result
 from ppl_vae.training.errors import DivergenceError
+from ppl_vae.training.prior_checkpoints import Learned, PriorCheckpoints
 
 HELD_OUT = 10
 """One row of so many is held out, if no validation rows are given."""
@@ -36,6 +38,7 @@ class PriorFit(Result):
         history: A dict for each epoch: `epoch`, the `rate` of the training rows while they were trained on,
             with dropout, and the `validation_rate`. Empty if there were none.
         best_epoch: The epoch whose weights are kept; 0 are those at the start.
+        seconds: What the epochs took, with those before a call was resumed.
     """
 
     prior: str
@@ -43,6 +46,7 @@ class PriorFit(Result):
     validation_rate: Estimate | None
     history: list[dict[str, float]]
     best_epoch: int
+    seconds: float = 0.0
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result.lines`."""
@@ -230,6 +234,7 @@ def fit_codes(
     steps: CodeSteps,
     device: torch.device,
     progress: bool | None,
+    checkpoints: PriorCheckpoints,
 ) -> list[PriorFit]:
     """Fits priors to codes, in place.
 
@@ -239,9 +244,10 @@ def fit_codes(
         steps: How those learn that have no closed form.
         device: Where they are.
         progress: Whether to show a progress bar; None shows one on a terminal.
+        checkpoints: What writes and restores the state after an epoch.
 
     Raises:
-        ValueError: There is nothing to hold out.
+        ValueError: There is nothing to hold out, or an earlier level had not ended.
         DivergenceError: The rate became NaN or infinite.
     """
     if levels[0].held_out is None and not all(level.counts for level in levels):
@@ -251,30 +257,38 @@ def fit_codes(
             for level in levels
         ]
     with pyro.validation_enabled(False):  # NaN is told below, in fewer words
-        return [_fit(level, len(levels) > 1, steps, device, progress) for level in levels]
+        named = len(levels) > 1
+        return [_fit(level, named, steps, device, progress, checkpoints) for level in levels]
 
 
 def _fit(
-    level: CodeLevel, named: bool, steps: CodeSteps, device: torch.device, progress: bool | None
+    level: CodeLevel,
+    named: bool,
+    steps: CodeSteps,
+    device: torch.device,
+    progress: bool | None,
+    checkpoints: PriorCheckpoints,
 ) -> PriorFit:
     at_once = AT_ONCE * steps.batch_size
     prior: Any = level.prior
     codes = level.codes.drawn()
     held_out = None if level.held_out is None else level.held_out.drawn()
-    history: list[dict[str, float]] = []
-    best = 0
+    learned: Learned | None = None
     if level.counts:
         (given,) = codes.batches(len(codes), None, device)
         prior.fit_to_codes(*given)
     else:
         assert held_out is not None
         title = f"refit_prior, {level.site}" if named else "refit_prior"
-        history, best = _train(prior, codes, held_out, steps, device, title, progress)
+        learned = _train(prior, codes, held_out, steps, device, title, progress, checkpoints)
     rate = Estimate(_rates(prior, codes, at_once, device))
     of_held_out = None
     if held_out is not None:
         of_held_out = Estimate(_rates(prior, held_out, at_once, device))
-    return PriorFit(level.name, rate, of_held_out, history, best)
+    if learned is None:
+        return PriorFit(level.name, rate, of_held_out, [], 0)
+    of_epochs = (learned.history, learned.best, learned.seconds)
+    return PriorFit(level.name, rate, of_held_out, *of_epochs)
 
 
 def _split(n: int) -> tuple[Tensor, Tensor]:
@@ -301,30 +315,35 @@ def _train(
     device: torch.device,
     title: str,
     progress: bool | None,
-) -> tuple[list[dict[str, float]], int]:
-    """Minimizes -log p(z) by Adam, and keeps the weights with the least held-out rate.
-
-    Returns:
-        The rates of each epoch, and the number of the best one.
-    """
+    checkpoints: PriorCheckpoints,
+) -> Learned:
+    """Minimizes -log p(z) by Adam, and keeps the weights with the least held-out rate."""
     at_once = AT_ONCE * steps.batch_size
     optimizer = torch.optim.Adam(prior.parameters(), lr=steps.learning_rate)
-    least, best = float(_rates(prior, held_out, at_once, device).mean()), 0
-    kept = copy.deepcopy(prior.state_dict())
-    history: list[dict[str, float]] = []
+    limits = (steps.max_epochs, steps.patience)
+    learned = checkpoints.restore(prior, optimizer, *limits)
+    if learned is None:
+        least = float(_rates(prior, held_out, at_once, device).mean())
+        learned = Learned([], 0, least, copy.deepcopy(prior.state_dict()))
     with progress_bar(steps.max_epochs, title, "epoch", progress) as bar:
-        for epoch in range(1, steps.max_epochs + 1):
+        bar.update(len(learned.history))
+        while not learned.has_stopped(*limits):
+            begun = time.monotonic()
+            epoch = len(learned.history) + 1
             rate = _epoch(prior, codes, optimizer, steps, device, epoch)
             found = float(_rates(prior, held_out, at_once, device).mean())
-            history.append({"epoch": epoch, "rate": rate, "validation_rate": found})
+            learned.history.append({"epoch": epoch, "rate": rate, "validation_rate": found})
             bar.set_postfix(rate=f"{rate:.3f}", validation_rate=f"{found:.3f}")
             bar.update(1)
-            if found < least:
-                least, best, kept = found, epoch, copy.deepcopy(prior.state_dict())
-            elif epoch - best >= steps.patience:
-                break
-    prior.load_state_dict(kept)
-    return history, best
+            if found < learned.least:
+                learned.least, learned.best = found, epoch
+                learned.kept = copy.deepcopy(prior.state_dict())
+            learned.seconds += time.monotonic() - begun
+            ended = learned.has_stopped(*limits)
+            checkpoints.save(prior, optimizer, learned, at_once=ended)
+    checkpoints.end(learned)
+    prior.load_state_dict(learned.kept)
+    return learned
 
 
 def _epoch(
