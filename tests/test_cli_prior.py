@@ -135,7 +135,7 @@ def test_other_commands_take_it(
 
 
 def test_levels_of_rows_with_labels(place: Path, tmp_path: Path) -> None:
-    """Train, refit the priors of both levels, and draw rows of wanted labels."""
+    """A training, new priors of both levels, and rows of wanted labels."""
     first, run, output = tmp_path / "first", tmp_path / "run", tmp_path / "drawn.npz"
     pyramid = ("--model.network.channels", "6", "--model.network.halvings", "[1,1]")
     options = ("--labels", "true", *pyramid, "--model.network.blocks", "0", "--max_epochs", "2")
