@@ -83,9 +83,9 @@ class LevelsDecoder(Rebuildable, nn.Module, ABC):
                 f"{name} must be a list with one for each level, got {quantizers!r:.80}: write "
                 "[VectorQuantizer(), ...]"
             )
-        given: list[Quantizer] = [VectorQuantizer() for _ in self.grids]
-        if quantizers is not None:
-            given = list(quantizers)
+        given: list[Quantizer] = [*(quantizers or [])]
+        if quantizers is None:
+            given = [VectorQuantizer() for _ in self.grids]
         if len(given) != levels:
             raise ValueError(
                 f"{name} must be one for each of the {levels} levels of the network, got {len(given)}"
