@@ -409,6 +409,39 @@ def test_a_training_moves_all_that_reads_the_label() -> None:
     assert any("of_row" in name for name in before)
 
 
+class Shares(CodePrior):
+    """A prior of one's own, which does not say what it was built with: shares of codes for each thing told."""
+
+    def build_codes(self, positions: Any, codes: int, context: Context | None = None) -> nn.Module:
+        assert context is not None
+        return _Shares(tuple(positions), codes, context)
+
+
+class _Shares(nn.Module):
+    def __init__(self, positions: tuple[int, ...], codes: int, told: Context) -> None:
+        super().__init__()
+        self.told, self.positions = told, positions
+        self.logits = nn.Linear(told.size, codes)
+
+    def forward(self, c: Tensor) -> Any:
+        told = self.told(c).to(self.logits.weight.dtype)
+        logits = self.logits(told).unsqueeze(-2).unsqueeze(-2)
+        shape = (*logits.shape[:-3], *self.positions, logits.shape[-1])
+        return dist.Categorical(logits=logits.expand(shape)).to_event(2)
+
+
+def test_a_prior_of_ones_own_is_replaced_by_another(fitted: Any) -> None:
+    data, options = planted(200), {"max_epochs": 2, "seed": 0}
+    new = refit_prior(fitted, reader, data, Shares(), **options)  # type: ignore[arg-type]
+    assert new.prior.fitted.rate.mean > fitted.prior.fitted.rate.mean
+    again = refit_prior(new, reader, data, IndependentCodes(), seed=0)
+    x, c = data
+    for label in range(3):
+        counts = nn.functional.one_hot(x[c == label, 0].long(), 3).sum(0) + 0.5
+        p = again.prior.given(c=torch.tensor(label)).base_dist.probs
+        assert torch.allclose(p.flatten(), (counts / counts.sum()).double(), atol=1e-6)
+
+
 # -- what is wrong ---------------------------------------------------------------------------------
 
 X, Y = rows(20)
