@@ -197,8 +197,13 @@ class HierarchicalQuantizingEncoder(Rebuildable, nn.Module):
         """The code of each vector, `(n, *grid)`, for each level from the lowest, of data `(n, *data_shape)`."""
         return tuple(z for _, z in reversed(list(self._levels(x))))
 
-    def forward(self, x: Tensor) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`."""
+    def forward(self, x: Tensor, c: Tensor | None = None) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`.
+
+        Args:
+            x: The rows.
+            c: What they come with, for a `ConditionalVQVAE2`: its priors see it, not this guide.
+        """
         with pyro.plate("data", x.shape[0], dim=-1):
             level = len(self._quantizers)
             for vectors, z in self._levels(x):

@@ -15,6 +15,7 @@
 | `VQVAE` | a grid of codes; any prior of codes | |
 | `VQVAE2` | grids of codes, each coarser than the one below | |
 | `ConditionalVQVAE` | a grid of codes, whose prior sees the label or attributes of the row | |
+| `ConditionalVQVAE2` | grids of codes, whose priors see the label or attributes of the row | |
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 | `IndependentSegments`, `ScanLineSegments` | a segment per pixel of a gray picture | evidence, posterior |

@@ -1,5 +1,6 @@
 from . import colorization as colorization, priors as priors
 from .codes.conditional_vqvae import ConditionalVQVAE as ConditionalVQVAE
+from .codes.conditional_vqvae2 import ConditionalVQVAE2 as ConditionalVQVAE2
 from .codes.vqvae import VQVAE as VQVAE
 from .codes.vqvae2 import VQVAE2 as VQVAE2
 from .colorization.colors import (

@@ -59,6 +59,7 @@ from ppl_vae.models import (
     CategoricalHMM,
     ConditionalVAE,
     ConditionalVQVAE,
+    ConditionalVQVAE2,
     DiagonalNormal,
     FactorAnalysis,
     FlowPrior,
@@ -487,6 +488,18 @@ PAIRS: dict[str, MakePair] = {
         ),
         lambda model, x: HierarchicalQuantizingEncoder(model, PYRAMID),
     ),
+    "ConditionalVQVAE2": pair(
+        lambda: ConditionalVQVAE2(
+            SHAPE,
+            [VectorQuantizer(5, 3), VectorQuantizer(4, 2, Gradient())],
+            PYRAMID,
+            likelihoods.Gaussian(0.5),
+            [CODE_PRIORS["PixelCNNPrior"], CODE_PRIORS["IndependentCodes"]],
+            Labels(3),
+        ),
+        lambda model, x: HierarchicalQuantizingEncoder(model, PYRAMID),
+        with_labels,
+    ),
     "VQVAE-patches": quantized("VectorQuantizer", "patches"),
     "VQVAE-drawn": quantized("VectorQuantizer-Gradient", "Slots", temperature=1.0),
     "Hierarchical-BottomUp": pair(
@@ -509,7 +522,10 @@ SEGMENTED = (
     "PottsSegments-SegmentationEncoder",
     "PottsSegments-StructuredMeanField",
 )
-CHOSEN = ("ConditionalVQVAE", "VQVAE2", *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)))
+CHOSEN = (
+    *("ConditionalVQVAE", "VQVAE2", "ConditionalVQVAE2"),
+    *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)),
+)
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
     "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),

@@ -135,6 +135,30 @@ def test_other_commands_take_it(
     assert f"which continues it: ppl-vae refit-prior --resume {run}" in capsys.readouterr().err
 
 
+def test_levels_of_rows_with_labels(place: Path, tmp_path: Path) -> None:
+    """A training, new priors of both levels, and rows of wanted labels."""
+    first, run, output = tmp_path / "first", tmp_path / "run", tmp_path / "drawn.npz"
+    pyramid = ("--model.network.channels", "6", "--model.network.halvings", "[1,1]")
+    options = ("--labels", "true", *pyramid, "--model.network.blocks", "0", "--max_epochs", "2")
+    where = ("--data", str(place / "rows.npz"), "--run_dir", str(first), *QUICK)
+    assert main(["train", "--model", "ConditionalVQVAE2", *options, *where]) == 0
+    prior = ("--prior", "PixelCNNPrior", "--prior.channels", "4", "--prior.layers", "1")
+    assert refit_prior(first, run, *prior, *STEPS) == 0
+    loaded: Any = load_run(run)
+    assert type(loaded.guide).__name__ == "HierarchicalQuantizingEncoder"
+    assert loaded.model.context.classes == 3
+    assert [type(each).__name__ for each in loaded.model.prior] == ["_PixelCNN"] * 2
+    found = json.loads((run / "fit.json").read_text())
+    assert [*found["levels"]] == ["z1", "z2"]
+    assert found["elbo_after"]["mean"] > found["elbo_before"]["mean"]
+    drawn = ("--num", "5", "--label", "2,0", "--output", str(output))
+    assert main(["sample", str(run), *drawn]) == 0
+    with np.load(output) as arrays:
+        assert arrays["label"].tolist() == [2, 0, 2, 0, 2]
+        assert arrays["x"].shape == (5, 1, 4, 4)
+        assert arrays["z"].shape == (5, 5)  # one code above, and 2 x 2
+
+
 def test_whether_the_fit_of_the_prior_had_ended(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,8 +36,8 @@ class CodePrior(ABC):
             positions: Shape of z of a row.
             codes: Number K of values of each code.
             context: What rows come with, such as `Labels(10)`; `CodesAbove(...)` if z is one of several levels,
-                and those above are given; None if they come alone. If `context.on_grid(channels, size)` is a
-                module, it gives numbers for each position.
+                and those above are given, beside what rows come with, its own `context`; None if they come
+                alone. If `context.on_grid(channels, size)` is a module, it gives numbers for each position.
 
         Returns:
             A module whose `forward()` returns a distribution of batch shape `()` and event shape `positions`
@@ -57,7 +57,7 @@ def require_context(prior: str, context: Context | None, c: Tensor | None) -> No
     if context is None and c is not None:
         raise TypeError(
             f"{prior} is p(z), built without a context, but is given labels or attributes: build it for a "
-            "ConditionalVQVAE, or call prior()"
+            "ConditionalVQVAE or ConditionalVQVAE2, or call prior()"
         )
     if context is not None and c is None:
         raise TypeError(
@@ -105,7 +105,7 @@ class IndependentCodes(CodePrior):
 
     `refit_prior` sets it in closed form, by counts; trained with the model, it follows the gradient. With
     `Labels` as the context, p(z | c) has such a table for each label. Codes of coarser grids, as in a `VQVAE2`,
-    it ignores: the levels are independent then.
+    it ignores: the levels are independent then, in a `ConditionalVQVAE2` given the label.
 
     Args:
         pseudocount: What `refit_prior` adds to each count, so that no code costs infinitely much.
@@ -131,12 +131,13 @@ class IndependentCodes(CodePrior):
         self, positions: Sequence[int], codes: int, context: Context | None = None
     ) -> nn.Module:
         """See `CodePrior.build_codes`."""
-        if not (context is None or isinstance(context, Labels | CodesAbove)):
+        of_row = context.context if isinstance(context, CodesAbove) else context
+        if not (of_row is None or isinstance(of_row, Labels)):
             raise TypeError(
-                f"IndependentCodes counts the codes of each label, but rows come with {context}: choose "
+                f"IndependentCodes counts the codes of each label, but rows come with {of_row}: choose "
                 "PixelCNNPrior() or TransformerPrior(), which read numbers"
             )
-        classes = context.classes if isinstance(context, Labels) else 1
+        classes = 1 if of_row is None else of_row.classes
         require_room(self, "choose fewer codes", classes, *positions, codes)
         return _CodesByPosition(tuple(positions), codes, self.pseudocount, context)
 
@@ -147,20 +148,23 @@ class _CodesByPosition(nn.Module):
         positions: tuple[int, ...],
         codes: int,
         pseudocount: float,
-        context: Labels | CodesAbove | None,
+        context: Context | None,
     ) -> None:
         super().__init__()
         self.pseudocount = pseudocount
         self.context = context
         self.event_dim = len(positions)
-        of_labels = (context.classes,) if isinstance(context, Labels) else ()
+        labels = context.context if isinstance(context, CodesAbove) else context
+        self.labels = labels if isinstance(labels, Labels) else None
+        of_labels = () if self.labels is None else (self.labels.classes,)
         self.logits = nn.Parameter(torch.zeros(*of_labels, *positions, codes))
 
     def forward(self, c: Tensor | None = None) -> dist.TorchDistribution:
         require_context("IndependentCodes", self.context, c)
         logits: Tensor = self.logits
-        if c is not None and isinstance(self.context, Labels):
-            logits = logits[c.long()]
+        label = None if c is None else self._label(c)
+        if label is not None:
+            logits = logits[label.long()]
         elif c is not None and self.context is not None:
             logits = logits.expand(*self.context(c).shape[:-1], *logits.shape)
         p: dist.TorchDistribution = dist.Categorical(logits=logits).to_event(self.event_dim)
@@ -171,13 +175,20 @@ class _CodesByPosition(nn.Module):
         """Sets the probabilities to the shares among codes `(n, *positions)`, of each label `(n,)` if any."""
         require_context("IndependentCodes", self.context, c)
         counts = torch.full_like(self.logits, self.pseudocount)
-        if c is None or not isinstance(self.context, Labels):
+        label = None if c is None else self._label(c)
+        if label is None or self.labels is None:
             self._count(z, counts)
         else:
-            require_one_each(self, self.context, c, len(z))
-            for label, of_label in enumerate(counts):
-                self._count(z[c == label], of_label)
+            require_one_each(self, self.labels, label, len(z))
+            for value, of_label in enumerate(counts):
+                self._count(z[label == value], of_label)
         self.logits.copy_((counts / counts.sum(-1, keepdim=True)).log())
+
+    def _label(self, c: Tensor) -> Tensor | None:
+        """The label of each row, if there are labels: codes above are ignored."""
+        if self.labels is None or not isinstance(self.context, CodesAbove):
+            return None if self.labels is None else c
+        return self.context.apart(c)[1]
 
     def _count(self, z: Tensor, counts: Tensor) -> None:
         """Adds how often each code is at each position to counts `(*positions, K)`."""

@@ -319,7 +319,8 @@ def _model_with_prior(run: Run) -> torch.nn.Module:
         return run.model
     raise UsageError(
         f"{run.path} is a run of {name}, which has no prior that could be replaced: refit-prior takes runs of "
-        "models with an argument `prior`, such as VAE, ConditionalVAE, VQVAE, ConditionalVQVAE and VQVAE2"
+        "models with an argument `prior`, such as VAE, ConditionalVAE, VQVAE, ConditionalVQVAE, VQVAE2 and "
+        "ConditionalVQVAE2"
     )
 
 

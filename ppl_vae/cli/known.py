@@ -48,6 +48,7 @@ SUITED = {
     "VQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
     "ConditionalVQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
     "VQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
+    "ConditionalVQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
     "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
 """The default classes of other roles for models, or colors of models, that those above do not suit."""

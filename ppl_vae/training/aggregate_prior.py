@@ -88,8 +88,8 @@ def refit_prior(
     a row, until that of held-out rows has not fallen for `patience` epochs, and the weights of the best epoch
     are kept: such priors overfit. Where rows come with labels or attributes, as those of a `ConditionalVQVAE`,
     it is p(z | c) that is fitted. Of codes on several grids, as those of a `VQVAE2`, it is the prior of each,
-    given those above ("Generating Diverse High-Fidelity Images with VQ-VAE-2", arXiv:1906.00446).
-    `refitted.prior.fitted`, a `PriorFit` or a `LevelsFit`, says what was found.
+    given those above, and c in a `ConditionalVQVAE2` ("Generating Diverse High-Fidelity Images with VQ-VAE-2",
+    arXiv:1906.00446). `refitted.prior.fitted`, a `PriorFit` or a `LevelsFit`, says what was found.
 
     Args:
         model: The model; its `model.prior` is the module whose `forward()` is p(z).
@@ -326,20 +326,18 @@ def _fitted_to_codes(
 ) -> nn.Module:
     """A prior of codes, fitted to those of the rows; of several sites, each is given those that follow it."""
     several = hasattr(old, "sites")
-    # The prior that is replaced knows what it is called with.
-    contexts = [
-        getattr(each, "context", None if several else getattr(session.pair.model, "context", None))
-        for each in (old if several else [old])
-    ]
+    # What is replaced knows what it is called with.
+    of_model = getattr(session.pair.model, "context", None)
+    contexts = old.contexts if several else [getattr(old, "context", of_model)]
     draws = 1 if all(kind.certain for kind in kinds) else num_draws
-    codes = _codes(session, kinds, contexts, draws, several, around)
+    codes = _codes(session, kinds, contexts[-1], draws, old, around)
     held_out: list[Codes] | list[None] = [None] * len(kinds)
     rows = {"data": _digest(session, around, checkpoints)}
     if validation is not None:
         model, guide, x = validation
         x, around = middle_of(model, guide, x)
         with opened(model, guide, x, progress=session.progress) as others:
-            held_out = _codes(others, kinds, contexts, draws, several, around)
+            held_out = _codes(others, kinds, contexts[-1], draws, old, around)
             rows["validation"] = _digest(others, around, checkpoints)
     levels = [
         CodeLevel(
@@ -357,7 +355,7 @@ def _fitted_to_codes(
         new = level.prior
         new.fitted = fitted
     if several:
-        new = type(old)([level.prior for level in levels], old.sites)
+        new = type(old)([level.prior for level in levels], old.sites, contexts)
         new.fitted = LevelsFit(dict(zip(old.sites, found, strict=True)))
     built: nn.Module = new
     return built
@@ -413,9 +411,9 @@ def _built(session: Session, prior: Any, kind: _Kind, context: Any) -> nn.Module
 def _codes(
     session: Session,
     kinds: Sequence[_Kind],
-    contexts: Sequence[Any],
+    context: Any,
     num_draws: int,
-    several: bool,
+    old: Any,
     around: Around | None,
 ) -> list[Codes]:
     """Draws from each row's q(z | x) of each site, and what they are given: what rows come with, or codes."""
@@ -433,16 +431,16 @@ def _codes(
             begin = rows.stop
         for kind, of_kind in zip(kinds, z, strict=True):
             of_kind.append(latents[kind.site].transpose(0, 1).to(torch.int32).cpu())
-        if not several and contexts[0] is not None:
+        if context is not None:
             beside.append(tensors_of(chunk)[1].cpu())
     drawn = [torch.cat(of_kind) for of_kind in z]
+    c: Tensor | None = None
     if beside:
         c = torch.cat(beside).unsqueeze(1)
-        return [Codes(drawn[0], c.expand(-1, num_draws, *c.shape[2:]))]
-    return [
-        Codes(own, None if context is None else context.joined(*drawn[i + 1 :]))
-        for i, (own, context) in enumerate(zip(drawn, contexts, strict=True))
-    ]
+        c = c.expand(-1, num_draws, *c.shape[2:])
+    if not hasattr(old, "sites"):
+        return [Codes(drawn[0], c)]
+    return [Codes(own, old.joined(i, drawn[i + 1 :], c)) for i, own in enumerate(drawn)]
 
 
 def _posteriors(session: Session, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
