@@ -45,7 +45,7 @@ from ppl_vae.cli.setup import load_rows
 from ppl_vae.diagnosis import Gaps, inference_gaps
 from ppl_vae.runs import Run, checkpoint_files, load_run, read_config, save_run
 from ppl_vae.runtime import CorruptFileError, own_folder, read_tensors, replacing
-from ppl_vae.training import checkpoints
+from ppl_vae.training import checkpoints, prior_checkpoints
 
 OPTIONS = (
     *("--max_rows", "30", "--num_samples", "5", "--batch_size", "15"),
@@ -87,7 +87,10 @@ def contents(run: Path) -> Contents:
                 found[name] = [{**row, "seconds": ""} for row in csv.DictReader(lines)]
         elif file.suffix == ".nc" and h5py.is_hdf5(file):
             found[name] = _draws(file)
-        elif name == "config.yaml":  # that of a refit names the run that it was begun with
+        elif name in (
+            "config.yaml",
+            "diagnosis.json",
+        ):  # which may name the run, or what it is made of
             found[name] = file.read_bytes().replace(bytes(run.parent.resolve()), b"")
         elif name == "weights.safetensors":
             found[name] = _bits(file)
@@ -151,6 +154,7 @@ def fast() -> Iterator[None]:
     """Checkpoints after every step; pictures of two bytes, and no posterior.nc."""
     with (
         patch.object(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0)),
+        patch.object(prior_checkpoints, "CHECKPOINT_SECONDS", -1.0),
         patch("ppl_vae.cli.finish.draw_run", _two_pictures),
         patch("ppl_vae.cli.finish.to_arviz", return_value=None),
     ):
@@ -215,6 +219,21 @@ _NEW, _OVER = _train("--seed", "1"), _train("--seed", "1", "--overwrite")
 def _refit(place: Path) -> tuple[str | Path, ...]:
     source = place / "source"
     return ("refit", source, "--run_dir", place / "run", *EPOCHS, "--guide", "LowRank", "--quiet")
+
+
+_CODES = (
+    *("train", "--model", "VQVAE", "--model.quantizer.codes", "4", "--model.quantizer.dim", "2"),
+    *("--model.network", "ConvolutionalGrid", "--model.network.channels", "4"),
+    *("--model.network.halvings", "1", "--model.network.blocks", "0", "--max_rows", "30"),
+    *("--num_samples", "5", "--batch_size", "15", "--compile", "false", "--quiet"),
+    *("--max_epochs", "1", "--seed", "1"),
+)
+
+
+def _prior(place: Path) -> tuple[str | Path, ...]:
+    small = ("--prior.channels", "4", "--prior.layers", "1", "--num_samples", "5", "--quiet")
+    steps = (*EPOCHS, "--batch_size", "15")
+    return ("refit-prior", place / "source", "--run_dir", place / "run", *small, *steps)
 
 
 def _em(place: Path) -> tuple[str | Path, ...]:
@@ -385,6 +404,7 @@ class Workplace:
         source = folder / "finished" / "source"
         must("train", "--run_dir", source, *OPTIONS, "--max_epochs", "1", "--seed", "1")
         shutil.copytree(source, folder / "nothing" / "source")
+        must(*_CODES, "--run_dir", folder / "codes" / "source")
 
     @cached_property
     def gaps(self) -> Gaps:
@@ -415,6 +435,12 @@ class Workplace:
             "train --overwrite": Scenario(of(_OVER), _check_overwritten, before="finished"),
             "train --resume": Scenario(of(_longer), _check_longer, of(_longer), "finished"),
             "refit": Scenario(of(_refit), _check_new("refit", _refit), _go_on("refit", _refit)),
+            "refit-prior": Scenario(
+                of(_prior),
+                _check_new("refit-prior", _prior),
+                _go_on("refit-prior", _prior),
+                before="codes",
+            ),
             "em": Scenario(of(_em), _check_new("em", _em), _go_on("em", _em)),
             "save_run": Scenario(_save_again, _check_saved, before="finished"),
             "evaluate": Scenario(

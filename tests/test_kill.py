@@ -89,7 +89,8 @@ def test_a_new_run_is_killed_while_its_first_file_is_written(
 
 
 @pytest.mark.parametrize(
-    "scenario", ["train", "train --overwrite", "train --resume", "refit", "evaluate"]
+    "scenario",
+    ["train", "train --overwrite", "train --resume", "refit", "refit-prior", "evaluate"],
 )
 def test_random_moments(scenario: str, killer: Callable[[str], Killer]) -> None:
     seed = int(time.time())  # others each time: none of them may matter
