@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae import fit, refit_prior
 from ppl_vae.codes import FSQ, RandomStart, VectorQuantizer
@@ -18,12 +18,14 @@ from ppl_vae.models import (
     VAE,
     VQVAE,
     VQVAE2,
+    ConditionalVQVAE,
     DiagonalNormal,
     IndependentCodes,
     PixelCNNPrior,
     TransformerPrior,
 )
-from ppl_vae.networks import MLP, GridPyramid, Slots
+from ppl_vae.models.priors import CodePrior
+from ppl_vae.networks import MLP, ConvolutionalGrid, GridPyramid, Labels, Slots
 from ppl_vae.runs import RunFolder
 from ppl_vae.training import code_prior, prior_checkpoints
 
@@ -32,6 +34,16 @@ PRIOR = PixelCNNPrior(channels=4, layers=1, dropout=0.3)
 HOW: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-2, "progress": False}
 
 Pair = tuple[Any, Any]
+
+
+class Own(CodePrior):
+    """A prior of one's own, which says nothing of how it was built."""
+
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
+    def build_codes(self, *arguments: Any) -> nn.Module:
+        return PRIOR.build_codes(*arguments)
 
 
 def drawn() -> Pair:
@@ -177,8 +189,9 @@ def test_what_is_resumed_must_be_the_same(tmp_path: Path) -> None:
     for given, options, message in (
         ((*pair, 1 - X, PRIOR), {}, "rows of x are other rows"),
         ((*others, X, PRIOR), {}, "the model that is kept has other weights"),
-        ((*pair, X, other_prior), {}, "prior = .*dropout"),
-        ((*pair, X, PixelCNNPrior(channels=5, layers=1)), {}, "parameter .* now it is"),
+        ((*pair, X, other_prior), {}, "prior.z.dropout = 0.3, now it is 0.2"),
+        ((*pair, X, Own(2)), {}, "prior.z.class = PixelCNNPrior, now it is Own"),
+        ((*pair, X, PixelCNNPrior(channels=5, layers=1)), {}, "prior.z.channels = 4, now it is 5"),
         ((*pair, X, PRIOR), {"seed": 7}, "seed = 0, now it is 7"),
         ((*pair, X, PRIOR), {"learning_rate": 1e-3}, "learning_rate = 0.01, now it is 0.001"),
         ((*pair, X, PRIOR), {"num_draws": 3}, "num_draws = 10, now it is 3"),
@@ -189,6 +202,27 @@ def test_what_is_resumed_must_be_the_same(tmp_path: Path) -> None:
         refit_prior(*pair, X, PRIOR, seed=0, **how)
     found = refit_prior(*pair, X, PRIOR, resume=True, **how)  # nothing was lost
     require_equal(found, refit_prior(*pair, X, PRIOR, seed=0, **(how | {"run_dir": None})))
+
+
+def test_settings_of_a_prior_of_ones_own_are_compared(tmp_path: Path) -> None:
+    pair = drawn()
+    how: dict[str, Any] = {**HOW, "max_epochs": 1, "run_dir": tmp_path}
+    refit_prior(*pair, X, Own(1), seed=0, **how)
+    refit_prior(*pair, X, Own(1), resume=True, **how)
+    with pytest.raises(ValueError, match=r"prior\.z\.scale = 1, now it is 2"):
+        refit_prior(*pair, X, Own(2), resume=True, **how)
+
+
+def test_labels_of_larger_pictures_are_compared(tmp_path: Path) -> None:
+    network = ConvolutionalGrid(channels=4, halvings=1, blocks=0)
+    model = ConditionalVQVAE((1, 8, 8), FSQ((2, 2)), network, context=Labels(3))
+    guide = QuantizingEncoder(model, network)
+    x, c = torch.bernoulli(torch.rand(20, 1, 16, 16)), torch.arange(20) % 3
+    how: dict[str, Any] = {**HOW, "max_epochs": 1, "run_dir": tmp_path}
+    refit_prior(model, guide, (x, c), PRIOR, seed=0, **how)
+    refit_prior(model, guide, (x, c), PRIOR, resume=True, **how)
+    with pytest.raises(ValueError, match="rows of x are other rows"):
+        refit_prior(model, guide, (x, (c + 1) % 3), PRIOR, resume=True, **how)
 
 
 def test_what_has_no_epochs_has_no_checkpoints(tmp_path: Path) -> None:

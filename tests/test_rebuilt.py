@@ -85,14 +85,16 @@ def test_what_is_remembered_is_what_was_given() -> None:
 def test_what_was_changed_afterwards_is_remembered(own: Any, tmp_path: Path) -> None:
     """A setting is an attribute: what is saved is what the pair does, not what it did when it was built."""
     network = Slots(4, MLP((8,)))
-    model = VQVAE((1, 8, 8), VectorQuantizer(8, 2), network, Gaussian(0.5))
+    model: Any = VQVAE((1, 8, 8), VectorQuantizer(8, 2), network, Gaussian(0.5))
     guide = QuantizingEncoder(model, network, temperature=2.0)
     guide.temperature = 0.0
     model.likelihood = Gaussian(1.5)
+    model.quantizer.codebook.decay = 0.5  # as `diagnose` advises where codes lag
     save_run(tmp_path / "run", model, guide)
     saved: Any = load_run(tmp_path / "run")
     assert saved.guide.temperature == 0
     assert saved.model.likelihood.sigma == 1.5
+    assert saved.model.quantizer.codebook.decay == 0.5
     z = torch.zeros(1, 4, dtype=torch.long)
     assert torch.equal(saved.model.decode(z).log_prob(X[:1]), model.decode(z).log_prob(X[:1]))
     kept = own.Small((3,), width=7)

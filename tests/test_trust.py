@@ -69,7 +69,7 @@ ATTACKS: dict[str, Attack] = {
 
 @promise(1, 2)
 @pytest.mark.parametrize(
-    "role", ["model", "guide", "model_guide", "objective", "optimizer", "lr_scheduler"]
+    "role", ["model", "guide", "model_guide", "prior", "objective", "optimizer", "lr_scheduler"]
 )
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_nothing_of_others_is_run_for_a_role(

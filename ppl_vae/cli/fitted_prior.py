@@ -33,7 +33,10 @@ from ppl_vae.pairs import Batch, Batches, Pair, num_rows, transformed
 from ppl_vae.runs import (
     CONFIG,
     MAY_CHANGE,
+    TYPED,
     Run,
+    Trust,
+    UntrustedError,
     build,
     load_run,
     read_history,
@@ -43,6 +46,7 @@ from ppl_vae.runs import (
     write_weights,
 )
 from ppl_vae.runtime import (
+    CorruptFileError,
     as_folder,
     preserve_random_state,
     require_samples,
@@ -116,10 +120,11 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     """Fits a new prior for the pair of a run, which is left as it is; the result is a run of its own."""
     if (given.get("resume") is None) == (given.get("run") is None):
         raise UsageError(
-            "name the RUN whose encoder and decoder are kept, or --resume RUN to continue an interrupted fit"
+            "name either the RUN whose encoder and decoder are kept, or --resume RUN, which continues an "
+            "interrupted fit"
         )
     stages = Stages(bool(given.get("quiet")))
-    options, spec = _options_of(parser, given)
+    options, spec, trust = _options_of(parser, given)
     source = Path(options.run)
     resolve_device(options.device)
     require_samples("num_samples", options.num_samples)
@@ -128,7 +133,7 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
         target = Path(options.run_dir)
         require_apart(target, source, "the run whose encoder and decoder are kept")
         require_free(as_folder(options.run_dir, "run_dir"), overwrite=bool(options.overwrite))
-    prior, spec = _prior_of(spec)
+    prior, spec = _prior_of(spec, trust)
     with stages.stage("data and pair", told=False):
         setup, run = _loaded(source, given, options, spec)
         around, margin = _with_margin(setup, run)
@@ -182,13 +187,17 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
     return 0
 
 
-def _options_of(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Any]:
-    """All options, those that were typed or those of the run that is to go on, and the prior that they name.
+def _options_of(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Any, Trust]:
+    """All options, those that were typed or those of the run that is to go on; the prior that they name.
+
+    Returns:
+        The options, the prior as it was typed or written, and how far it may be trusted.
 
     Raises:
         UsageError: The options do not go together, another command made the run, or it has nothing to go on
             with.
         UntrustedError: The run's config.yaml names what it may not name.
+        CorruptFileError: It does not say how the prior is fitted.
     """
     options = parser.get_defaults()
     if given.get("resume") is None:
@@ -196,28 +205,41 @@ def _options_of(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, An
         spec: Any = {"class_path": DEFAULTS_OF_PRIORS["prior"]}
         if given.get("prior") is not None:
             spec = yaml.safe_load(parser.dump(given.clone(), skip_validation=True))["prior"]
-        return options, spec
+        return options, spec, TYPED
     path = Path(given.resume)
     config = config_of_run("refit-prior", parser, given)
-    trust_of(given, path).check(config)
+    trust = trust_of(given, path)
+    trust.check(config)
     config = checked(path, config)
     how, spec, source = (config.get(name) for name in ("fit_of_prior", "prior", "refit_of"))
-    if not (isinstance(how, Mapping) and spec is not None and isinstance(source, str)):
+    for name, good in (
+        ("fit_of_prior", isinstance(how, Mapping)),
+        ("prior", isinstance(spec, Mapping) and "class_path" in spec),
+        ("refit_of", isinstance(source, str) and "\0" not in source),
+    ):
+        if not good:
+            raise CorruptFileError(
+                path / CONFIG,
+                f"{name} does not say how the prior is fitted: fit it again from the start",
+            )
+    assert isinstance(how, Mapping)
+    if not (Path(str(source)) / CONFIG).exists():
         raise UsageError(
-            f"{path / CONFIG} does not say how the prior is fitted (fit_of_prior, prior, refit_of): fit it "
-            "again from the run of the pair"
+            f"{path / CONFIG} names the run of the pair, refit_of: {source}, but there is no run: if it has "
+            "moved, write its new place there"
         )
-    for name, value in {**how, "run": source}.items():
-        options[name] = value
+    options["run"] = source
+    for name in (*names(PRIOR), "seed"):
+        options[name] = how.get(name, options[name])
     for name in ("num_samples", "device", "data_dir"):
         options[name] = config.get(name, options[name])
     for name in MAY_CHANGE:
         if name in given:
             options[name] = given[name]
-    return options, spec
+    return options, spec, trust
 
 
-def _prior_of(spec: Any) -> tuple[Any, dict[str, Any]]:
+def _prior_of(spec: Any, trust: Trust) -> tuple[Any, dict[str, Any]]:
     """The description of a prior, and the same as plain values.
 
     Raises:
@@ -227,7 +249,9 @@ def _prior_of(spec: Any) -> tuple[Any, dict[str, Any]]:
         spec = {"class_path": spec}
     name = str(spec["class_path"]).rpartition(".")[2]
     try:
-        prior, spec = build(spec)
+        prior, spec = build(spec, role="prior", trust=trust)
+    except UntrustedError:
+        raise
     except (TypeError, ValueError) as error:
         if missing := missing_arguments(error, spec["class_path"]):
             listed = " and ".join(f"--prior.{argument}" for argument in missing)

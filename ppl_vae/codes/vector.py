@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed
@@ -84,6 +86,7 @@ class VectorQuantizer(Quantizer):
         self.cosine = cosine
         self.start = start
         self.codebook = learner.build(random_points(codes, dim))
+        self._learner = learner
         self.register_buffer("recent", torch.full((codes,), math.inf))
         self.register_buffer("steps_left", torch.tensor(start.steps))
         self._starting = start.steps > 0
@@ -93,6 +96,14 @@ class VectorQuantizer(Quantizer):
     def is_starting(self) -> bool:
         """Whether it has not yet begun: until then, steps are not like those that follow, and not recorded."""
         return self._starting
+
+    def changed_arguments(self) -> dict[str, Any]:
+        """The learner with the settings that the codebook has now, for a run that is saved."""
+        if not is_dataclass(self._learner) or isinstance(self._learner, type):
+            return {}
+        now = vars(self.codebook)
+        settings = {f.name: now[f.name] for f in fields(self._learner) if f.name in now}
+        return {"learner": replace(self._learner, **settings)}
 
     def project(self, vectors: Tensor) -> Tensor:
         """The vectors, of length 1 if angles are compared."""

@@ -29,9 +29,10 @@ class Rebuildable:
     """Remembers the arguments of its constructor, of whichever subclass it is.
 
     They are kept as they were when the constructor was called, and no other object is kept alive. Where an
-    attribute of that name holds what was given, and is changed later, it is what the attribute holds then:
-    `guide.temperature = 0`. An argument `model` is left out: a guide is built for the model that is there. If
-    an argument is something else than a `Recipe` holds, such as a tensor, nothing is remembered.
+    attribute of that name held what was given, its value of now counts: `guide.temperature = 0`. So does what
+    a method `changed_arguments()` returns: arguments whose settings a part holds. An argument `model` is left
+    out: a guide is built for the model that is there. If an argument is something else than a `Recipe` holds,
+    such as a tensor, nothing is remembered.
 
     Example:
         >>> class Layer(Rebuildable):
@@ -103,8 +104,10 @@ def recipe_of(built: object) -> Recipe | None:
     if found is None:
         return None
     attributes = _attributes(built)
+    now = {name: attributes[name] for name in found.held if name in attributes}
+    changed: Callable[[], dict[str, Any]] | None = getattr(built, "changed_arguments", None)
     try:
-        now = {name: _told(attributes[name]) for name in found.held if name in attributes}
+        now = {n: _told(v) for n, v in {**now, **(changed() if changed else {})}.items()}
     except _UnknownArgumentError:
         return None
     return replace(found, arguments=found.arguments | now)

@@ -196,12 +196,13 @@ def _diagnosis(content: Content, diagnosis: Mapping[str, Any] | None) -> Markup:
 
 def _unfinished(content: Content) -> list[Markup]:
     """Of a run without weights: that its training has not ended, and how it goes on."""
-    anew = made_by(content.config) == "refit-prior"
-    finishes = "This makes it anew:" if anew else "This finishes it, from its last checkpoint:"
+    again = command_again(content.config, content.run)
+    goes_on = "--resume" in again
+    finishes = "This finishes it, from its last checkpoint:" if goes_on else "This makes it anew:"
     return [
         paragraph("This run is not finished: it has no weights.", kind="headline"),
         paragraph(f"Its training goes on, or was interrupted. {finishes}"),
-        to_type(command_again(content.config, content.run)),
+        to_type(again),
     ]
 
 

@@ -150,8 +150,8 @@ def _fits(value: Tensor, leaf: Tensor, one: bool) -> bool:
 MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolerance")
 """Options that do not change the steps of a training."""
 
-_OF_THE_PLACE = ("versions", "data_dir", "download", "device", "tensorboard", "trust")
-"""Entries of config.yaml that say where a training runs."""
+_OF_THE_PLACE = ("versions", "data_dir", "download", "device", "tensorboard", "trust", "refit_of")
+"""Entries of config.yaml that say where a training runs, and where what it is made of is."""
 
 _DIGESTS = {
     "data": "the rows of x are other rows, or their values have changed",

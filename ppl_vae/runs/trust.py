@@ -53,6 +53,7 @@ _ROLES = {
     "model": _Role(("ppl_vae.models", _MODULE), "torch.nn.Module", "a model"),
     "guide": _Role(("ppl_vae.guides", _MODULE), "torch.nn.Module", "a guide"),
     "model_guide": _Role(("ppl_vae.guides", _MODULE), "torch.nn.Module", "a guide"),
+    "prior": _Role(("ppl_vae.models",), "builtins.object", "a prior"),
     "objective": _Role(
         ("ppl_vae.objectives",), "ppl_vae.objectives.Objective", "a subclass of Objective"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.networks import recipe_of, told_instead
+from ppl_vae.networks import Recipe, recipe_of, told_instead
 from ppl_vae.pairs import (
     DataArguments,
     DataLike,
@@ -111,11 +112,12 @@ def refit_prior(
         batch_size: Rows per step.
         learning_rate: Of Adam.
         seed: Seed for draws and starts; None draws from torch's global generator.
-        run_dir: For priors of codes that learn by steps: folder for `checkpoints/`; None keeps everything in
-            memory. With a `RunFolder`, a run takes the place of another once its first epoch is saved.
+        run_dir: For priors of codes: folder for `checkpoints/`; None keeps everything in memory. A prior that
+            is counted writes none. With a `RunFolder`, a run takes the place of another once its first epoch is
+            saved.
         resume: Go on from the newest good checkpoint in `run_dir`, with the seed of the call that was begun
-            there (another `seed` is refused). The result has the same bits as without the interruption. A
-            larger `max_epochs` or `patience` takes it further; all else must be the same.
+            there (another `seed` is refused). The result has the same bits as without the interruption. With
+            codes on one grid, a larger `max_epochs` or `patience` takes it further; all else must be the same.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
@@ -126,7 +128,7 @@ def refit_prior(
             not, or the reverse.
         ValueError: The guide does not sample one vector per row, `num_draws` is less than 2, an option is out
             of its range, there is no row to hold out, or there is not one prior for each grid. A `run_dir` is
-            given for a prior without steps, or a resumed call has other options, rows or weights.
+            given for a prior of vectors, or a resumed call has other options, rows or weights.
         PairError: As from `evaluate`.
         DivergenceError: The rate became NaN or infinite.
         FileExistsError: `run_dir` holds checkpoints or metrics and `resume` is False.
@@ -365,7 +367,9 @@ def _digest(session: Session, around: Around | None, checkpoints: PriorCheckpoin
     """A digest of the rows, if there are checkpoints that it is compared with; None of an iterable."""
     if checkpoints.folder is None:
         return None
-    return digest_of_rows(session.batches) if around is None else digest([around.pictures])
+    if around is None:
+        return digest_of_rows(session.batches)
+    return digest([around.pictures, *tensors_of(session.batches.rows)])
 
 
 def _facts(
@@ -382,7 +386,9 @@ def _facts(
         for name, value in level.prior.state_dict().items()
     ]
     return {
-        "prior": [repr(recipe_of(prior) or type(prior).__name__) for prior in priors],
+        "prior": {
+            level.site: _settings(prior) for level, prior in zip(levels, priors, strict=True)
+        },
         "num_draws": draws,
         "batch_size": steps.batch_size,
         "learning_rate": steps.learning_rate,
@@ -390,6 +396,24 @@ def _facts(
         "frozen": digest([tensor for _, tensor in sorted(session.pair.state().items())]),
         "parameters": shapes,
     }
+
+
+def _settings(value: Any) -> Any:
+    """What something was set to, as plain values that are the same in another process."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_settings(each) for each in value]
+    if isinstance(value, type) or inspect.isroutine(value):
+        return value.__qualname__
+    recipe = value if isinstance(value, Recipe) else recipe_of(value)
+    kind = type(value) if recipe is None else recipe.kind
+    parts = getattr(value, "__dict__", {}) if recipe is None else recipe.arguments
+    plain = {n: v for n, v in parts.items() if recipe or v is None or isinstance(v, _PLAIN)}
+    return {"class": kind.__qualname__, **{name: _settings(each) for name, each in plain.items()}}
+
+
+_PLAIN = (bool, int, float, str)
 
 
 def _built(session: Session, prior: Any, kind: _Kind, context: Any) -> nn.Module:

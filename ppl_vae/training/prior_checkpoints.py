@@ -122,7 +122,8 @@ class PriorCheckpoints:
                 raise ValueError(
                     f"max_epochs={max_epochs} and patience={patience} would have taken the prior of a lower "
                     f"level further, which has ended after {len(learned.history)} epochs: priors of several "
-                    "levels go on with the numbers that they were begun with"
+                    "levels go on with the numbers that they were begun with; with others, fit them again from "
+                    "the start"
                 )
             prior.load_state_dict(learned.kept)
             return learned
