@@ -198,6 +198,7 @@ if __name__ == "__main__":
                 "codes": (2, 4),
                 "commitments": (0.25,),
                 "betas": (1.0,),
+                "vae_epochs": 1,
                 "runs": "vq_vae_sweep_quick",
                 "output": "vq_vae_sweep_quick.png",
             },

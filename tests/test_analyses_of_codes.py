@@ -408,7 +408,7 @@ def vq_vae(folder: Path) -> None:
         gain = mean(row["ELBO"]) - mean(found[0]["ELBO"])
         assert mean(row["more than the ELBO of residual, 8 and 8"]) == pytest.approx(gain, abs=0.02)
 
-    few = ("--codes=[2,4]", "--commitments=[0.25]", "--betas=[1]")
+    few = ("--codes=[2,4]", "--commitments=[0.25]", "--betas=[1]", "--vae_epochs=2")
     table = {row["pair"]: row for row in rows(run("vq_vae.py", "sweep", *tiny, *few, cwd=folder))}
     assert len(table) == 3
     for row in table.values():
