@@ -89,8 +89,8 @@ def sweep(
         picture_of_sweep(found).savefig(file)
     print(
         f"\n{len(of.data.test)} test rows of {data}, nats per row. {len(of.data.train)} training rows: "
-        f"{sizes.max_epochs} epochs, {sizes.prior_epochs} of the prior, {vae_epochs} of the VAE. The picture is "
-        f"{output}."
+        f"{sizes.max_epochs} epochs, {sizes.prior_epochs} of the prior, {vae_epochs} of the VAE. The picture "
+        f"is {output}."
     )
 
 
