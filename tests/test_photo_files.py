@@ -668,7 +668,8 @@ def test_a_model_keeps_its_name_in_files(prior: str) -> None:
     }
     vectors = VectorQuantizer(6, 2, start=RandomStart())
     plain, patches = (
-        ConvolutionalGrid(channels=4, halvings=2, blocks=1, patch_embedding=p) for p in (False, True)
+        ConvolutionalGrid(channels=4, halvings=2, blocks=1, patch_embedding=p)
+        for p in (False, True)
     )
     names = []
     for quantizer, network, likelihood in (

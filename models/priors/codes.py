@@ -159,7 +159,7 @@ class _CodesByPosition(nn.Module):
 
     @property
     def labels(self) -> Labels | None:
-        """The labels of rows, if they come with any. It is kept in the context alone: files name all settings."""
+        """The labels of rows, if any: in the context alone, as files name a model by all its attributes."""
         labels = self.context.context if isinstance(self.context, CodesAbove) else self.context
         return labels if isinstance(labels, Labels) else None
 
