@@ -203,10 +203,10 @@ def compress_photo(
     a block that reaches beyond the photo, only what is inside is written. Blocks on a diagonal do not depend on
     each other, and are gone over at once.
 
-    Codes of a `VQVAE2` are on several grids, and the coarsest is written first, then each finer one given those
-    above it. The blocks of all grids are the same parts of the photo, so that of what is above a block all is
-    known that the prior has seen in its training. Their sizes and overlaps are whole numbers of lines of the
-    coarsest grid.
+    Codes of a `VQVAE2` are on several grids: the coarsest is written first, then each finer one given those
+    above it. A block is the same part of the photo on all grids, so that the prior of its codes is given all
+    codes above this part, and no others, as in its training. Sizes and overlaps of blocks are whole numbers of
+    lines of the coarsest grid.
 
     Probabilities are computed by the CPU in double precision and one thread, in the same way for writing and
     reading.
@@ -220,7 +220,9 @@ def compress_photo(
             it. With more of it a code is given more codes, and there are 1 / (1 - overlap)^2 times as many
             blocks. But more codes are near the lower and right border of their block then, and these cost
             more if the prior was fitted to patches, where such codes depend on the padding of the encoder. It
-            does nothing where codes are independent, and is rounded down to lines of the coarsest grid.
+            does nothing where codes are independent. It is rounded down to whole lines of the coarsest grid:
+            0.25 of a block of 2 or 3 lines is none, so that no code is given any beyond its block, which costs
+            bits; 0.5 is one line.
         most_pixels: Most pixels of a tile. None: 2^18, or more where the network reads wide surroundings of
             each position.
 
