@@ -91,6 +91,23 @@ def test_tiles_without_room_are_refused() -> None:
         list(tiles(100, 100, radius=7, stride=4, most_pixels=300))
 
 
+@pytest.mark.parametrize(("radius", "stride"), [(9, 1), (311, 32), (599, 64)])
+def test_tiles_have_room_between_wide_margins_unless_told_otherwise(
+    radius: int, stride: int
+) -> None:
+    """At least a quarter of what is looked at is kept, and all of it is looked at in the end."""
+    height, width = 4000, 3000
+    cut = list(tiles(height, width, radius=radius, stride=stride))
+    kept, seen = (
+        [math.prod(side.stop - side.start for side in part) for part in parts]
+        for parts in ([tile.kept for tile in cut], [tile.seen for tile in cut])
+    )
+    assert sum(kept) == height * width
+    assert sum(seen) <= 4 * sum(kept)
+    assert max(seen) <= max(2**18, (4 * (radius + stride) + stride) ** 2)
+    assert len(cut) > 1
+
+
 @pytest.mark.parametrize(
     "colors", [Palette(), LumaColors(window=5, hidden=4), PictureColors(SMALL)]
 )

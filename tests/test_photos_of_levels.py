@@ -248,6 +248,33 @@ def test_tiles_give_what_the_whole_photo_gives(
     assert int((pictures[0] - pictures[1]).abs().max()) <= 1  # summed in another order
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_too_few_pixels_are_told_in_pixels_and_those_advised_are_enough(several: bool) -> None:
+    model, guide = levels_of() if several else pair_of()
+    photo = photo_of(110, 70)
+    whole = compress_photo(model, guide, photo)
+    picture = decompress_photo(model, whole.data).int()
+    stride = model.decoder.stride
+    encoder, decoder = (
+        stride * math.ceil(guide.encoder.radius / stride),
+        stride * model.decoder.radius,
+    )
+    for margin, call in (
+        (encoder, lambda most: compress_photo(model, guide, photo, most_pixels=most)),
+        (decoder, lambda most: decompress_photo(model, whole.data, most_pixels=most)),
+    ):
+        least = (2 * margin + stride) ** 2
+        assert least < 110 * 70
+        told = f"most_pixels=90 leaves no room in a tile between margins of {margin} pixels"
+        with pytest.raises(ValueError, match=f"{told}: choose at least {least}$"):
+            call(90)
+        found = call(least)
+        if isinstance(found, Tensor):
+            assert int((found.int() - picture).abs().max()) <= 1
+        else:
+            assert found.data == whole.data
+
+
 def test_blocks_in_several_batches_take_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = levels_of(PIXELS)
     photo = photo_of(60, 50)
@@ -403,12 +430,47 @@ def test_the_numbers_of_each_level_print() -> None:
     assert re.search(f"of z1 given z2 +{low.rate / 480:.4f} bits per pixel", text)
     assert re.search(f"of z2 +{high.rate / 480:.4f} bits per pixel", text)
     assert "120 of 12 values, 30 of 8 values" in text
-    assert (found.num_codes, found.codes) == (150, 12)
+    assert found.num_codes == 150
+    assert "codes" not in found.to_dict()
+    with pytest.raises(AttributeError, match=r"codes of 2 levels .* read levels\[0\].codes"):
+        _ = found.codes
     assert found.rate == low.rate + high.rate
     assert found.to_dict()["levels"][1] == high._asdict()
     one = compress_photo(*pair_of(), photo_of(20, 24))
     assert "levels" not in one.to_dict()
+    assert one.codes == one.levels[0].codes == one.to_dict()["codes"] == 16
     assert "z1" not in str(one)
+
+
+@pytest.mark.parametrize("halvings", [(5,), (3, 2), (2, 2, 1), (3, 3)], ids=str)
+def test_photos_of_more_than_512_by_512_need_no_option(
+    halvings: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks of usual depth read more around a position than there was room for."""
+    monkeypatch.chdir(tmp_path)
+    side = 2 ** sum(halvings)
+    if len(halvings) > 1:
+        model, guide = levels_of(None, halvings, 1, side, blocks=2)
+    else:
+        model, guide = pair_of(None, None, 1, side, halvings=halvings[0], blocks=8)
+    assert 2 * guide.encoder.radius > 512
+    save_run("run", model, guide)
+    photo = photo_of(520, 600, 1)
+    Image.fromarray(photo.numpy()).save("a.png")
+    assert main(["compress", "a.png", "--run", "run", "--out", "out"]) == 0
+    assert main(["decompress", "out/a.vq", "--run", "run", "--out", "back"]) == 0
+    padded = torch.nn.functional.pad(
+        photo[None] / 255, (0, -600 % side, 0, -520 % side), "replicate"
+    )
+    whole = guide.codes(padded[None])
+    with torch.no_grad():
+        mean = (
+            model.eval()
+            .decode(*([whole] if isinstance(whole, Tensor) else whole))
+            .mean[0, 0, :520, :600]
+        )
+    back = torch.from_numpy(np.array(Image.open("back/a.png")))
+    assert int(((255 * mean).round().clamp(0, 255) - back).abs().max()) <= 1
 
 
 def test_photos_are_written_and_read_on_the_command_line(

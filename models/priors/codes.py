@@ -154,10 +154,14 @@ class _CodesByPosition(nn.Module):
         self.pseudocount = pseudocount
         self.context = context
         self.event_dim = len(positions)
-        labels = context.context if isinstance(context, CodesAbove) else context
-        self.labels = labels if isinstance(labels, Labels) else None
         of_labels = () if self.labels is None else (self.labels.classes,)
         self.logits = nn.Parameter(torch.zeros(*of_labels, *positions, codes))
+
+    @property
+    def labels(self) -> Labels | None:
+        """The labels of rows, if any: in the context alone, as files name a model by all its attributes."""
+        labels = self.context.context if isinstance(self.context, CodesAbove) else self.context
+        return labels if isinstance(labels, Labels) else None
 
     def forward(self, c: Tensor | None = None) -> dist.TorchDistribution:
         require_context("IndependentCodes", self.context, c)

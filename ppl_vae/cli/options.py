@@ -313,7 +313,7 @@ def _colorize_apply(options: Options) -> None:
 def _compress(options: Options) -> None:
     what = "photos; one that cannot be read is named and left out: the exit status is then 1"
     options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
-    _add_files_of_a_run(options, "compress, which `decompress` needs, too")
+    _add_files_of_a_run(options, "whose codes are written; `decompress` needs it, too")
     what = (
         "share of a block of codes that it has in common with the next one, where the prior reads codes: more "
         "of it takes more time"
@@ -324,7 +324,7 @@ def _compress(options: Options) -> None:
 def _decompress(options: Options) -> None:
     what = "files of `compress`; one that cannot be decoded is named and left out: the exit status is then 1"
     options.add_argument("files", nargs="+", type=str, metavar="FILE", help=what)
-    _add_files_of_a_run(options, "decompress: the one that they were written with")
+    _add_files_of_a_run(options, "with which the files were written")
     what = (
         "most numbers of a photo, height x width x channels, that are accepted: a file may say that it has "
         "more than the memory has room for"
@@ -332,8 +332,8 @@ def _decompress(options: Options) -> None:
     options.add_argument("--most_numbers", type=int, default=2**29, help=what)
 
 
-def _add_files_of_a_run(options: Options, doing: str) -> None:
-    what = f"folder of a run of a VQVAE or VQVAE2 of pictures, to {doing}"
+def _add_files_of_a_run(options: Options, which: str) -> None:
+    what = f"folder of the run of a VQVAE or VQVAE2 of pictures {which}"
     options.add_argument("--run", type=str, help=what)
     _add_trust(options)
     options.add_argument("--out", type=str, help="folder to write into; it is made")

@@ -28,7 +28,6 @@ from ppl_vae.coding import (
 )
 from ppl_vae.compression.names_of_models import name_of_decoder
 from ppl_vae.networks import (
-    MOST_PIXELS,
     PictureDecoder,
     PictureEncoder,
     PyramidDecoder,
@@ -107,8 +106,17 @@ class CompressedPhoto(Result):
 
     @property
     def codes(self) -> int:
-        """Number K of values of a code; of several levels, the largest."""
-        return max(level.codes for level in self.levels)
+        """Number K of values of each code, where all are on one grid.
+
+        Raises:
+            AttributeError: There are several, each with its own number: see `levels`.
+        """
+        if len(self.levels) > 1:
+            raise AttributeError(
+                f"codes of {len(self.levels)} levels have a number of values each: read levels[0].codes "
+                "and so on"
+            )
+        return self.levels[0].codes
 
     @property
     def rate(self) -> float:
@@ -132,19 +140,19 @@ class CompressedPhoto(Result):
 
     def summary_numbers(self) -> dict[str, Any]:
         """All numbers; the file is not among them."""
-        several = {"levels": [level._asdict() for level in self.levels]}
+        several = len(self.levels) > 1
         return {
             "height": self.height,
             "width": self.width,
             "num_codes": self.num_codes,
-            "codes": self.codes,
+            **({} if several else {"codes": self.codes}),
             "rate": self.rate,
             "code_length": self.code_length,
             "payload_bytes": self.payload,
             "bits_per_pixel": self.bits_per_pixel,
             "file_bytes": len(self.data),
             "file_bits_per_pixel": self.file_bits_per_pixel,
-            **(several if len(self.levels) > 1 else {}),
+            **({"levels": [level._asdict() for level in self.levels]} if several else {}),
         }
 
     def lines(self) -> list[tuple[str, str]]:
@@ -178,7 +186,7 @@ def compress_photo(
     photo: Tensor,
     *,
     overlap: float = OVERLAP,
-    most_pixels: int = MOST_PIXELS,
+    most_pixels: int | None = None,
 ) -> CompressedPhoto:
     """Writes the codes of a photo: what `decompress_photo` makes of them is near the photo, not the same.
 
@@ -195,10 +203,10 @@ def compress_photo(
     a block that reaches beyond the photo, only what is inside is written. Blocks on a diagonal do not depend on
     each other, and are gone over at once.
 
-    Codes of a `VQVAE2` are on several grids, and the coarsest is written first, then each finer one given those
-    above it. The blocks of all grids are the same parts of the photo, so that of what is above a block all is
-    known that the prior has seen in its training. Their sizes and overlaps are whole numbers of lines of the
-    coarsest grid.
+    Codes of a `VQVAE2` are on several grids: the coarsest is written first, then each finer one given those
+    above it. A block is the same part of the photo on all grids, so that the prior of its codes is given all
+    codes above this part, and no others, as in its training. Sizes and overlaps of blocks are whole numbers of
+    lines of the coarsest grid.
 
     Probabilities are computed by the CPU in double precision and one thread, in the same way for writing and
     reading.
@@ -212,8 +220,11 @@ def compress_photo(
             it. With more of it a code is given more codes, and there are 1 / (1 - overlap)^2 times as many
             blocks. But more codes are near the lower and right border of their block then, and these cost
             more if the prior was fitted to patches, where such codes depend on the padding of the encoder. It
-            does nothing where codes are independent, and is rounded down to lines of the coarsest grid.
-        most_pixels: Most pixels of a tile.
+            does nothing where codes are independent. It is rounded down to whole lines of the coarsest grid:
+            0.25 of a block of 2 or 3 lines is none, so that no code is given any beyond its block, which costs
+            bits; 0.5 is one line.
+        most_pixels: Most pixels of a tile. None: 2^18, or more where the network reads wide surroundings of
+            each position.
 
     Returns:
         The file, and its numbers.
@@ -221,7 +232,8 @@ def compress_photo(
     Raises:
         ModuleNotFoundError: `constriction` is not installed.
         TypeError: The pair has no such codes, or the photo is no tensor of bytes.
-        ValueError: The photo has the wrong shape, or `overlap` is out of its range.
+        ValueError: The photo has the wrong shape, `overlap` is out of its range, or `most_pixels` leaves no
+            room beside what the network reads around a tile.
 
     Example:
         >>> from ppl_vae.codes import VectorQuantizer
@@ -236,7 +248,8 @@ def compress_photo(
         >>> decompress_photo(model, found.data).shape
         torch.Size([21, 30, 3])
     """
-    require_count("most_pixels", most_pixels, 1)
+    if most_pixels is not None:
+        require_count("most_pixels", most_pixels, 1)
     _require_overlap(overlap)
     library = require_constriction("compressed photos", "compress")
     parts = _Parts.of(model)
@@ -275,7 +288,7 @@ def decompress_photo(
     model: nn.Module,
     data: bytes | bytearray | memoryview,
     *,
-    most_pixels: int = MOST_PIXELS,
+    most_pixels: int | None = None,
     most_numbers: int = _MOST_NUMBERS,
 ) -> Tensor:
     """Reads what `compress_photo` wrote, and decodes it: the mean of p(x | z), rounded.
@@ -285,7 +298,7 @@ def decompress_photo(
     Args:
         model: The same model: its weights, the vectors of its codes, and its settings.
         data: The file.
-        most_pixels: Most pixels of a tile.
+        most_pixels: Most pixels of a tile; None: as for `compress_photo`.
         most_numbers: Most numbers of the photo, height x width x channels, that are accepted.
 
     Returns:
@@ -295,9 +308,10 @@ def decompress_photo(
         ModuleNotFoundError: `constriction` is not installed.
         TypeError: `data` are no bytes, or the model has no such codes.
         ValueError: The file is damaged, of another version or model, or has too many numbers; or this machine
-            computes other probabilities than that on which it was written.
+            computes other probabilities than that on which it was written; or `most_pixels` is too small.
     """
-    require_count("most_pixels", most_pixels, 1)
+    if most_pixels is not None:
+        require_count("most_pixels", most_pixels, 1)
     require_count("most_numbers", most_numbers, 1)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"data must be the bytes of a file, got {described(data)}")
@@ -460,7 +474,7 @@ def _as_pixels(photo: Any, channels: int) -> Tensor:
 
 
 def _encoded(
-    guide: Any, encoder: PictureEncoder | PyramidEncoder, pixels: Tensor, most_pixels: int
+    guide: Any, encoder: PictureEncoder | PyramidEncoder, pixels: Tensor, most_pixels: int | None
 ) -> list[Tensor]:
     """The codes of a picture on each grid from the lowest, `(h', w', *inner)`, tile by tile."""
     stride, device = encoder.stride, next(encoder.parameters()).device
@@ -480,21 +494,21 @@ def _encoded(
     return found
 
 
-def _decoded(model: Any, parts: _Parts, z: Sequence[Tensor], most_pixels: int) -> Tensor:
+def _decoded(model: Any, parts: _Parts, z: Sequence[Tensor], most_pixels: int | None) -> Tensor:
     """The picture of the codes on each grid, bytes `(channels, h, w)`, tile by tile."""
     stride, device = parts.decoder.stride, next(parts.decoder.parameters()).device
-    height, width = z[-1].shape[:2]
-    picture = torch.zeros(parts.channels, height * stride, width * stride, dtype=torch.uint8)
-    most = max(1, most_pixels // stride**2)
-    for tile in tiles(height, width, radius=parts.decoder.radius, most_pixels=most):
+    height, width = (side * stride for side in z[-1].shape[:2])
+    picture = torch.zeros(parts.channels, height, width, dtype=torch.uint8)
+    radius = parts.decoder.radius * stride  # in pixels, as those of a tile
+    for tile in tiles(height, width, radius=radius, stride=stride, most_pixels=most_pixels):
         seen = [
-            each[_scaled(tile.seen, level.ratio)].unsqueeze(0).to(device)
+            each[_scaled(tile.seen, level.ratio, stride)].unsqueeze(0).to(device)
             for each, level in zip(z, parts.levels, strict=True)
         ]
         mean = model.decode(*seen).mean
         mean = mean.reshape(parts.channels, *mean.shape[-2:]).cpu()
-        values = (255 * mean[(slice(None), *_scaled(tile.inside, stride))]).round().clamp(0, 255)
-        picture[(slice(None), *_scaled(tile.kept, stride))] = values.to(torch.uint8)
+        values = (255 * mean[(slice(None), *tile.inside)]).round().clamp(0, 255)
+        picture[(slice(None), *tile.kept)] = values.to(torch.uint8)
     return picture
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ppl_vae.runtime import require_count
 
 MOST_PIXELS = 2**18
-"""Pixels of a tile, with its margins, unless told otherwise: some hundred MB for the networks."""
+"""Pixels of a tile, with its margins, unless told otherwise or margins are wide: some hundred MB."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tile:
 
 
 def tiles(
-    height: int, width: int, *, radius: int, stride: int = 1, most_pixels: int = MOST_PIXELS
+    height: int, width: int, *, radius: int, stride: int = 1, most_pixels: int | None = None
 ) -> Iterator[Tile]:
     """Cuts a picture into tiles with margins, so that a network gives the same as for the whole picture.
 
@@ -41,7 +41,8 @@ def tiles(
         width: Its columns.
         radius: Width of the margin, at least.
         stride: What tiles begin at multiples of.
-        most_pixels: Most pixels of a tile, with its margins.
+        most_pixels: Most pixels of a tile, with its margins. None: 2^18, or, where margins are wide, as many as
+            leave half of each side between them.
 
     Raises:
         TypeError: An argument is no whole number.
@@ -58,10 +59,12 @@ def tiles(
         ("width", width, 1),
         ("radius", radius, 0),
         ("stride", stride, 1),
-        ("most_pixels", most_pixels, 1),
     ):
         require_count(name, value, least)
     margin = math.ceil(radius / stride) * stride
+    if most_pixels is None:
+        most_pixels = max(MOST_PIXELS, (4 * margin + stride) ** 2)
+    require_count("most_pixels", most_pixels, 1)
     if height * width <= most_pixels:
         sides = [(height, width)]
     else:
