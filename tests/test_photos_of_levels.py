@@ -206,6 +206,22 @@ def test_three_levels_take_the_bits_of_passes_given_both_grids_above(
     assert [level.rate for level in found.levels] == pytest.approx(expected, rel=1e-9)
 
 
+def test_files_are_no_longer_than_what_the_priors_say_and_a_header(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of photos smaller than a block of 16 x 16, of one, and of several; and with sides that are odd."""
+    model, guide = levels_of([PIXELS, TransformerPrior(width=8, layers=1, heads=2)])
+    with one_copy(model, monkeypatch):
+        for height, width in (
+            *((1, 1), (3, 2), (15, 4), (7, 41)),
+            *((16, 16), (17, 16), (16, 31)),
+            *((32, 48), (33, 47), (61, 64)),
+        ):
+            found = compress_photo(model, guide, photo_of(height, width))
+            assert 8 * len(found.data) <= found.rate + 64 + 8 * HEADER, (height, width)
+            assert found.rate > found.num_codes  # bits: codes vary
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_file_is_a_header_and_the_levels_from_the_highest(several: bool) -> None:
     """It is put together by hand, byte for byte: that of one grid is as it was before there were several."""

@@ -378,6 +378,29 @@ def test_levels_and_codes_are_one_to_one(levels: tuple[int, ...]) -> None:
     assert int(corners.max()) == quantizer.codes - 1
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_code_of_few_levels_is_one_point_and_is_reached(count: int) -> None:
+    """All levels from 2 to 5: codes and digits, counted by hand, are one to one; an encoder reaches each."""
+    for levels in itertools.product((2, 3, 4, 5), repeat=count):
+        quantizer = FSQ(levels).double()
+        digits = [
+            digits[::-1] for digits in itertools.product(*(range(size) for size in levels[::-1]))
+        ]
+        units = torch.tensor([size // 2 for size in levels])
+        steps = torch.tensor(digits) - units
+        points = steps / units
+        every = torch.arange(math.prod(levels))
+        assert quantizer.codes == len(every)
+        assert torch.equal(quantizer.embed(every), points)
+        assert torch.equal(quantizer.nearest(points), every)
+        # The vectors of an encoder that are bounded to the points: h tanh(L + s) - o = step, solved for L.
+        half = torch.tensor([1.001 * (size - 1) / 2 for size in levels]).double()
+        offset = torch.tensor([0.0 if size % 2 else 0.5 for size in levels]).double()
+        shift = torch.where(torch.tensor(levels) == 2, 0, (offset / half).atanh())
+        vectors = ((steps + offset) / half).atanh() - shift
+        assert torch.equal(quantizer.nearest(quantizer.project(vectors)), every)
+
+
 @pytest.mark.parametrize("levels", [each for each in LEVELS if min(each) > 2], ids=str)
 def test_levels_are_those_of_another_library(levels: tuple[int, ...]) -> None:
     vectors = torch.randn(500, len(levels)) * 2

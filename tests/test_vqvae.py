@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from catalogue import LIKELIHOODS
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from vector_quantize_pytorch import SimVQ as OtherSimVQ, VectorQuantize
@@ -254,6 +255,51 @@ def test_the_rate_is_the_prior_of_the_codes_and_the_bound_holds() -> None:
 
 def _number(z: Tensor) -> Tensor:
     return (z * 4 ** torch.arange(3, -1, -1)).sum(-1)
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("several", [False, True], ids=["VQVAE", "VQVAE2"])
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_elbo_of_each_likelihood_is_log_p_of_the_row_and_of_its_codes(
+    name: str, several: bool
+) -> None:
+    """The codes are certain: log p(x | z) + log p(z), in training, too."""
+    make, data = LIKELIHOODS[name]
+    quantizer, prior = plain(5, 3, Gradient()), IndependentCodes()
+    model: Any
+    guide: Any
+    if several:
+        pyramid = GridPyramid(6, halvings=(1, 1), blocks=1)
+        model = VQVAE2((1, 4, 4), [quantizer, FSQ((3, 2))], pyramid, make(), prior)
+        guide = HierarchicalQuantizingEncoder(model, pyramid)
+    else:
+        model, guide = pair_of(quantizer, likelihood=make(), prior=prior)
+    tables = [p for n, p in model.prior.named_parameters() if n.endswith("logits")]
+    with torch.no_grad():
+        for table in tables:
+            table.normal_()
+    x = data(torch.rand(12, 1, 4, 4)).double()
+    found = guide.codes(x)
+    codes = list(found) if several else [found]
+    log_prior = sum(
+        table.log_softmax(-1).expand(12, *table.shape).gather(-1, z[..., None]).flatten(1).sum(1)
+        for table, z in zip(tables, codes, strict=True)
+    )
+    by_hand = (still((model, guide))[0].decode(*codes).log_prob(x) + log_prior).detach()
+    torch.testing.assert_close(evaluate(model, guide, x).elbo.values, by_hand)
+    mean = model.decode(*codes).mean.detach()
+    model.train()
+    guide.train()
+    if name == "OptimalGaussian":  # the noise of the batch
+        variance = (x - mean).square().mean()
+        by_hand = -8 * (2 * math.pi * variance).log() - 8 + log_prior.detach()
+    loss = loss_of(model, guide, x, QuantizedELBO())
+    torch.testing.assert_close(loss.elbo.detach(), by_hand.mean())
+    loss.loss.backward()
+    of_decoder = [each.grad for each in model.decoder.parameters()]
+    assert all(each is not None and bool(each.isfinite().all()) for each in of_decoder)
+    if name == "OptimalGaussian":
+        assert float(model.likelihood.variance) == pytest.approx(float(variance))
 
 
 def test_of_many_codes_the_elbo_is_exact_and_log_p_is_not_claimed() -> None:

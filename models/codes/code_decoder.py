@@ -79,9 +79,15 @@ class CodeDecoder(Rebuildable, nn.Module, ABC):
         """p(x | z) for codes `(*batch, *positions)`: batch shape `batch`."""
         return self.decode_vectors(self.quantizer.embed(z))
 
-    def decode_vectors(self, vectors: Tensor) -> dist.TorchDistribution:
-        """p(x | vectors) for vectors `(*batch, *grid, dim)`: batch shape `batch`."""
-        found: dist.TorchDistribution = self.likelihood(self.decoder(vectors), len(self.data_shape))
+    def decode_vectors(self, vectors: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | vectors) for vectors `(*batch, *grid, dim)`: batch shape `batch`.
+
+        Args:
+            vectors: Of the codes.
+            x: The rows if they are known, for a likelihood that is fitted to them, such as `OptimalGaussian`.
+        """
+        features = self.decoder(vectors)
+        found: dist.TorchDistribution = self.likelihood(features, len(self.data_shape), x)
         return found
 
     def _rows(self, x: Tensor, prior: dist.TorchDistribution) -> None:
@@ -90,5 +96,5 @@ class CodeDecoder(Rebuildable, nn.Module, ABC):
         vectors = pyro.deterministic(
             "vectors", self.quantizer.embed(z), event_dim=len(self.grid) + 1
         )
-        pyro.sample("x", self.decode_vectors(vectors), obs=x)
+        pyro.sample("x", self.decode_vectors(vectors, x), obs=x)
         self.quantizer.learn()

@@ -127,11 +127,15 @@ class LevelsDecoder(Rebuildable, nn.Module, ABC):
         """p(x | z_1, ..., z_L) for codes `(*batch, *grid)` of each level from the lowest."""
         return self.decode_vectors(*(self.quantizer(i).embed(each) for i, each in enumerate(z)))
 
-    def decode_vectors(self, *vectors: Tensor) -> dist.TorchDistribution:
-        """p(x | vectors) for vectors `(*batch, *grid, dim)` of each level from the lowest."""
-        found: dist.TorchDistribution = self.likelihood(
-            self.decoder(*vectors), len(self.data_shape)
-        )
+    def decode_vectors(self, *vectors: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | vectors) for vectors `(*batch, *grid, dim)` of each level from the lowest.
+
+        Args:
+            vectors: Of the codes.
+            x: The rows if they are known, for a likelihood that is fitted to them, such as `OptimalGaussian`.
+        """
+        features = self.decoder(*vectors)
+        found: dist.TorchDistribution = self.likelihood(features, len(self.data_shape), x)
         return found
 
     def _rows(self, x: Tensor, c: Tensor | None = None) -> None:
@@ -143,6 +147,6 @@ class LevelsDecoder(Rebuildable, nn.Module, ABC):
             above.insert(0, z)
             embedded = self.quantizer(i).embed(z)
             vectors.insert(0, pyro.deterministic(f"vectors{i + 1}", embedded, event_dim=3))
-        pyro.sample("x", self.decode_vectors(*vectors), obs=x)
+        pyro.sample("x", self.decode_vectors(*vectors, x=x), obs=x)
         for i in range(len(self.grids)):
             self.quantizer(i).learn()
