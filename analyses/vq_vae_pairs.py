@@ -187,7 +187,7 @@ class Setting:
         return model, QuantizingEncoder(model, self.grid)
 
     def vqvae2(self) -> Pair:
-        """One with two levels: a code for 2 x 2 pixels, of a sixteenth of the number, and one for 4 x 4.
+        """One with two levels: a code for 4 x 4 pixels, and one with a sixteenth as many values for 2 x 2.
 
         With 64 for 2 x 2 pixels, which have 16 patterns, the lower level would say all of the picture.
         """

@@ -123,6 +123,7 @@ EXAMPLES = {
         "ppl-vae refit-prior RUN --prior PixelCNNPrior --prior.channels 128",
         "ppl-vae refit-prior RUN --prior TransformerPrior --max_epochs 50",
         "ppl-vae refit-prior RUN --prior MixturePrior --prior.components 50",
+        "ppl-vae refit-prior --resume RUN",
     ),
 }
 """Examples in the help of those commands."""
