@@ -202,7 +202,7 @@ class HierarchicalQuantizingEncoder(Rebuildable, nn.Module):
 
         Args:
             x: The rows.
-            c: What they come with, for a `ConditionalVQVAE2`: the priors of the model see it, and this guide does not.
+            c: What they come with, for a `ConditionalVQVAE2`: its priors see it, and the guide does not.
         """
         with pyro.plate("data", x.shape[0], dim=-1):
             level = len(self._quantizers)
