@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from progress import Table, start
+from progress import Table, chosen_rows, start
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -221,11 +221,7 @@ def main(
         rows: Which lines to print after the first, by their names; all by default.
         seed: Seed of all random numbers.
     """
-    chosen = [*GENERATORS] if rows is None else rows
-    if unknown := [name for name in chosen if name not in GENERATORS]:
-        raise ValueError(
-            f"rows: no line is called {unknown[0]!r}: expected some of {[*GENERATORS]}"
-        )
+    chosen = chosen_rows(rows, GENERATORS)
     loaded = ppl_vae.load_data(data, data_dir=data_dir, labels=True, max_rows=max_rows, seed=seed)
     train, test = loaded.train, loaded.test
     setting = Setting(

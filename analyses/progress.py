@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -45,6 +45,19 @@ class Table:
             file=sys.stderr,
             flush=True,
         )
+
+
+def chosen_rows(rows: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The lines of a table that were asked for by their names; all if none were.
+
+    Raises:
+        ValueError: A name is that of no line.
+    """
+    names = [*known]
+    chosen = names if rows is None else [*rows]
+    if unknown := [name for name in chosen if name not in names]:
+        raise ValueError(f"rows: no line is called {unknown[0]!r}: expected some of {names}")
+    return chosen
 
 
 def start(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kept_pairs import num_trained
-from progress import Table, start
+from progress import Table, chosen_rows, start
 from vq_vae_ablation import ablation
 from vq_vae_pairs import USUAL, Pair, Setting, Sizes
 from vq_vae_quantizers import quantizers
@@ -40,9 +40,7 @@ def table(
         num_samples: Importance samples per row for log p(x) of the Gaussian VAE.
         rows: The lines of the table, in this order; None: all. The others are compared to the first one.
     """
-    chosen = [*PAIRS] if rows is None else rows
-    if unknown := [name for name in chosen if name not in PAIRS]:
-        raise ValueError(f"rows: no line is called {unknown[0]!r}: expected some of {[*PAIRS]}")
+    chosen = chosen_rows(rows, PAIRS)
     of = Setting.of(data, data_dir, sizes, runs)
     test = of.data.test[:max_test_rows]
     more = f"more than the ELBO of {chosen[0]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from progress import Table
+from progress import Table, chosen_rows
 from vq_vae_pairs import MANY, Pair, Setting, Sizes
 
 from ppl_vae import evaluate
@@ -68,11 +68,7 @@ def quantizers(
         num_seeds: Trainings of each.
         rows: The quantizers, in this order; None: all. The others are compared to the first one.
     """
-    chosen = [*QUANTIZERS] if rows is None else rows
-    if unknown := [name for name in chosen if name not in QUANTIZERS]:
-        raise ValueError(
-            f"rows: no quantizer is called {unknown[0]!r}: expected some of {[*QUANTIZERS]}"
-        )
+    chosen = chosen_rows(rows, QUANTIZERS)
     more = f"more than the ELBO of {chosen[0]}"
     columns = ["quantizer", "values used", "perplexity", "rate", "distortion", "ELBO", more]
     shown = Table(columns, steps=len(chosen) * num_seeds)

@@ -733,7 +733,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no label": (
         lambda: PixelCNNPrior().build_codes((2,), 3, Labels(2))(),
         TypeError,
-        r"built with Labels\(classes=2\): call prior\(c\)",
+        r"built with Labels\(classes=2\): pass c, what the rows come with",
     ),
     "a label too many": (
         lambda: TransformerPrior().build_codes((2,), 3)(torch.zeros(2)),

@@ -189,9 +189,17 @@ def test_what_is_resumed_must_be_the_same(tmp_path: Path) -> None:
     for given, options, message in (
         ((*pair, 1 - X, PRIOR), {}, "rows of x are other rows"),
         ((*others, X, PRIOR), {}, "the model that is kept has other weights"),
-        ((*pair, X, other_prior), {}, "prior.z.dropout = 0.3, now it is 0.2"),
-        ((*pair, X, Own(2)), {}, "prior.z.class = PixelCNNPrior, now it is Own"),
-        ((*pair, X, PixelCNNPrior(channels=5, layers=1)), {}, "prior.z.channels = 4, now it is 5"),
+        ((*pair, X, other_prior), {}, "prior.z.init_args.dropout = 0.3, now it is 0.2"),
+        (
+            (*pair, X, Own(2)),
+            {},
+            "prior.z.class_path = ppl_vae.models.PixelCNNPrior, now it is Own",
+        ),
+        (
+            (*pair, X, PixelCNNPrior(channels=5, layers=1)),
+            {},
+            "prior.z.init_args.channels = 4, now it is 5",
+        ),
         ((*pair, X, PRIOR), {"seed": 7}, "seed = 0, now it is 7"),
         ((*pair, X, PRIOR), {"learning_rate": 1e-3}, "learning_rate = 0.01, now it is 0.001"),
         ((*pair, X, PRIOR), {"num_draws": 3}, "num_draws = 10, now it is 3"),
@@ -209,7 +217,7 @@ def test_settings_of_a_prior_of_ones_own_are_compared(tmp_path: Path) -> None:
     how: dict[str, Any] = {**HOW, "max_epochs": 1, "run_dir": tmp_path}
     refit_prior(*pair, X, Own(1), seed=0, **how)
     refit_prior(*pair, X, Own(1), resume=True, **how)
-    with pytest.raises(ValueError, match=r"prior\.z\.scale = 1, now it is 2"):
+    with pytest.raises(ValueError, match=r"prior\.z\.init_args\.scale = 1, now it is 2"):
         refit_prior(*pair, X, Own(2), resume=True, **how)
 
 

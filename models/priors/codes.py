@@ -57,11 +57,11 @@ def require_context(prior: str, context: Context | None, c: Tensor | None) -> No
     if context is None and c is not None:
         raise TypeError(
             f"{prior} is p(z), built without a context, but is given labels or attributes: build it for a "
-            "ConditionalVQVAE or ConditionalVQVAE2, or call prior()"
+            "ConditionalVQVAE or ConditionalVQVAE2, or leave c out"
         )
     if context is not None and c is None:
         raise TypeError(
-            f"{prior} is p(z | c), built with {context}: call prior(c) with what the rows come with"
+            f"{prior} is p(z | c), built with {context}: pass c, what the rows come with"
         )
 
 

@@ -1,4 +1,8 @@
-from .building import build as build, import_alternatives as import_alternatives
+from .building import (
+    build as build,
+    describe as describe,
+    import_alternatives as import_alternatives,
+)
 from .checkpoints import (
     MAY_CHANGE as MAY_CHANGE,
     checkpoint_files as checkpoint_files,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.networks import Recipe, recipe_of, told_instead
+from ppl_vae.networks import told_instead
 from ppl_vae.pairs import (
     DataArguments,
     DataLike,
@@ -27,7 +26,7 @@ from ppl_vae.pairs import (
     tensors_of,
     trace_guide,
 )
-from ppl_vae.runs import RunFolder, digest_of_rows, programs_of
+from ppl_vae.runs import RunFolder, describe, digest_of_rows, programs_of
 from ppl_vae.runtime import (
     described,
     digest,
@@ -398,19 +397,13 @@ def _facts(
     }
 
 
-def _settings(value: Any) -> Any:
-    """What something was set to, as plain values that are the same in another process."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_settings(each) for each in value]
-    if isinstance(value, type) or inspect.isroutine(value):
-        return value.__qualname__
-    recipe = value if isinstance(value, Recipe) else recipe_of(value)
-    kind = type(value) if recipe is None else recipe.kind
-    parts = getattr(value, "__dict__", {}) if recipe is None else recipe.arguments
-    plain = {n: v for n, v in parts.items() if recipe or v is None or isinstance(v, _PLAIN)}
-    return {"class": kind.__qualname__, **{name: _settings(each) for name, each in plain.items()}}
+def _settings(prior: Any) -> dict[str, Any]:
+    """What a prior was set to, as plain values; of one that does not remember it, its plain attributes."""
+    told = describe(prior)
+    if told is not None:
+        return told
+    plain = {n: v for n, v in vars(prior).items() if v is None or isinstance(v, _PLAIN)}
+    return {"class_path": type(prior).__qualname__, "init_args": plain}
 
 
 _PLAIN = (bool, int, float, str)
