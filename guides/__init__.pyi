@@ -1,5 +1,6 @@
 from .amortized import Amortized as Amortized
 from .categorical import CategoricalEncoder as CategoricalEncoder
+from .delta_encoder import DeltaEncoder as DeltaEncoder
 from .enumerated import Enumerated as Enumerated
 from .exact import Exact as Exact
 from .flows import (

@@ -1,4 +1,5 @@
 from . import colorization as colorization, priors as priors
+from .autoencoders.autoencoder import Autoencoder as Autoencoder
 from .codes.conditional_vqvae import ConditionalVQVAE as ConditionalVQVAE
 from .codes.conditional_vqvae2 import ConditionalVQVAE2 as ConditionalVQVAE2
 from .codes.vqvae import VQVAE as VQVAE
@@ -29,9 +30,15 @@ from .priors.codes import (
     IndependentCodes as IndependentCodes,
     UniformCodes as UniformCodes,
 )
+from .priors.flat import FlatPrior as FlatPrior
 from .priors.flow import FlowPrior as FlowPrior
+from .priors.laplace import LaplacePrior as LaplacePrior
 from .priors.mixture import MixturePrior as MixturePrior
-from .priors.normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
+from .priors.normal import (
+    DiagonalNormal as DiagonalNormal,
+    FullNormal as FullNormal,
+    StandardNormal as StandardNormal,
+)
 from .priors.pixel_cnn import PixelCNNPrior as PixelCNNPrior
 from .priors.transformer import TransformerPrior as TransformerPrior
 from .priors.vamp import VampPrior as VampPrior

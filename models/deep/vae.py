@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyro
-import pyro.distributions as dist
-from torch import Tensor
-
-from ppl_vae.likelihoods import Bernoulli, Likelihood, decoded
+from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.models.deep.latent_decoder import LatentDecoder
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
-from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import MLP, Network, require_at_least_one, require_object
+from ppl_vae.networks import MLP, Network
 
 
-class VAE(RowModel):
+class VAE(LatentDecoder):
     """A latent from a prior, decoded by a network into the parameters of a likelihood.
 
     z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
@@ -52,26 +48,10 @@ class VAE(RowModel):
         likelihood: Likelihood | None = None,
         prior: Prior | None = None,
     ) -> None:
-        super().__init__(data_shape)
-        require_at_least_one(self, latent_dim=latent_dim)
-        require_object(self, "network", network, "decoder", "MLP()")
-        if likelihood is not None:
-            require_object(self, "likelihood", likelihood, "num_params", "Bernoulli()")
-        if prior is not None:
-            require_object(self, "prior", prior, "build", "StandardNormal()")
-        self.latent_dim = latent_dim
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        out_shape = (self.likelihood.num_params, *self.data_shape)
-        self.decoder = network.decoder(latent_dim, out_shape)
-        self.prior = (prior or StandardNormal()).build(self.data_shape, latent_dim)
-
-    def _program(self, x: Tensor) -> None:
-        z = pyro.sample("z", self.prior())
-        pyro.sample("x", self._likelihood(z, x), obs=x)
-
-    def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
-        return self._likelihood(z, None)
-
-    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.TorchDistribution:
-        return decoded(self.decoder, self.likelihood, z, self.data_shape, x)
+        super().__init__(
+            data_shape,
+            latent_dim,
+            network,
+            Bernoulli() if likelihood is None else likelihood,
+            StandardNormal() if prior is None else prior,
+        )

@@ -5,10 +5,16 @@ from .codes import (
     IndependentCodes as IndependentCodes,
     UniformCodes as UniformCodes,
 )
+from .flat import FlatPrior as FlatPrior
 from .flow import FlowPrior as FlowPrior
+from .laplace import LaplacePrior as LaplacePrior
 from .levels import LevelPriors as LevelPriors
 from .mixture import MixturePrior as MixturePrior
-from .normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
+from .normal import (
+    DiagonalNormal as DiagonalNormal,
+    FullNormal as FullNormal,
+    StandardNormal as StandardNormal,
+)
 from .pixel_cnn import PixelCNNPrior as PixelCNNPrior
 from .transformer import TransformerPrior as TransformerPrior
 from .vamp import VampPrior as VampPrior

@@ -49,6 +49,7 @@ SUITED = {
     "ConditionalVQVAE": {"guide": "ppl_vae.guides.QuantizingEncoder"},
     "VQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
     "ConditionalVQVAE2": {"guide": "ppl_vae.guides.HierarchicalQuantizingEncoder"},
+    "Autoencoder": {"guide": "ppl_vae.guides.DeltaEncoder"},
     "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
 """The default classes of other roles for models, or colors of models, that those above do not suit."""
@@ -74,7 +75,7 @@ _NO_MODELS_OF_ROWS = ("Prior", "CodePrior", "Colors", "SegmentedColors")
 
 _FITTED = (
     *("IndependentCodes", "PixelCNNPrior", "TransformerPrior"),
-    *("DiagonalNormal", "FlowPrior", "MixturePrior"),
+    *("DiagonalNormal", "FlowPrior", "FullNormal", "MixturePrior"),
 )
 """The priors that can be fitted to a trained pair: of codes, and of vectors."""
 

@@ -9,3 +9,4 @@ from .grid import (
 )
 from .latents import diagnose as diagnose
 from .use_of_codes import UseOfCodes as UseOfCodes
+from .use_of_points import UseOfPoint as UseOfPoint

@@ -17,6 +17,7 @@ from ppl_vae.diagnosis.use_of_codes import (
     table_of_codes,
     told_of_codes,
 )
+from ppl_vae.diagnosis.use_of_points import UseOfPoint, table_of_points, told_of_points
 from ppl_vae.stats import Estimate, Result
 
 SATURATED = 1.0
@@ -80,6 +81,9 @@ class Diagnosis(Result):
             empty for other latents. Then there is one dimension for each codebook, active if the codes differ
             from row to row and the decoder needs them, and `causes` also say why codes of an active one are
             dead.
+        of_points: If the guide gives points, as that of an autoencoder: what is known of each number of the
+            code. Then there is no KL and no mutual information, and a number is active if it is worth 0.01 nats
+            to the decoder.
     """
 
     names: tuple[str, ...]
@@ -100,6 +104,7 @@ class Diagnosis(Result):
     fault_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     of_elements: UseOfElements | None = None
     of_codes: tuple[UseOfCodes, ...] = ()
+    of_points: tuple[UseOfPoint, ...] = ()
 
     @property
     def cause(self) -> str:
@@ -151,6 +156,8 @@ class Diagnosis(Result):
         elif self.of_codes:
             told = told_of_codes(self.of_codes, bool(self.active.all()), bool(self.causes))
             lines = [told, *in_lines(self.causes, self.run)]
+        elif self.of_points and self.num_rows > 1:
+            lines = [told_of_points(self.of_points, self.active_units), *in_lines(self.causes, self.run)]
         else:
             lines = [self._of_dimensions() if self.of_elements is None else self._of_its_elements()]
         for name, told in self.faults.items():
@@ -206,6 +213,8 @@ class Diagnosis(Result):
         """The latent dimensions, largest KL first; of codes, the codebooks."""
         if self.of_codes:
             return table_of_codes(self.of_codes)
+        if self.of_points:
+            return table_of_points(self.of_points)
         rows = [["latent", "KL (nats)", "variance of means", ""]]
         for i in torch.argsort(self.kl, descending=True).tolist():
             state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
@@ -219,6 +228,12 @@ class Diagnosis(Result):
         if self.of_codes:
             return lines_of_codes(self.of_codes, self.information_bounds)
         information = self.mutual_information
+        if self.of_points:
+            used = f"{self.active_units} of {len(self.of_points)}"
+            return [
+                ("numbers of the code in use", used if self.num_rows > 1 else "not defined for one row"),
+                ("KL, mutual information", information.missing),
+            ]
         # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
         shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
         # The mean rate is the sum of the two, and is known.
@@ -270,6 +285,7 @@ class Diagnosis(Result):
             "fault_options": {name: list(words) for name, words in self.fault_options.items()},
             "of_elements": None if self.of_elements is None else asdict(self.of_elements),
             "of_codes": [asdict(use) for use in self.of_codes],
+            "of_points": [asdict(use) for use in self.of_points],
             "summary": self.summary(),
         }
 

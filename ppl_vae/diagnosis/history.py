@@ -45,12 +45,16 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
         now, end = objective.beta_at(n), objective.beta_at(math.ceil(objective.warmup_epochs))
         if n < objective.warmup_epochs and now < end:
             return f"beta was {now:.2g} after {n} epochs, and still rises to {end:g}"
-    name = "validation_elbo" if all("validation_elbo" in row for row in history) else "elbo"
-    values = [row[name] for row in history if name in row]
-    found = _rise(values)
+    measure = "elbo" if any("elbo" in row for row in history) else "distortion"
+    held_out = f"validation_{measure}"
+    name = held_out if all(held_out in row for row in history) else measure
+    sign = 1 if measure == "elbo" else -1  # a pair without a density of its codes has no ELBO
+    found = _rise([sign * row[name] for row in history if name in row])
     if found is None:
         return ""
     gain, last = found
+    if sign < 0:
+        return f"after {n} epochs the distortion still falls: {last} {gain:.2g} nats below those before"
     return f"after {n} epochs the ELBO still rises: {last} {gain:.2g} nats above those before"
 
 

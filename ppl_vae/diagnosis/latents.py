@@ -38,6 +38,7 @@ from ppl_vae.diagnosis.faults import (
 )
 from ppl_vae.diagnosis.history import still_fitting_prior, still_training
 from ppl_vae.diagnosis.information import aggregate_information
+from ppl_vae.diagnosis.points import diagnose_points, gives_points
 from ppl_vae.diagnosis.remedies import LONGER_BEFORE, Facts
 from ppl_vae.diagnosis.residuals import MOST_ROWS
 from ppl_vae.objectives import Controller
@@ -49,6 +50,7 @@ from ppl_vae.pairs import (
     as_args,
     latent_sites,
     least_rate,
+    require_proper,
 )
 from ppl_vae.runtime import described
 from ppl_vae.stats import Estimate
@@ -135,6 +137,15 @@ def diagnose(
     - `constant codes`: no code is dead, and all rows have the same;
     - `strong decoder`: nothing of this is so, but the decoder does as well with the codes of another row.
 
+    If the guide gives a point for every latent of a row, as that of an autoencoder does, there is no KL, and each
+    number of the code is judged by what it is worth to the decoder: by how much the distortion rises, over up to
+    256 rows, if the number is its mean in all of them (`UseOfPoint`). Below 0.01 nats, the cause is
+
+    - `identical rows` or `dead encoder`, as above;
+    - `units that a penalty has killed`, or `dead units` if there is no penalty: they are the same in all rows;
+    - `still training`, if `fit` says so;
+    - `units without worth`: they vary, and the decoder does not use them.
+
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes
     few values.
@@ -168,7 +179,7 @@ def diagnose(
 
     Raises:
         PairError: The rows are not in a plate, the guide ties the latents of different rows together, or it
-            gives points.
+            gives points for some latents or rows, and not for others.
         TypeError: `beta` is no number; `train`, `evaluation` or `fit` is not what these functions return.
         ValueError: The guide samples no latent of a row, or `beta` is negative.
 
@@ -211,6 +222,15 @@ def diagnose(
             if fit is not None and fit.prior_epochs:
                 faults |= _prior_not_fitted(fit)
             return replace(diagnosed, faults={**faults, **diagnosed.faults})
+        if gives_points(session):
+            facts = _facts(session, model, guide, beta, fit)
+            ended = ended.replace("the ELBO", "log p(x, z)")  # which it is, where q is a point
+            diagnosed, scores = diagnose_points(session, size * NUM_DRAWS, facts, ended)
+            told = {} if diagnosed.cause == "still training" else _not_ended(ended, fit)
+            if scores is not None:
+                told = _overfitting(scores, model, train, evaluation, fit) | told
+            return replace(diagnosed, faults=told)
+        require_proper(session.layout, "diagnose")
         held = _hold_shared(session)
         gathered = gather(session, size)
         if not gathered.dimensions.names:

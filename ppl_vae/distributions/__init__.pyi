@@ -1,5 +1,6 @@
 from .ancestral import Ancestral as Ancestral
 from .chroma_logistic import ChromaLogistic as ChromaLogistic
+from .flat import Flat as Flat
 from .flows import (
     FlowDistribution as FlowDistribution,
     MonotonicSpline as MonotonicSpline,

@@ -25,6 +25,7 @@ from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import (
     Batch,
     DataLike,
+    ImproperStandIns,
     Layout,
     Program,
     Substitute,
@@ -167,7 +168,7 @@ def to_arviz(
             f"the evaluation has {evaluation.num_rows} rows, x has {n}: pass an evaluation of exactly "
             "these rows, or none to evaluate them here"
         )
-    if not (evaluation.certain and bool(evaluation.log_likelihood.values.isnan().all())):
+    if not bool(evaluation.log_likelihood.values.isnan().all()):  # else it is not known or not defined
         observed = list(groups["observed_data"])
         groups["log_likelihood"] = _log_likelihood(evaluation, observed, num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)
@@ -256,7 +257,7 @@ def _draw_once(
     pair, layout, args = session.pair, session.layouts.of(batch), as_args(batch)
     posterior: dict[str, Any] = dict(draw_jointly(pair, layout, batch, shared).nodes)
     free = poutine.uncondition(pair.model) if predictive else pair.model
-    free = Substitute(shared_prior)(free)
+    free = ImproperStandIns()(Substitute(shared_prior)(free))
     prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)
     for name in layout.shared:
         shared[name], shared_prior[name] = posterior[name]["value"], prior[name]["value"]
@@ -281,6 +282,8 @@ def _draw_once(
     if predictive:
         groups["posterior_predictive"] = collect(posterior, data, again=True)
         groups["prior_predictive"] = collect(prior, data)
+    if layout.improper:  # which has no draws
+        groups = {name: sites for name, sites in groups.items() if not name.startswith("prior")}
     return groups
 
 

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     places_of,
     sample_sites,
     tensors_of,
+    trace_pair,
     with_tensors,
 )
 from ppl_vae.runtime import HIDDEN, preserve_random_state
@@ -56,7 +57,8 @@ class Conditions:
 
     def _look(self, batch: Batch) -> Trace:
         with torch.random.fork_rng(), torch.no_grad():
-            trace = poutine.trace(self._session.pair.model).get_trace(*as_args(batch))
+            # With the latents of the guide: those of the model may have no draws.
+            trace, _ = trace_pair(self._session.pair, batch)
         for name in self._session.layout.observed:
             site: Any = trace.nodes.get(name)
             fn = None if site is None else innermost(site["fn"])

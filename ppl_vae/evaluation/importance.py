@@ -17,6 +17,7 @@ from ppl_vae.evaluation.conditions import Conditions
 from ppl_vae.evaluation.counts import ValueCounts
 from ppl_vae.evaluation.ladder import Ladder
 from ppl_vae.evaluation.result import Evaluation
+from ppl_vae.evaluation.undefined import Undefined
 from ppl_vae.pairs import (
     Batch,
     DataLike,
@@ -127,7 +128,7 @@ def _evaluate(
 ) -> Evaluation:
     ladder = None
     parts: list[dict[str, Tensor]] = []
-    points = _PointRows()
+    undefined = Undefined()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
         trust = _Trust.of(session.pair)
@@ -161,9 +162,8 @@ def _evaluate(
                 summed.setdefault(layout.discrete, finite)
             is_drawn = finite is None and exact is None and not trust.is_posterior
             drawn |= dict.fromkeys(layout.discrete if is_drawn else ())
-            if points.add(layout, num_rows(chunk)):
-                for name in ("log_likelihood", "error", "ess", "khat"):
-                    part[name] = torch.full_like(part[name], math.nan)
+            for name in undefined.add(layout, num_rows(chunk)):
+                part[name] = torch.full_like(part[name], math.nan)
             parts.append(part)
             counts.add(chunk)
             conditions.add(chunk)
@@ -181,11 +181,11 @@ def _evaluate(
         notes = (*notes, *ladder.notes)
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
-        elbo=Estimate(-(rate + distortion)),
-        rate=Estimate(rate),
+        elbo=Estimate(-(rate + distortion), missing=undefined.missing_bound),
+        rate=Estimate(rate, missing=undefined.missing_bound),
         distortion=Estimate(distortion),
         log_likelihood=Estimate(
-            joined["log_likelihood"], missing=points.missing or certain.missing
+            joined["log_likelihood"], missing=undefined.missing or certain.missing
         ),
         log_likelihood_error=joined["error"],
         ess=joined["ess"],
@@ -194,9 +194,10 @@ def _evaluate(
         num_values=counts.num_values,
         drawn=drawn_rows if bool(drawn_rows.any()) else None,
         rung=joined["rung"].long() if bool(joined["rung"].any()) else None,
+        at_points=undefined.all_points,
         certain=bool(certain.names) and bool(joined["log_likelihood"].isnan().all()),
         notes=notes,
-        cautions=(*points.cautions, *cautions),
+        cautions=(*undefined.cautions, *cautions),
     )
 
 
@@ -362,52 +363,6 @@ class _Trust:
     def of(cls, pair: Pair) -> _Trust:
         """That of a pair."""
         return cls(is_posterior(pair.model, pair.guide), covers_posterior(pair.model, pair.guide))
-
-
-class _PointRows:
-    """The rows for which the guide gives points, which have no density, and what to say of them."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, int] = {}  # of each latent
-        self._without = 0
-        self._all = 0
-
-    def add(self, layout: Layout, n: int) -> bool:
-        """Counts n rows of a layout; whether log p(x) is not defined for them."""
-        self._all += n
-        self._without += n if layout.points else 0
-        for name in layout.points:
-            self._rows[name] = self._rows.get(name, 0) + n
-        return bool(layout.points)
-
-    @property
-    def missing(self) -> str:
-        """What to print in place of log p(x); empty if all rows have one."""
-        if not self._rows:
-            return ""
-        left = self._all - self._without
-        there = f"defined for {left} of {self._all} rows only" if left else "not defined"
-        return f"{there}, because the guide gives a point for {self._names}"
-
-    @property
-    def cautions(self) -> tuple[str, ...]:
-        """What a guide that gives points does not say."""
-        if not self._rows:
-            return ()
-        some = self._without < self._all
-        return (
-            f"the guide gives a point for {self._names}, which has no density: log p(x) is not defined"
-            f"{' there' if some else ''}, and the ELBO leaves it out of log q(z | x)"
-            f"{', so that the means of ELBO and rate mix two kinds of rows' if some else ''}; use a guide that "
-            "samples, or annealed_importance_sampling from the prior",
-        )
-
-    @property
-    def _names(self) -> str:
-        return ", ".join(
-            f"'{name}'" + ("" if n == self._all else f" on {n} of {self._all} rows")
-            for name, n in self._rows.items()
-        )
 
 
 def _run_once(session: Session) -> None:

@@ -26,6 +26,7 @@ from ppl_vae.evaluation.hmc import Densities, Point
 from ppl_vae.pairs import (
     Batch,
     Bound,
+    ImproperStandIns,
     Layout,
     NoInverseError,
     Pair,
@@ -37,6 +38,7 @@ from ppl_vae.pairs import (
     log_repeats,
     num_rows,
     require_no_points,
+    require_proper,
     require_whole_rows,
     row_log_prob,
     sample_rows,
@@ -63,7 +65,8 @@ class PriorGuide:
         # Sites to be summed out are drawn, in all of their plates, but not traced; `block` would hide the
         # plates from them.
         with poutine.block(hide_fn=_is_observed), poutine.mask(mask=False):
-            poutine.infer_config(self.model, _hide_enumerated)(*args, **kwargs)
+            model = poutine.infer_config(self.model, _hide_enumerated)
+            ImproperStandIns()(model)(*args, **kwargs)
 
 
 def _is_observed(site: Site) -> bool:
@@ -165,6 +168,7 @@ class Path:
                 f"latent site '{layout.shared[0]}' belongs to all rows: annealed importance sampling "
                 "estimates log p(x) of single rows. Use evaluate(), which draws the site from the guide"
             )
+        require_proper(layout, "annealing")
         require_no_points(layout, "annealing from the guide (guide=None starts at the prior)")
         if not layout.draws:
             raise PairError(

@@ -85,8 +85,9 @@ class Evaluation(DataResult):
 
     Attributes:
         elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples; for a guide that
-            gives points, log p(x, z) there.
-        rate: E_q log q(z | x) - log p(z).
+            gives points, log p(x, z) there. NaN where p(z) is improper.
+        rate: E_q log q(z | x) - log p(z); for a guide that gives points, -log p(z) there. NaN where p(z) is
+            improper.
         distortion: - E_q log p(x | z).
         log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation. NaN
             for rows for which the guide gives points, which have no density; its mean is then NaN, too.
@@ -106,6 +107,8 @@ class Evaluation(DataResult):
             to leave out nothing (`StructuredMeanField` of the model) are not among them.
         certain: Whether the guide puts all of its mass on one value of each latent, as a quantizer does. Then
             ELBO, rate and distortion are exact, and log p(x), which is at least the ELBO, is NaN.
+        at_points: Whether the guide gives a point for every row: then `elbo` is log p(x, z) there, no bound on
+            log p(x).
     """
 
     elbo: Estimate
@@ -120,6 +123,7 @@ class Evaluation(DataResult):
     drawn: Tensor | None = None
     rung: Tensor | None = None
     certain: bool = False
+    at_points: bool = False
 
     derived: ClassVar = (*DataResult.derived, "method", "unreliable")
     hidden: ClassVar = ("rung",)
@@ -217,9 +221,10 @@ class Evaluation(DataResult):
             )
         values = self.log_likelihood.values
         if self.log_likelihood.missing:  # a caution says which rows have none
-            values = values.masked_fill(values.isnan() & self.elbo.values.isfinite(), 0.0)
+            values = values.masked_fill(values.isnan() & self.distortion.values.isfinite(), 0.0)
         yield from not_finite("log p(x)", Estimate(values))
-        yield from not_finite("the rate, of log q(z | x) and log p(z),", self.rate)
+        if not self.rate.missing:  # as above
+            yield from not_finite("the rate, of log q(z | x) and log p(z),", self.rate)
         yield from not_finite("the distortion, of log p(x | z),", self.distortion)
 
     def lines(self) -> list[tuple[str, str]]:
@@ -239,6 +244,10 @@ class Evaluation(DataResult):
             of_elbo = bits_per_dim(self.elbo, self.num_values)
             most = of_elbo.missing or f"at most {of_elbo.mean:.4f}, by the ELBO"
             return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
+        if n == 0 and bool(self.rate.values.isnan().all()):
+            return [bounds[2], ("ELBO, log p(x)", "not defined")]
+        if n == 0 and self.at_points:
+            bounds = [("log p(x, z), at the point", str(self.elbo)), ("-log p(z)", str(self.rate)), bounds[2]]
         if n == 0:
             return [*bounds, ("log p(x)", "not defined")]
         bits = self.bits_line

@@ -23,6 +23,11 @@ from .context import (
     require_one_each as require_one_each,
 )
 from .convolutional import Convolutional as Convolutional
+from .corruption import (
+    Denoising as Denoising,
+    GaussianNoise as GaussianNoise,
+    MaskingNoise as MaskingNoise,
+)
 from .gated_layers import GatedLayers as GatedLayers
 from .gradients import straight_through as straight_through
 from .grid_context import CodesAbove as CodesAbove
@@ -47,3 +52,4 @@ from .rebuildable import (
 )
 from .tiling import MOST_PIXELS as MOST_PIXELS, Tile as Tile, tiles as tiles
 from .unet import UNet as UNet
+from .unit_norm import UnitNorm as UnitNorm

@@ -81,7 +81,11 @@ from .given import (
     name_of_argument as name_of_argument,
     selects_outside as selects_outside,
 )
-from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
+from .handlers import (
+    ImproperStandIns as ImproperStandIns,
+    ScaleLatents as ScaleLatents,
+    Substitute as Substitute,
+)
 from .jacobians import (
     Computed as Computed,
     compare_jacobians as compare_jacobians,
@@ -98,6 +102,7 @@ from .layout import (
     latents_of_other_plates as latents_of_other_plates,
     many_samples as many_samples,
     require_no_points as require_no_points,
+    require_proper as require_proper,
     require_whole_rows as require_whole_rows,
     row_log_prob as row_log_prob,
     rows_first as rows_first,
@@ -176,6 +181,7 @@ from .traces import (
     is_certain as is_certain,
     is_delta as is_delta,
     is_discrete as is_discrete,
+    is_improper as is_improper,
     is_enumerated as is_enumerated,
     is_factor as is_factor,
     is_weighted as is_weighted,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import biject_to
 
-from ppl_vae.pairs.traces import Site
+from ppl_vae.pairs.traces import Site, is_improper
 
 
 class ScaleLatents(Messenger):
@@ -41,6 +43,20 @@ class ScaleLatents(Messenger):
         is_latent = not msg["is_observed"] or msg["name"] in self.factors
         if is_latent and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.scale
+
+
+class ImproperStandIns(Messenger):
+    """Gives latents with an improper density, which has no draws, a value of its support: 0, or what stands for it.
+
+    For a look at the sites of a model that is run without its guide. Nothing that is reported may depend on
+    these values: see `require_proper`.
+    """
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["value"] is None and not msg["is_observed"] and is_improper(msg):
+            transform = biject_to(msg["fn"].support)
+            shape = torch.Size((*msg["fn"].batch_shape, *msg["fn"].event_shape))
+            msg["value"] = transform(torch.zeros(transform.inverse_shape(shape)))
 
 
 class Substitute(Messenger):

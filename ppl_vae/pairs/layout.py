@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pyro
@@ -84,6 +84,7 @@ class Layout:
         draws: The random ones of `guide_sites`: without Delta sites, with auxiliary ones.
         points: Latents, in or outside of the plate, for which the guide gives a point, not a distribution: a
             Delta with more numbers than the guide draws for it, such as a function of other latents alone.
+        improper: Latents with an improper density in the model, such as `ImproperUniform`: p(x, z) is no density.
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
@@ -107,6 +108,7 @@ class Layout:
     discrete: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
+    improper: tuple[str, ...] = ()
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property
@@ -169,6 +171,25 @@ def require_no_points(layout: Layout, task: str) -> None:
         raise PairError(
             f"the guide gives a point for {names} (a Delta), which has no density: {task} needs a guide that "
             "samples these latents, such as AutoNormal in place of AutoDelta"
+        )
+
+
+def require_proper(layout: Layout, task: str, given: Collection[str] = ()) -> None:
+    """Raises an error if p(z) is improper where a task needs draws from it, or its density.
+
+    Args:
+        layout: The layout.
+        task: What needs it.
+        given: Latents whose values are given.
+
+    Raises:
+        PairError: It is.
+    """
+    names = [f"'{name}'" for name in layout.improper if name not in given]
+    if names:
+        raise PairError(
+            f"p(z) of {', '.join(names)} is improper, as an autoencoder's is: {task} needs a density of it. Fit one "
+            "to the codes: refit_prior(model, guide, x, MixturePrior()) returns a model that has it"
         )
 
 

@@ -35,6 +35,7 @@ from ppl_vae.pairs.traces import (
     free_numbers,
     innermost,
     is_discrete,
+    is_improper,
     latent_sites,
     sample_sites,
     trace_pair,
@@ -123,6 +124,7 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             discrete=tuple(n for n in draws if n in in_plate and is_discrete(guide_trace.nodes[n])),
             factors=factors,
             unsure=may_leave_support(model_trace, guide_trace),
+            improper=tuple(n for n, site in latents.items() if is_improper(site)),
             signature=signature_of(model_trace, guide_trace),
         )
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))

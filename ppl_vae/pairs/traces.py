@@ -210,6 +210,11 @@ def is_delta(site: Site) -> bool:
     return isinstance(innermost(site["fn"]), dist.Delta)
 
 
+def is_improper(site: Site) -> bool:
+    """Whether a site has an improper density, which does not integrate to 1, as Pyro's `ImproperUniform`."""
+    return isinstance(innermost(site["fn"]), dist.ImproperUniform)
+
+
 def has_log_density(site: Site) -> bool:
     """Whether a site is a `Delta` with a `log_density` other than 0."""
     return is_delta(site) and bool((innermost(site["fn"]).log_density != 0).any())

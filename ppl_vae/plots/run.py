@@ -17,6 +17,7 @@ from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Evaluation, PriorGuide
 from ppl_vae.pairs import (
     Batch,
+    ImproperStandIns,
     PairError,
     Program,
     as_args,
@@ -423,7 +424,7 @@ def is_standard_normal(model: Program, x: Batch) -> bool:
         (True, False)
     """
     with opened(model, PriorGuide(model), x, seed=0, progress=False) as session:
-        trace = poutine.trace(session.pair.model).get_trace(*as_args(session.first))
+        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(*as_args(session.first))
         return all(_is_standard(trace.nodes[name]["fn"]) for name in session.layout.latents)
 
 

@@ -12,6 +12,7 @@ from ppl_vae.pairs import (
     Batch,
     DataArguments,
     DataLike,
+    ImproperStandIns,
     PairError,
     Program,
     RowDensities,
@@ -250,5 +251,5 @@ def discrete_latents(
         found = session.layout.discrete
         if not categorical:
             return found
-        trace = poutine.trace(session.pair.model).get_trace(*as_args(session.first))
+        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(*as_args(session.first))
         return tuple(name for name in found if is_categorical(trace.nodes[name]))

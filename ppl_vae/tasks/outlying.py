@@ -42,7 +42,7 @@ class Outliers(RowResult):
         Args:
             evaluation: What `evaluate` returned.
             num: How many; all, if there are fewer.
-            by: "elbo", or "distortion".
+            by: "elbo", or "distortion"; where a pair has no ELBO, by the distortion in any case.
 
         Raises:
             TypeError: `evaluation` is something else.
@@ -53,26 +53,29 @@ class Outliers(RowResult):
             raise TypeError(
                 f"evaluation must be what evaluate has returned, got {described(evaluation)}"
             )
+        if evaluation.elbo.missing:
+            by = "distortion"
         badness = -evaluation.elbo.values if by == "elbo" else evaluation.distortion.values
         order = badness.argsort(descending=True)[:num]
         return cls(
             index=order,
-            elbo=Estimate(evaluation.elbo.values[order]),
+            elbo=Estimate(evaluation.elbo.values[order], missing=evaluation.elbo.missing),
             distortion=Estimate(evaluation.distortion.values[order]),
-            rate=Estimate(evaluation.rate.values[order]),
+            rate=Estimate(evaluation.rate.values[order], missing=evaluation.rate.missing),
             by=by,
             out_of=len(badness),
         )
 
     def table(self) -> list[list[str]]:
         """One line for each row."""
+        columns = {"ELBO": self.elbo, "distortion": self.distortion, "rate": self.rate}
+        if self.elbo.missing:
+            columns = {"distortion": self.distortion}
         numbers = zip(
-            self.index.tolist(),
-            *(e.values.tolist() for e in (self.elbo, self.distortion, self.rate)),
-            strict=True,
+            self.index.tolist(), *(e.values.tolist() for e in columns.values()), strict=True
         )
         lines = [[f"{i}", *(f"{value:.2f}" for value in values)] for i, *values in numbers]
-        return [["row", "ELBO", "distortion", "rate"], *lines]
+        return [["row", *columns], *lines]
 
     def lines(self) -> list[tuple[str, str]]:
         """Nothing besides the table."""
@@ -102,7 +105,7 @@ def outliers(
         guide: Pyro program of q(z | x).
         x: The rows, as for `ppl_vae.fit`.
         num: How many to return; all, if there are fewer.
-        by: "elbo", or "distortion", -E log p(x | z).
+        by: "elbo", or "distortion", -E log p(x | z); where a pair has no ELBO, by the distortion in any case.
         num_samples: Draws of z per row.
         seed: Seed of the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows it on a terminal.

@@ -151,7 +151,8 @@ def traverse(
 ) -> Any:
     """What one dimension of a latent does: E[x | z] as it moves, from the posterior mean of each row.
 
-    It goes from three standard deviations of the prior below its mean to three above, in equal steps. From a
+    It goes from three standard deviations of the prior below its mean to three above, in equal steps; of a latent
+    without a prior, as an `Autoencoder` has, from three deviations of the codes of the rows. From a
     row's own posterior mean, because decoders are rarely good where all latents are zero. A class that the pair
     infers, too, stays at the row's most probable one, and the mean is the one given that class.
 
@@ -211,7 +212,10 @@ def traverse(
             for name, mean in centers.items()
         }
         flat = moved[latent].reshape(len(centers[latent]), len(several), steps, -1)
-        of_prior = _of_prior(session, latent, several)
+        if latent in session.layout.improper:
+            of_prior = _of_codes(centers[latent], several)
+        else:
+            of_prior = _of_prior(session, latent, several)
         for place, (each, (center, deviation)) in enumerate(zip(several, of_prior, strict=True)):
             flat[:, place, :, each] = center + deviation * shares
         moved[latent] = flat.reshape(moved[latent].shape)
@@ -246,6 +250,26 @@ def _of_prior(
         deviations.append(moment[1].to(session.device).sqrt())
     center, deviation = torch.cat(means), torch.cat(deviations)
     return [(center[:, each, None], deviation[:, each, None]) for each in dimensions]
+
+
+def _of_codes(
+    centers: Tensor, dimensions: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean and deviation of some numbers of the codes of all rows, `(n, 1)`, for latents without a prior.
+
+    Raises:
+        ValueError: There is a single row, of which nothing varies.
+    """
+    codes = centers.reshape(len(centers), -1)
+    if len(codes) < 2:
+        raise ValueError(
+            "traverse moves a latent without a prior as far as the codes of the rows go: give it two rows or more"
+        )
+    means, deviations = codes.mean(0), codes.std(0)
+    return [
+        tuple(value[each].expand(len(codes), 1) for value in (means, deviations))  # type: ignore[misc]
+        for each in dimensions
+    ]
 
 
 def _require_unbounded(latent: str, site: Site) -> None:

@@ -18,6 +18,7 @@ from ppl_vae.pairs import (
     Batch,
     DataArguments,
     DataLike,
+    ImproperStandIns,
     Layout,
     Pair,
     PairError,
@@ -33,6 +34,7 @@ from ppl_vae.pairs import (
     num_rows,
     parts_of,
     places_of,
+    require_proper,
     sample_sites,
     selects_outside,
     take_rows,
@@ -153,7 +155,7 @@ def _blank(model: Program, given: Given) -> Batch:
         )
     beside = [_two(as_tensor(given[name], f"given['{name}']", arguments.dtype)) for name in others]
     with preserve_random_state(), evaluating(pair, seed=None):
-        free = poutine.trace(poutine.uncondition(pair.model)).get_trace(
+        free = poutine.trace(ImproperStandIns()(poutine.uncondition(pair.model))).get_trace(
             torch.zeros(2, *shape), *beside
         )
     seen = [n for n, s in sample_sites(free).items() if s["infer"].get("was_observed")]
@@ -195,7 +197,7 @@ def unobserved(session: Session, x: Batch) -> Batch:
         return x
     first = session.first
     with preserve_random_state(), torch.no_grad():
-        trace = poutine.trace(session.pair.model).get_trace(*as_args(first))
+        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(*as_args(first))
     seen: list[Any] = [trace.nodes[name]["value"] for name in session.layout.observed]
     arguments = dict(zip(places_of(first), tensors_of(first), strict=True))
     kept = {
@@ -237,7 +239,8 @@ class Draw:
         self._rows = session.first if rows is None else move(rows, session.device)
         pair = session.pair
         warn_if_draws_follow_data(pair, session.first)
-        asked = poutine.trace(pair.model).get_trace(*as_args(session.first))
+        require_proper(session.layout, "sample", given)
+        asked = poutine.trace(ImproperStandIns()(pair.model)).get_trace(*as_args(session.first))
         self._data = data_sites(asked, session.layout.observed, tensors_of(session.first)[0], site)
         if self._data.steps:
             self._data = replace(self._data, names=_in_order(session, self._data.names))

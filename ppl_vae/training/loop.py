@@ -450,15 +450,19 @@ class Training:
         if rate is not None:  # AdagradRMSProp of Pyro has another name for it
             row["learning_rate"] = float(rate)
         row["seconds"] = round(progress.seconds, 3)
+        watched = row.get("validation_elbo", row["elbo"])
+        if any(layout.improper for layout in self.step.layouts.known):
+            # There is no ELBO: minus the distortion is watched, and not to be taken for one.
+            for name in ("elbo", "rate", "validation_elbo", "validation_rate"):
+                row.pop(name, None)
         progress.end_epoch(row)
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            watched = row.get("validation_elbo", row["elbo"])
             step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
             step_scheduler(self.scheduler)
         warm = progress.epoch >= self.objective.requested.warmup_epochs
-        if self.patience is not None and warm and row["validation_elbo"] > progress.best_elbo:
-            progress.best_elbo, progress.best_epoch = row["validation_elbo"], progress.epoch
+        if self.patience is not None and warm and watched > progress.best_elbo:
+            progress.best_elbo, progress.best_epoch = watched, progress.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
         return row
 

@@ -114,8 +114,9 @@ def tensorboard_writer(folder: RunFolder | None) -> Iterator[Any]:
 
 def _postfix(row: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows of the metrics of an epoch."""
-    prefix = "validation_" if "validation_elbo" in row else ""
-    shown = {name: f"{row[prefix + name]:.2f}" for name in ("elbo", "rate", "distortion")}
+    prefix = "validation_" if "validation_distortion" in row else ""
+    there = [name for name in ("elbo", "rate", "distortion") if prefix + name in row]
+    shown = {name: f"{row[prefix + name]:.2f}" for name in there}
     active = row.get("active_units")
     known = {} if active is None else {"active": str(int(active))}
     return {"epoch": str(int(row["epoch"]))} | shown | known

@@ -1,0 +1,116 @@
+"""What does an autoencoder find that PCA does not, and what is between it and a VAE?"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from autoencoder_pairs import (
+    PCA,
+    Rows,
+    Sizes,
+    autoencoder,
+    reconstructed,
+    squared_errors,
+    trained,
+)
+from matplotlib.figure import Figure
+from progress import Table, start
+from torch import Tensor
+
+from ppl_vae.runtime import replacing, require_output
+from ppl_vae.stats import Estimate
+
+
+def sizes(
+    data: str = "MNIST",
+    data_dir: Path = Path("data"),
+    runs: Path = Path("autoencoders"),
+    codes: tuple[int, ...] = (2, 4, 8, 16, 30, 64),
+    training: Sizes = Sizes(),  # noqa: B008 (frozen)
+    output: Path = Path("autoencoders.png"),
+    overwrite: bool = False,
+) -> None:
+    """Squared error of test rows by PCA and by autoencoders, for several sizes of the code.
+
+    Args:
+        data: Name of the data, as for `load_data`.
+        data_dir: Folder of the data, in torchvision's layout.
+        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        codes: Sizes of the code.
+        training: Networks and training.
+        output: Where to save the picture of reconstructions.
+        overwrite: Whether a picture that is there is replaced.
+    """
+    require_output(output, overwrite=overwrite)
+    rows = Rows.of(data, data_dir, training)
+    pca = PCA(rows.train)
+    columns = ["code", "PCA, training rows", "PCA", "autoencoder", "autoencoder, training rows"]
+    shown = Table([*columns, "PCA - autoencoder"], steps=len(codes))
+    shown.head()
+    sheet: dict[str, Tensor] = {"rows": rows.test[:10]}
+    for size in codes:
+        pair = trained(
+            runs, f"code={size}", partial(autoencoder, rows, size, training), rows, training
+        )
+        errors = {
+            name: squared_errors(x, found)
+            for name, x, found in (
+                ("PCA", rows.test, pca.reconstruct(rows.test, size)),
+                ("autoencoder", rows.test, reconstructed(pair, rows.test)),
+                ("training", rows.train, reconstructed(pair, rows.train)),
+            )
+        }
+        cells = [f"{float(pca.variances[size:].sum()):.2f}"]
+        cells += [_of(errors[name]) for name in ("PCA", "autoencoder", "training")]
+        shown.row([f"{size}", *cells, _of(errors["PCA"] - errors["autoencoder"])])
+        shown.step(f"code of {size}")
+        sheet[f"PCA, {size}"] = pca.reconstruct(sheet["rows"], size)
+        sheet[f"autoencoder, {size}"] = reconstructed(pair, sheet["rows"])
+    with replacing(output, overwrite=overwrite) as file:
+        picture_of_rows(sheet).savefig(file)
+    layers = "-".join(map(str, training.channels or training.hidden))
+    print(
+        f"\nSquared error per row of {rows.name}, values from 0 to 1, {len(rows.test)} test rows: means and "
+        f"standard errors over rows. Layers {layers}, {training.max_epochs} epochs of {len(rows.train)} training "
+        f"rows. The picture is {output}."
+    )
+
+
+def _of(errors: Tensor) -> str:
+    return Estimate(errors).numbers(".2f")
+
+
+def picture_of_rows(sheet: dict[str, Tensor]) -> Figure:
+    """Pictures in rows with names: each entry is `(n, 1 or 3, height, width)`, or without channels."""
+    count = len(next(iter(sheet.values())))
+    figure = Figure(figsize=(0.62 * count + 1.6, 0.62 * len(sheet)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(sheet), count, squeeze=False)
+    for line, (name, pictures) in zip(axes, sheet.items(), strict=True):
+        for place, picture in zip(line, pictures, strict=True):
+            shown = picture.movedim(0, -1) if picture.dim() == 3 else picture
+            place.imshow(shown.clamp(0, 1).float().squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            place.set_xticks([])
+            place.set_yticks([])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    return figure
+
+
+if __name__ == "__main__":
+    tiny = {
+        "data": "digits",
+        "training.hidden": (16,),
+        "training.max_epochs": 1,
+        "training.max_rows": 60,
+    }
+    start(
+        {"sizes": sizes},
+        quick={
+            "sizes": {
+                **tiny,
+                "codes": (2, 4),
+                "runs": "autoencoders_quick",
+                "output": "autoencoders_quick.png",
+            }
+        },
+    )

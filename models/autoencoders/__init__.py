@@ -1,0 +1,1 @@
+"""Models of which the guide gives a point: autoencoders."""
