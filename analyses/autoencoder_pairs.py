@@ -128,7 +128,8 @@ class PCA:
         """Rows, of their first components."""
         centered = x.flatten(1).double() - self.mean
         kept = self.directions[:, :components]
-        return (centered @ kept @ kept.T + self.mean).reshape(x.shape)
+        found: Tensor = centered @ kept @ kept.T + self.mean
+        return found.reshape(x.shape)
 
 
 def squared_errors(x: Tensor, found: Tensor) -> Tensor:

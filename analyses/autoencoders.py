@@ -72,8 +72,8 @@ def sizes(
     layers = "-".join(map(str, training.channels or training.hidden))
     print(
         f"\nSquared error per row of {rows.name}, values from 0 to 1, {len(rows.test)} test rows: means and "
-        f"standard errors over rows. Layers {layers}, {training.max_epochs} epochs of {len(rows.train)} training "
-        f"rows. The picture is {output}."
+        f"standard errors over rows. Layers {layers}, {training.max_epochs} epochs of {len(rows.train)} "
+        f"training rows. The picture is {output}."
     )
 
 

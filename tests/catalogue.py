@@ -28,6 +28,7 @@ from ppl_vae.colors import split_colors
 from ppl_vae.guides import (
     BottomUp,
     CategoricalEncoder,
+    DeltaEncoder,
     Enumerated,
     Exact,
     FullCovariance,
@@ -53,6 +54,7 @@ from ppl_vae.models import (
     VAE,
     VQVAE,
     VQVAE2,
+    Autoencoder,
     Autoregressive,
     AutoregressivePrior,
     BernoulliMixture,
@@ -62,12 +64,15 @@ from ppl_vae.models import (
     ConditionalVQVAE2,
     DiagonalNormal,
     FactorAnalysis,
+    FlatPrior,
     FlowPrior,
+    FullNormal,
     GaussianHMM,
     GaussianMixture,
     HierarchicalVAE,
     IndependentCodes,
     IndependentSegments,
+    LaplacePrior,
     LatentColors,
     LumaColors,
     MixtureOfPCA,
@@ -93,12 +98,14 @@ from ppl_vae.networks import (
     AutoregressiveDecoder,
     Convolutional,
     ConvolutionalGrid,
+    Denoising,
     GridNetwork,
     GridPyramid,
     Labels,
     Network,
     Slots,
     UNet,
+    UnitNorm,
 )
 from ppl_vae.objectives import (
     ELBO,
@@ -125,6 +132,8 @@ NETWORKS: dict[str, Network] = {
     "linear": MLP(hidden=()),
     "Convolutional": Convolutional((4, 6), 8),
     "MLP-skip": MLP(hidden=(8, 6), skip=True),
+    "Denoising": Denoising(MLP(hidden=(8,)), noise=0.3, masking=0.2),
+    "UnitNorm": UnitNorm(MLP(hidden=(8,))),
     "Convolutional-skip": Convolutional((4, 6), 8, skip=True),
     "AutoregressiveDecoder": AutoregressiveDecoder(Convolutional((4,), 8), 4, layers=2, window=3),
 }
@@ -157,6 +166,9 @@ LIKELIHOODS: dict[str, LikelihoodRow] = {
 PRIORS: dict[str, Prior] = {
     "StandardNormal": StandardNormal(),
     "DiagonalNormal": DiagonalNormal(),
+    "FlatPrior": FlatPrior(),
+    "FullNormal": FullNormal(),
+    "LaplacePrior": LaplacePrior(0.5),
     "MixturePrior": MixturePrior(components=3),
     "VampPrior": VampPrior(components=4),
     "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
@@ -267,6 +279,10 @@ def attached(model: Any, x: Tensor) -> MeanField:
     return guide
 
 
+def delta_encoder(network: str, model: Any, x: Tensor) -> DeltaEncoder:
+    return DeltaEncoder(SHAPE, 2, NETWORKS[network])
+
+
 def semi_amortized(differentiable: bool) -> MakeGuide:
     return lambda model, x: SemiAmortized(
         model, SHAPE, 2, NETWORKS["MLP"], steps=2, num_samples=2, differentiable=differentiable
@@ -353,15 +369,31 @@ PAIRS: dict[str, MakePair] = {
     },
     **{
         f"VAE-{network}": pair(vae(network=network), amortized("MeanField", network))
-        for network in ("MLP-skip", "Convolutional-skip")
+        for network in ("MLP-skip", "Convolutional-skip", "Denoising", "UnitNorm")
     },
     **{
         f"VAE-{prior}": pair(
             vae(prior=prior), attached if prior == "VampPrior" else amortized("MeanField")
         )
         for prior in PRIORS
+        if prior != "FlatPrior"  # which is for guides that give points
     },
     **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
+    **{
+        f"Autoencoder-{network}": pair(
+            partial(Autoencoder, SHAPE, 2, NETWORKS[network]),
+            partial(delta_encoder, network),
+        )
+        for network in ("MLP", "Convolutional", "Denoising")
+    },
+    "Autoencoder-linear": pair(
+        lambda: Autoencoder(SHAPE, 2, linear=True, prior=PRIORS["FullNormal"]),
+        lambda model, x: DeltaEncoder(SHAPE, 2, linear=True),
+    ),
+    "Autoencoder-sparse": pair(
+        lambda: Autoencoder(SHAPE, 4, NETWORKS["UnitNorm"], prior=PRIORS["LaplacePrior"]),
+        lambda model, x: DeltaEncoder(SHAPE, 4, NETWORKS["MLP"], nonnegative=True, top_k=3),
+    ),
     "VAE-MeanField-committed": pair(
         vae(), lambda model, x: MeanField(SHAPE, 2, NETWORKS["MLP"], committed_rate=0.1)
     ),

@@ -22,9 +22,9 @@ class Autoencoder(LatentDecoder):
     """A code without a density, and a row decoded from it: p(x | z) alone.
 
     With the guide `DeltaEncoder`, z = f(x), what `fit` minimizes is the distortion -log p(x | f(x)). With
-    `Gaussian(sigma=1)`, the default, that is |x - decoder(f(x))|^2 / 2, half of the squared error, and a constant
-    ("Reducing the Dimensionality of Data with Neural Networks", Science 313, 2006). `evaluate` finds the
-    distortion, and says that there is neither an ELBO nor log p(x).
+    `Gaussian(sigma=1)`, the default, that is |x - decoder(f(x))|^2 / 2, half of the squared error, and a
+    constant ("Reducing the Dimensionality of Data with Neural Networks", Science 313, 2006). `evaluate` finds
+    the distortion, and says that there is neither an ELBO nor log p(x).
 
     A density of the codes is fitted afterwards, `refit_prior(model, guide, x, MixturePrior(20))`: then there is
     a p(x) that rows can be drawn from. With a penalty from the start, `prior=LaplacePrior(scale=0.1)`, the
@@ -79,7 +79,9 @@ class Autoencoder(LatentDecoder):
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) of each row, `(n,)`, nats, of a linear decoder and codes from normals.
 
-        With p(z) = sum_k pi_k N(m_k, L_k L_k^T), p(x) = sum_k pi_k N(x; W m_k + b, W L_k (W L_k)^T + sigma^2 I).
+        With p(z) = sum_k pi_k N(m_k, L_k L_k^T) it is a mixture, too:
+
+            p(x) = sum_k pi_k N(x; W m_k + b, W L_k (W L_k)^T + sigma^2 I).
 
         Args:
             x: `(n, *data_shape)`.

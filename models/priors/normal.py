@@ -62,7 +62,9 @@ class FullNormal(Prior):
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""
-        require_room(self, "choose a smaller latent_dim, or DiagonalNormal()", latent_dim, latent_dim)
+        require_room(
+            self, "choose a smaller latent_dim, or DiagonalNormal()", latent_dim, latent_dim
+        )
         return _Full(latent_dim)
 
 

@@ -34,10 +34,10 @@ CAUSES = {
         "learning_rate",
     ),
     "units that a penalty has killed": Text(
-        "these numbers of the code are the same in all rows: the penalty -log p(z) has pulled them there before "
-        "the decoder had a use for them",
-        "train again with new weights and a penalty that grows from 0 (a beta that warms up), a smaller penalty, "
-        "or a larger top_k",
+        "these numbers of the code are the same in all rows: the penalty -log p(z) has pulled them there "
+        "before the decoder had a use for them",
+        "train again with new weights and a penalty that grows from 0 (a beta that warms up), a smaller "
+        "penalty, or a larger top_k",
     ),
     "dead units": Text(
         "these numbers of the code are the same in all rows, and get no gradient from there",
@@ -45,8 +45,8 @@ CAUSES = {
     ),
     "units without worth": Text(
         "the decoder does as well with the mean of each of these numbers",
-        "nothing is lost: a smaller latent_dim is enough; if more was hoped for, train for longer or enlarge the "
-        "networks",
+        "nothing is lost: a smaller latent_dim is enough; if more was hoped for, train for longer or enlarge "
+        "the networks",
     ),
     "still training": Text("the training had not ended", "train for longer"),
     "small means": Text(

@@ -157,7 +157,10 @@ class Diagnosis(Result):
             told = told_of_codes(self.of_codes, bool(self.active.all()), bool(self.causes))
             lines = [told, *in_lines(self.causes, self.run)]
         elif self.of_points and self.num_rows > 1:
-            lines = [told_of_points(self.of_points, self.active_units), *in_lines(self.causes, self.run)]
+            lines = [
+                told_of_points(self.of_points, self.active_units),
+                *in_lines(self.causes, self.run),
+            ]
         else:
             lines = [self._of_dimensions() if self.of_elements is None else self._of_its_elements()]
         for name, told in self.faults.items():
@@ -231,7 +234,10 @@ class Diagnosis(Result):
         if self.of_points:
             used = f"{self.active_units} of {len(self.of_points)}"
             return [
-                ("numbers of the code in use", used if self.num_rows > 1 else "not defined for one row"),
+                (
+                    "numbers of the code in use",
+                    used if self.num_rows > 1 else "not defined for one row",
+                ),
                 ("KL, mutual information", information.missing),
             ]
         # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.

@@ -137,9 +137,9 @@ def diagnose(
     - `constant codes`: no code is dead, and all rows have the same;
     - `strong decoder`: nothing of this is so, but the decoder does as well with the codes of another row.
 
-    If the guide gives a point for every latent of a row, as that of an autoencoder does, there is no KL, and each
-    number of the code is judged by what it is worth to the decoder: by how much the distortion rises, over up to
-    256 rows, if the number is its mean in all of them (`UseOfPoint`). Below 0.01 nats, the cause is
+    If the guide gives a point for every latent of a row, as that of an autoencoder does, there is no KL, and
+    each number of the code is judged by what it is worth to the decoder: by how much the distortion rises, over
+    up to 256 rows, if the number is its mean in all of them (`UseOfPoint`). Below 0.01 nats, the cause is
 
     - `identical rows` or `dead encoder`, as above;
     - `units that a penalty has killed`, or `dead units` if there is no penalty: they are the same in all rows;

@@ -115,7 +115,7 @@ def _names(session: Session) -> tuple[str, ...]:
 
 
 def _worth(session: Session, mean: Tensor, dead: Tensor) -> Tensor:
-    """By how much the distortion rises if a number is its mean, nats per row, `(d,)`; 0 of those that are dead."""
+    """By how much the distortion rises if a number is its mean, nats per row, `(d,)`; 0 of dead ones."""
     worth = torch.zeros(len(mean), dtype=torch.float64)
     counted = 0
     for batch in session.spread(_ROWS):

@@ -49,5 +49,7 @@ def table_of_points(uses: Sequence[UseOfPoint]) -> list[list[str]]:
     rows = [["latent", "worth (nats)", "variance", "rows with it not 0", ""]]
     for use in sorted(uses, key=lambda use: -use.worth):
         state = "dead" if use.dead else ""
-        rows.append([use.name, f"{use.worth:.3f}", f"{use.variance:.4g}", f"{use.share:.1%}", state])
+        rows.append(
+            [use.name, f"{use.worth:.3f}", f"{use.variance:.4g}", f"{use.share:.1%}", state]
+        )
     return rows

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
-class Flat(dist.ImproperUniform):  # type: ignore[misc]
+class Flat(dist.ImproperUniform):
     """The improper density 1 on all of R^d: log p(z) = 0, and no draws.
 
-    It is no distribution, as it does not integrate to 1. A model with it has no p(x) and no ELBO, and `evaluate`
-    says so; what is left of the ELBO is the distortion, -E log p(x | z). That is what an autoencoder minimizes.
+    It is no distribution, as it does not integrate to 1. A model with it has no p(x) and no ELBO, and
+    `evaluate` says so; what is left of the ELBO is the distortion, -E log p(x | z). That is what an autoencoder
+    minimizes.
 
     Args:
         size: d, the number of dimensions.
@@ -32,7 +33,7 @@ class Flat(dist.ImproperUniform):  # type: ignore[misc]
     """
 
     def __init__(self, size: int) -> None:
-        super().__init__(constraints.real_vector, (), (size,))
+        super().__init__(constraints.real_vector, (), (size,))  # type: ignore[no-untyped-call]
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Flat:
         """The same density for a batch."""

@@ -168,7 +168,8 @@ def to_arviz(
             f"the evaluation has {evaluation.num_rows} rows, x has {n}: pass an evaluation of exactly "
             "these rows, or none to evaluate them here"
         )
-    if not bool(evaluation.log_likelihood.values.isnan().all()):  # else it is not known or not defined
+    known = ~evaluation.log_likelihood.values.isnan()
+    if bool(known.any()):  # else it is not known, or not defined
         observed = list(groups["observed_data"])
         groups["log_likelihood"] = _log_likelihood(evaluation, observed, num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)

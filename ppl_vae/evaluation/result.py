@@ -247,7 +247,11 @@ class Evaluation(DataResult):
         if n == 0 and bool(self.rate.values.isnan().all()):
             return [bounds[2], ("ELBO, log p(x)", "not defined")]
         if n == 0 and self.at_points:
-            bounds = [("log p(x, z), at the point", str(self.elbo)), ("-log p(z)", str(self.rate)), bounds[2]]
+            bounds = [
+                ("log p(x, z), at the point", str(self.elbo)),
+                ("-log p(z)", str(self.rate)),
+                bounds[2],
+            ]
         if n == 0:
             return [*bounds, ("log p(x)", "not defined")]
         bits = self.bits_line

@@ -58,19 +58,20 @@ class Undefined:
         """What the pair does not say."""
         found = []
         if self._improper:
-            some = " there" if self._rows["improper"] < self._all else ""
+            there = " there" if self._rows["improper"] < self._all else ""
             found.append(
-                f"the density of {self._named(self._improper)} in the model is improper (it does not integrate to "
-                f"1): ELBO, rate and log p(x) are not defined{some}, and the distortion is what the pair has. "
-                "refit_prior(model, guide, x, MixturePrior()) fits a density, if the model has a part `prior`"
+                f"the density of {self._named(self._improper)} in the model is improper (it does not integrate "
+                f"to 1): ELBO, rate and log p(x) are not defined{there}, and the distortion is what the pair "
+                "has. refit_prior(model, guide, x, MixturePrior()) fits a density, if the model has a part "
+                "`prior`"
             )
         if self._points and not (self._improper and self._rows["improper"] == self._all):
             some = self._rows["points"] < self._all
             found.append(
-                f"the guide gives a point for {self._named(self._points)}, which has no density: log p(x) is not "
-                f"defined{' there' if some else ''}, and the ELBO leaves it out of log q(z | x)"
-                f"{', so that the means of ELBO and rate mix two kinds of rows' if some else ''}; use a guide that "
-                "samples, or annealed_importance_sampling from the prior"
+                f"the guide gives a point for {self._named(self._points)}, which has no density: log p(x) is "
+                f"not defined{' there' if some else ''}, and the ELBO leaves it out of log q(z | x)"
+                f"{', so that the means of ELBO and rate mix two kinds of rows' if some else ''}; use a guide "
+                "that samples, or annealed_importance_sampling from the prior"
             )
         return tuple(found)
 

@@ -129,7 +129,8 @@ class Denoising(Network):
             )
         if not (self.noise or self.masking):
             raise ValueError(
-                "Denoising needs some noise: give noise, in units of the data, or masking, a share of the numbers"
+                "Denoising needs some noise: give noise, in units of the data, or masking, a share of the "
+                "numbers"
             )
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:

@@ -28,9 +28,9 @@ _LAYERS = {
 class UnitNorm(Network):
     """A network whose decoder has columns of norm 1: what each input of each layer adds has a fixed size.
 
-    A penalty on the size of codes, such as that of a `LaplacePrior`, is cheated by small codes and large weights.
-    A linear decoder then has a dictionary of unit vectors, as in sparse coding. In a deeper one, all layers are
-    held, because each could grow for those before it; batch norm scales anew, so that it is refused.
+    A penalty on the size of codes, such as that of a `LaplacePrior`, is cheated by small codes and large
+    weights. A linear decoder then has a dictionary of unit vectors, as in sparse coding. In a deeper one, all
+    layers are held, because each could grow for those before it; batch norm scales anew, so that it is refused.
 
     Args:
         network: What encoder and decoder are built from; of the encoder nothing changes.
@@ -70,8 +70,8 @@ class UnitNorm(Network):
             elif any(True for _ in part.parameters(recurse=False)):
                 raise ValueError(
                     f"UnitNorm holds linear layers and convolutions, but the decoder of "
-                    f"{type(self.network).__name__} has a {type(part).__name__}, whose weights would make up for "
-                    "small codes: choose a network without it, such as MLP()"
+                    f"{type(self.network).__name__} has a {type(part).__name__}, whose weights would make up "
+                    "for small codes: choose a network without it, such as MLP()"
                 )
         return decoder
 
@@ -85,5 +85,6 @@ class _UnitColumns(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         others = [d for d in range(weight.dim()) if d != self.inputs]
-        unit: Tensor = weight / torch.linalg.vector_norm(weight, dim=others, keepdim=True).clamp_min(1e-12)
+        norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+        unit: Tensor = weight / norms.clamp_min(1e-12)
         return unit

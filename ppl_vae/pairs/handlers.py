@@ -46,7 +46,7 @@ class ScaleLatents(Messenger):
 
 
 class ImproperStandIns(Messenger):
-    """Gives latents with an improper density, which has no draws, a value of its support: 0, or what stands for it.
+    """Gives latents with an improper density, which has no draws, a value of its support, such as 0.
 
     For a look at the sites of a model that is run without its guide. Nothing that is reported may depend on
     these values: see `require_proper`.

@@ -84,7 +84,8 @@ class Layout:
         draws: The random ones of `guide_sites`: without Delta sites, with auxiliary ones.
         points: Latents, in or outside of the plate, for which the guide gives a point, not a distribution: a
             Delta with more numbers than the guide draws for it, such as a function of other latents alone.
-        improper: Latents with an improper density in the model, such as `ImproperUniform`: p(x, z) is no density.
+        improper: Latents with an improper density in the model, such as `ImproperUniform`: p(x, z) is no
+            density.
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
@@ -188,8 +189,8 @@ def require_proper(layout: Layout, task: str, given: Collection[str] = ()) -> No
     names = [f"'{name}'" for name in layout.improper if name not in given]
     if names:
         raise PairError(
-            f"p(z) of {', '.join(names)} is improper, as an autoencoder's is: {task} needs a density of it. Fit one "
-            "to the codes: refit_prior(model, guide, x, MixturePrior()) returns a model that has it"
+            f"p(z) of {', '.join(names)} is improper, as an autoencoder's is: {task} needs a density of it. "
+            "Fit one to the codes: refit_prior(model, guide, x, MixturePrior()) returns a model that has it"
         )
 
 

@@ -424,7 +424,9 @@ def is_standard_normal(model: Program, x: Batch) -> bool:
         (True, False)
     """
     with opened(model, PriorGuide(model), x, seed=0, progress=False) as session:
-        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(*as_args(session.first))
+        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(
+            *as_args(session.first)
+        )
         return all(_is_standard(trace.nodes[name]["fn"]) for name in session.layout.latents)
 
 

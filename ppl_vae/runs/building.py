@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ppl_vae.networks import Recipe, recipe_of
 from ppl_vae.pairs import Program, attach_guide
@@ -134,7 +135,7 @@ def _parts(program: Any) -> list[tuple[Any, ...]]:
     return [
         (
             name,
-            type(part),
+            type_before_parametrizations(part),  # each module that has some gets a class of its own
             recipe_of(part),
             [(n, tuple(p.shape)) for n, p in part.named_parameters(recurse=False)],
         )

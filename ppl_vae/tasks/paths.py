@@ -151,8 +151,8 @@ def traverse(
 ) -> Any:
     """What one dimension of a latent does: E[x | z] as it moves, from the posterior mean of each row.
 
-    It goes from three standard deviations of the prior below its mean to three above, in equal steps; of a latent
-    without a prior, as an `Autoencoder` has, from three deviations of the codes of the rows. From a
+    It goes from three standard deviations of the prior below its mean to three above, in equal steps; of a
+    latent without a prior, as an `Autoencoder` has, from three deviations of the codes of the rows. From a
     row's own posterior mean, because decoders are rarely good where all latents are zero. A class that the pair
     infers, too, stays at the row's most probable one, and the mean is the one given that class.
 
@@ -252,9 +252,7 @@ def _of_prior(
     return [(center[:, each, None], deviation[:, each, None]) for each in dimensions]
 
 
-def _of_codes(
-    centers: Tensor, dimensions: Sequence[int]
-) -> list[tuple[Tensor, Tensor]]:
+def _of_codes(centers: Tensor, dimensions: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """Mean and deviation of some numbers of the codes of all rows, `(n, 1)`, for latents without a prior.
 
     Raises:
@@ -263,7 +261,8 @@ def _of_codes(
     codes = centers.reshape(len(centers), -1)
     if len(codes) < 2:
         raise ValueError(
-            "traverse moves a latent without a prior as far as the codes of the rows go: give it two rows or more"
+            "traverse moves a latent without a prior as far as the codes of the rows go: give it two rows or "
+            "more"
         )
     means, deviations = codes.mean(0), codes.std(0)
     return [

@@ -56,7 +56,8 @@ class Fit:
         model: The trained model. A program with `pyro.param` statements carries their trained values.
         guide: The trained guide, likewise.
         history: A dict of metrics for each epoch, in nats per row; the columns of `metrics.csv`. Where p(z) is
-            improper, there is neither `elbo` nor `rate`; where the guide gives points, `elbo` is log p(x, z) there.
+            improper, there is neither `elbo` nor `rate`; where the guide gives points, `elbo` is log p(x, z)
+            there.
         objective: The objective that was optimized.
         epochs: Epochs trained.
         steps: Optimizer steps taken.
@@ -107,7 +108,9 @@ class Fit:
         last = self.history[-1] if self.history else {}
         measure = "elbo" if "elbo" in last else "distortion"
         numbers = ", ".join(
-            f"{name}={last[name]:.3f}" for name in (measure, f"validation_{measure}") if name in last
+            f"{name}={last[name]:.3f}"
+            for name in (measure, f"validation_{measure}")
+            if name in last
         )
         beta = f", beta={self.beta:g}" if self.beta != 1.0 else ""
         dead = f", dead dimensions: {self._dead}" if self.dead_dimensions else ""
@@ -125,7 +128,10 @@ class Fit:
         last = kept[0] if kept else {}
         measure = "elbo" if "elbo" in last else "distortion"
         word = measure.replace("elbo", "ELBO")
-        names = {measure: f"{word}, training rows", f"validation_{measure}": f"{word}, held-out rows"}
+        names = {
+            measure: f"{word}, training rows",
+            f"validation_{measure}": f"{word}, held-out rows",
+        }
         numbers = [
             (text, f"{last[name]:.3f} nats per row") for name, text in names.items() if name in last
         ]

@@ -1,0 +1,556 @@
+"""Autoencoders beside what is known exactly: PCA, ridge, Wiener filters, sparse coding, scores of mixtures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from sklearn.decomposition import sparse_encode
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from ppl_vae import check, diagnose, evaluate, fit, refit_prior
+from ppl_vae.evaluation import annealed_importance_sampling
+from ppl_vae.guides import DeltaEncoder
+from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, OptimalGaussian
+from ppl_vae.models import (
+    Autoencoder,
+    DiagonalNormal,
+    FlowPrior,
+    FullNormal,
+    LaplacePrior,
+    MixturePrior,
+)
+from ppl_vae.networks import MLP, Convolutional, Denoising, GaussianNoise, MaskingNoise, UnitNorm
+from ppl_vae.objectives import ELBO, LinearWarmup
+from ppl_vae.pairs import PairError
+from ppl_vae.tasks import encode, interpolate, outliers, reconstruct, sample, traverse
+
+VARIANCES = torch.tensor([5.0, 3.0, 2.0, 0.8, 0.5, 0.2], dtype=torch.float64)
+"""Of the principal components of the rows."""
+
+D, SIZE = len(VARIANCES), 3
+
+
+def exact_rows(n: int = 64) -> tuple[Tensor, Tensor]:
+    """Centered rows `(n, D)` whose covariance has exactly these eigenvalues; and its eigenvectors, `(D, D)`."""
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(n, D, generator=generator, dtype=torch.float64)
+    white = white - white.mean(0)
+    left, _, _ = torch.linalg.svd(white, full_matrices=False)
+    basis, _ = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))
+    return math.sqrt(n) * left * VARIANCES.sqrt() @ basis.T, basis
+
+
+def linear_pair(size: int = SIZE, **options: Any) -> tuple[Any, DeltaEncoder]:
+    torch.manual_seed(0)
+    model: Any = Autoencoder((D,), size, linear=True, **options).double()
+    return model, DeltaEncoder((D,), size, linear=True).double()
+
+
+def matrices(model: Any, guide: Any) -> tuple[Tensor, Tensor]:
+    """The weights of decoder and encoder."""
+    return model.decoder.net[0].weight.detach(), guide.head.weight.detach()
+
+
+class Again:
+    """A loader that gives all rows at once, many times: an epoch with so many steps."""
+
+    def __init__(self, x: Tensor, steps: int = 50) -> None:
+        self.x, self.steps = x, steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([self.x] * self.steps)
+
+
+def train(model: Any, guide: Any, x: Tensor, steps: int, **options: Any) -> None:
+    """Steps on all rows, smaller and smaller."""
+    epochs = steps // 50
+    schedule = partial(CosineAnnealingLR, T_max=epochs)
+    options = {"learning_rate": 0.02, "seed": 0, "progress": False} | options
+    fit(model, guide, Again(x), max_epochs=epochs, lr_scheduler=schedule, **options)
+
+
+def largest_angle(one: Tensor, two: Tensor) -> float:
+    """Between the spaces that the columns of two matrices span; radians."""
+    q, r = (torch.linalg.qr(part)[0] for part in (one, two))
+    return float(torch.linalg.svdvals(q - r @ (r.T @ q)).max().clamp(max=1).asin())
+
+
+def test_a_linear_autoencoder_finds_the_principal_components() -> None:
+    """Its squared error is the sum of the eigenvalues that are left out (Baldi & Hornik, 1989)."""
+    x, basis = exact_rows()
+    model, guide = linear_pair()
+    train(model, guide, x, 2000)
+    weight, _ = matrices(model, guide)
+    assert largest_angle(weight, basis[:, :SIZE]) < 1e-3
+    error = (reconstruct(model, guide, x) - x).square().sum(1).mean()
+    assert float(error) == pytest.approx(float(VARIANCES[SIZE:].sum()), rel=1e-5)
+    # The distortion is half of it, and the constant of D normals.
+    found = evaluate(model, guide, x, num_samples=2)
+    constant = D / 2 * math.log(2 * math.pi)
+    assert found.distortion.mean == pytest.approx(float(error) / 2 + constant, rel=1e-10)
+
+
+def test_weight_decay_finds_the_directions_and_shrinks_them() -> None:
+    """W_2 = U (I - wd / Lambda)^(1/2) O and W_1 = W_2^T: "Loss Landscapes of Regularized Linear Autoencoders"
+    (arXiv:1901.08168), where the sum of both squared norms is penalized."""
+    x, basis = exact_rows()
+    decay = 1.0  # between the third eigenvalue and the fourth, which is left out
+    model, guide = linear_pair(4)
+    train(model, guide, x, 2500, optimizer=partial(torch.optim.Adam, weight_decay=decay))
+    weight, other = matrices(model, guide)
+    torch.testing.assert_close(weight, other.T, atol=1e-4, rtol=0)
+    left, sizes, _ = torch.linalg.svd(weight, full_matrices=False)
+    expected = (1 - decay / VARIANCES[:4]).clamp_min(0).sqrt()
+    torch.testing.assert_close(sizes, expected, atol=1e-3, rtol=0)
+    # Here each direction is found, not their span alone.
+    torch.testing.assert_close(
+        (left[:, :3].T @ basis[:, :3]).abs(), torch.eye(3).double(), atol=2e-3, rtol=0
+    )
+
+
+def test_a_linear_denoiser_is_the_wiener_filter() -> None:
+    """W = S (S + s^2 I)^-1 has no gradient in expectation, and the loss that it should; training finds it."""
+    x, basis = exact_rows()
+    s = 0.7
+    covariance = basis * VARIANCES @ basis.T
+    best = basis * (VARIANCES / (VARIANCES + s**2)) @ basis.T
+    network = Denoising(MLP(hidden=()), noise=s)
+    torch.manual_seed(0)
+    model: Any = Autoencoder((D,), D, linear=True).double()
+    guide = DeltaEncoder((D,), D, network).double()
+    with torch.no_grad():
+        for layer, weight in ((guide.head, best), (model.decoder.net[0], torch.eye(D).double())):
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+    rows = x.repeat(2000, 1)
+    guide.train()
+    residuals = model.decode(guide.encode(rows).mean).mean - rows
+    least = (torch.eye(D).double() - best) @ covariance  # E of the residuals' squares: tr (I - W) S
+    squares = residuals.square().sum(1)
+    error = float(squares.detach().std()) / math.sqrt(len(rows))
+    assert abs(float(squares.detach().mean()) - float(least.trace())) < 4 * error
+    gradient = torch.autograd.grad(squares.mean(), guide.head.weight)[0]
+    assert float(gradient.abs().max()) < 0.02
+    with torch.no_grad():
+        guide.head.weight.mul_(0.5)
+    train(model, guide, x.repeat(64, 1), 600)
+    weight, other = matrices(model, guide.eval())
+    torch.testing.assert_close(weight @ other, best, atol=0.03, rtol=0)
+    torch.testing.assert_close(guide.encode(x).mean, x @ other.T + guide.head.bias)  # without noise
+
+
+def test_the_noise_of_denoising() -> None:
+    noise, mask = GaussianNoise(0.5), MaskingNoise(0.25, value=-1.0)
+    x = torch.full((100_000,), 2.0)
+    torch.manual_seed(0)
+    assert float(noise(x).std()) == pytest.approx(0.5, abs=0.005)
+    masked = mask(x)
+    assert {*masked.tolist()} == {2.0, -1.0}
+    assert float((masked == -1).double().mean()) == pytest.approx(0.25, abs=0.006)
+    for part in (noise, mask):
+        assert part.eval()(x) is x
+    both: Any = Denoising(MLP(hidden=(4,)), noise=0.5, masking=0.5).encoder((3,))
+    assert len(both.corruptions) == 2
+    counts = torch.arange(5)
+    assert noise.train()(counts).is_floating_point()
+
+
+def test_a_denoiser_knows_the_score_of_a_mixture() -> None:
+    """(r(x') - x') / s^2 = grad log p_s(x'), the score of the corrupted rows (Vincent, 2011)."""
+    s, means = 0.5, torch.tensor([[-1.5, 0.0], [1.0, 1.0], [1.0, -1.5]])
+    p = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.5, 0.3, 0.2])),
+        dist.Normal(means, 0.3).to_event(1),
+    )
+    corrupted = dist.MixtureSameFamily(
+        p.mixture_distribution, dist.Normal(means, math.hypot(0.3, s)).to_event(1)
+    )
+    torch.manual_seed(0)
+    x = p.sample((20_000,))
+    network = Denoising(MLP(hidden=(64, 64), activation=nn.SiLU), noise=s)
+    model, guide = Autoencoder((2,), 16, network), DeltaEncoder((2,), 16, network)
+    fit(
+        *(model, guide, x),
+        max_epochs=40,
+        batch_size=500,
+        learning_rate=3e-3,
+        lr_scheduler=partial(CosineAnnealingLR, T_max=40),
+        seed=0,
+        progress=False,
+    )
+    points = corrupted.sample((2000,)).requires_grad_()
+    (score,) = torch.autograd.grad(corrupted.log_prob(points).sum(), points)
+    found = (reconstruct(model, guide, points.detach()) - points.detach()) / s**2
+    wrong = (found - score).square().sum(1).mean() / score.square().sum(1).mean()
+    assert float(wrong) < 0.01
+
+
+@pytest.fixture(scope="module")
+def dictionary() -> Tensor:
+    """12 unit vectors of 10 numbers, as rows."""
+    generator = torch.Generator().manual_seed(3)
+    atoms = torch.randn(12, 10, generator=generator, dtype=torch.float64)
+    unit: Tensor = atoms / atoms.norm(dim=1, keepdim=True)
+    return unit
+
+
+def sparse_model(dictionary: Tensor, penalty: float) -> Any:
+    model: Any = Autoencoder((10,), 12, linear=True, prior=LaplacePrior(1 / penalty)).double()
+    with torch.no_grad():
+        model.decoder.net[0].weight.copy_(dictionary.T)
+        model.decoder.net[0].bias.zero_()
+    return model.requires_grad_(False)
+
+
+def test_codes_of_a_fixed_dictionary_are_those_of_sparse_coding(dictionary: Tensor) -> None:
+    """The codes of scikit-learn satisfy the conditions of an optimum of -log p(x, z), and so does a guide."""
+    penalty = 0.3
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 10, generator=generator, dtype=torch.float64)
+    codes = torch.from_numpy(
+        sparse_encode(
+            x.numpy(), dictionary.numpy(), algorithm="lasso_cd", alpha=penalty, max_iter=20_000
+        )
+    )
+    model = sparse_model(dictionary, penalty)
+
+    def joint(z: Tensor) -> Tensor:
+        found: Tensor = -model.decode(z).log_prob(x) - model.prior().log_prob(z)
+        return found
+
+    # The subgradient of the penalty, apart from the rest, which is smooth.
+    z = codes.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(-model.decode(z).log_prob(x).sum(), z)
+    there = codes != 0
+    assert 0.1 < float(there.double().mean()) < 0.9
+    torch.testing.assert_close(slope[there], -penalty * codes[there].sign(), atol=2e-3, rtol=0)
+    assert float(slope[~there].abs().max()) <= penalty + 2e-3
+    residuals = (x - codes @ dictionary).square().sum(1) / 2 + penalty * codes.abs().sum(1)
+    constant = 5 * math.log(2 * math.pi) + 12 * math.log(2 / penalty)
+    torch.testing.assert_close(joint(codes), residuals + constant)
+
+    class Codes(nn.Module):
+        """A code for each of the rows."""
+
+        keeps_rows = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.z = nn.Parameter(torch.zeros(20, 12, dtype=torch.float64) + 0.01)
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Delta(self.z, event_dim=1))
+
+    guide = Codes()
+    schedule = partial(CosineAnnealingLR, T_max=600)
+    fit(
+        model,
+        guide,
+        x,
+        max_epochs=600,
+        learning_rate=0.05,
+        lr_scheduler=schedule,
+        seed=0,
+        progress=False,
+    )
+    found = joint(guide.z.detach())
+    assert float((found - joint(codes)).abs().max()) < 5e-3
+
+
+def test_a_planted_dictionary_is_found() -> None:
+    """20 unit vectors, of which each row has two, with weights from 1 to 2."""
+    generator = torch.Generator().manual_seed(3)
+    dictionary = torch.randn(20, 16, generator=generator)
+    dictionary = dictionary / dictionary.norm(dim=1, keepdim=True)
+    chosen = torch.rand(4000, 20, generator=generator).topk(2, 1).indices
+    weights = 1 + torch.rand(4000, 2, generator=generator)
+    x = torch.zeros(4000, 20).scatter(1, chosen, weights) @ dictionary
+    torch.manual_seed(0)
+    model: Any = Autoencoder((16,), 20, UnitNorm(MLP(hidden=())), Gaussian(0.2), LaplacePrior(0.2))
+    guide = DeltaEncoder((16,), 20, linear=True, nonnegative=True)
+    fit(
+        *(model, guide, x),
+        objective=ELBO(beta=LinearWarmup(epochs=10)),
+        max_epochs=100,
+        batch_size=200,
+        learning_rate=5e-3,
+        lr_scheduler=partial(CosineAnnealingLR, T_max=100),
+        seed=0,
+        progress=False,
+    )
+    atoms = model.decoder.net[0].weight.detach()
+    torch.testing.assert_close(atoms.norm(dim=0), torch.ones(20))
+    assert float((dictionary @ atoms).max(1).values.min()) > 0.95
+    assert float((guide.encode(x).mean > 0).double().sum(1).mean()) < 3.5
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_penalty_is_cheated_unless_the_weights_are_held(held: bool) -> None:
+    """By small codes and large weights: nothing of the squared error has to be given up."""
+    x, _ = exact_rows()
+    network = MLP(hidden=(16,), activation=nn.ReLU)
+    torch.manual_seed(0)
+    of_model = UnitNorm(network) if held else network
+    model: Any = Autoencoder((D,), D, of_model, prior=LaplacePrior(0.5)).double()
+    guide = DeltaEncoder((D,), D, network).double()
+    train(model, guide, x, 1000)
+    penalty = float(guide.encode(x).mean.detach().abs().sum(1).mean()) / 0.5
+    squares = float((reconstruct(model, guide, x) - x).square().sum(1).mean())
+    weights = [p for n, p in model.decoder.named_parameters() if n.endswith("weight")]
+    if held:
+        assert penalty + squares / 2 > 3.5
+        for part in (m for m in model.decoder.modules() if isinstance(m, nn.Linear)):
+            torch.testing.assert_close(
+                part.weight.norm(dim=0), torch.ones(part.in_features).double()
+            )
+    else:
+        assert penalty + squares / 2 < 3
+        assert max(float(w.detach().norm(dim=0).max()) for w in weights) > 2
+
+
+def test_unit_norm_refuses_what_scales_anew() -> None:
+    with pytest.raises(ValueError, match="has a _BatchNorm, whose weights would make up for"):
+        UnitNorm(Convolutional(channels=(4, 8))).decoder(2, (1, 8, 8))
+    with pytest.raises(TypeError, match=r"UnitNorm\.network"):
+        UnitNorm(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_the_largest_numbers_of_a_code_stay() -> None:
+    torch.manual_seed(0)
+    guide = DeltaEncoder((5,), 8, MLP(hidden=(16,)), top_k=3)
+    x = torch.randn(50, 5)
+    outputs = guide.amortize(x)
+    z = guide.encode(x).mean
+    assert bool(((z != 0).sum(1) == 3).all())
+    kept = outputs.abs().sort(1, descending=True).values[:, :3].sum(1)
+    torch.testing.assert_close(z.abs().sum(1), kept)
+    torch.testing.assert_close(z[z != 0], outputs[z != 0])
+    for k in (0, 9):
+        with pytest.raises(ValueError, match="top_k"):
+            DeltaEncoder((5,), 8, top_k=k)
+
+
+NOT_DEFINED = ("ELBO, log p(x)", "not defined")
+
+
+def pyro_pair() -> tuple[Any, Any]:
+    """An autoencoder as a stranger writes it, in plain Pyro."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(D, 2), nn.Linear(2, D)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("rows", len(x)):
+            code = pyro.sample("code", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+            pyro.sample("obs", dist.Normal(decoder(code), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("code", dist.Delta(encoder(x), event_dim=1))
+
+    return model, guide
+
+
+def our_pair() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return Autoencoder((D,), 2, linear=True), DeltaEncoder((D,), 2, linear=True)
+
+
+@pytest.mark.parametrize("pair", [pyro_pair, our_pair])
+def test_no_number_looks_like_a_bound(pair: Any) -> None:
+    x, _ = exact_rows()
+    x = x.float()
+    model, guide = pair()
+    assert check(model, guide, x).ok
+    fitted = fit(model, guide, x, validation=x, patience=5, max_epochs=20, seed=0, progress=False)
+    for row in fitted.history:
+        assert not {"elbo", "rate", "validation_elbo", "validation_rate"} & row.keys()
+        assert row["validation_distortion"] > 0
+    assert repr(fitted).startswith("Fit(distortion=")
+    assert "ELBO, " not in fitted._repr_html_()
+    model, guide = fitted.model, fitted.guide
+    found = evaluate(model, guide, x, num_samples=10)
+    lines = found.lines()
+    assert [name for name, _ in lines] == ["distortion", NOT_DEFINED[0]]
+    assert NOT_DEFINED in lines
+    for number in (found.elbo, found.rate, found.log_likelihood):
+        assert bool(number.values.isnan().all())
+        assert str(number).startswith("not defined, because p(z) of")
+    assert [w for w in found.warnings if "is improper" in w] == list(found.warnings)
+    summary = found.to_dict()
+    assert math.isnan(summary["elbo"]["mean"])
+    assert math.isnan(summary["log_likelihood"]["mean"])
+    # The distortion is the same as by hand.
+    by_hand = -dist.Normal(reconstruct(model, guide, x), 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(found.distortion.values.float(), by_hand, atol=1e-4, rtol=0)
+    worst = outliers(model, guide, x, num=3, seed=0)
+    assert worst.table()[0] == ["row", "distortion"]
+    assert worst.index.tolist() == by_hand.argsort(descending=True)[:3].tolist()
+    for call in (
+        partial(sample, model, 3, like=x),
+        partial(annealed_importance_sampling, model, None, x[:2]),
+    ):
+        with pytest.raises(PairError, match="is improper, as an autoencoder's is"):
+            call()
+
+
+def test_what_follows_a_training() -> None:
+    x, _ = exact_rows()
+    x = x.float()
+    model, guide = our_pair()
+    z = encode(model, guide, x)["z"]
+    torch.testing.assert_close(z, guide.encode(x).mean)
+    given = sample(model, 3, given={"z": z[:3]}, means=True)
+    torch.testing.assert_close(given, model.decode(z[:3]).mean)
+    path = interpolate(model, guide, x[:2], x[2:4], steps=3)
+    torch.testing.assert_close(path[:, 1], model.decode((z[:2] + z[2:4]) / 2).mean)
+    moved = traverse(model, guide, x, 1, steps=3)
+    there = z.clone()
+    there[:, 1] = z[:, 1].mean() + 3 * z[:, 1].std()
+    torch.testing.assert_close(moved[:, 2], model.decode(there).mean, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="give it two rows or more"):
+        traverse(model, guide, x[:1], 1)
+
+
+LIKELIHOODS = (Gaussian(0.5), LearnedGaussian(0.7), OptimalGaussian())
+DENSITIES = (DiagonalNormal(), FullNormal(), MixturePrior(3))
+
+
+@pytest.mark.parametrize("prior", DENSITIES, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda p: type(p).__name__)
+def test_a_density_of_linear_codes_has_an_exact_evidence(prior: Any, likelihood: Any) -> None:
+    """N(W m + b, W C W^T + sigma^2 I), and sums of these."""
+    x, _ = exact_rows()
+    model, guide = linear_pair(2, likelihood=likelihood)
+    refitted = refit_prior(model, guide, x, prior, seed=0)
+    weight, _ = matrices(model, guide)
+    bias = model.decoder.net[0].bias.detach()
+    p = refitted.prior()
+    sigma2 = (
+        model.decode(torch.zeros(1, 2).double()).variance[0, 0].detach() * torch.eye(D).double()
+    )
+
+    def normal(mean: Tensor, covariance: Tensor) -> dist.MultivariateNormal:
+        return dist.MultivariateNormal(
+            weight @ mean + bias, weight @ covariance @ weight.T + sigma2
+        )
+
+    if isinstance(prior, MixturePrior):
+        parts, weights = p.component_distribution, p.mixture_distribution.logits.log_softmax(0)
+        both = zip(parts.mean.double(), parts.variance.double(), strict=True)
+        logs = [normal(mean, variance.diag()).log_prob(x) for mean, variance in both]
+        expected = (torch.stack(logs) + weights[:, None]).logsumexp(0)
+    else:
+        z = guide.encode(x).mean.detach()
+        covariance = torch.cov(z.T, correction=0)
+        if isinstance(prior, DiagonalNormal):
+            covariance = covariance.diag().diag()
+        expected = normal(z.mean(0), covariance).log_prob(x)
+    torch.testing.assert_close(refitted.log_evidence(x), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_where_there_is_no_closed_form() -> None:
+    x = torch.zeros(4, 3)
+    for model, told in (
+        (Autoencoder((3,), 2), "only if its decoder is linear"),
+        (Autoencoder((3,), 2, linear=True), "and p.z. is Flat"),
+        (Autoencoder((3,), 2, linear=True, prior=LaplacePrior()), "and p.z. is Laplace"),
+        (Autoencoder((3,), 2, linear=True, likelihood=Bernoulli()), "not Bernoulli"),
+        (Autoencoder((3,), 2, linear=True, prior=FlowPrior()), "and p.z. is FlowDistribution"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            model.log_evidence(x)
+
+
+def test_a_full_normal_has_the_moments_of_the_codes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(2, 50, 3, generator=generator) @ torch.randn(3, 3, generator=generator)
+    prior: Any = FullNormal().build((5,), 3)
+    assert float(prior().log_prob(torch.zeros(3)).detach()) == pytest.approx(
+        -1.5 * math.log(2 * math.pi)
+    )
+    prior.fit_to(draws.mean(0), draws.var(0), draws)
+    z = draws.flatten(0, 1)
+    torch.testing.assert_close(prior().mean, z.mean(0))
+    covariance = torch.cov(z.T, correction=0)
+    torch.testing.assert_close(prior().covariance_matrix.detach(), covariance, atol=1e-4, rtol=1e-4)
+    # A number that never varies is no obstacle.
+    prior.fit_to(draws.mean(0), draws.var(0), draws * torch.tensor([1.0, 0.0, 1.0]))
+    assert bool(prior().log_prob(z).isfinite().all())
+
+
+def test_a_point_with_a_density_of_its_codes_is_no_bound() -> None:
+    """log p(x, z) at the point exceeds log p(x), so that it is not called an ELBO."""
+    x, _ = exact_rows()
+    model, guide = linear_pair(2, likelihood=Gaussian(0.05))
+    train(model, guide, x, 300)
+    refitted = refit_prior(model, guide, x, FullNormal(), seed=0)
+    found = evaluate(refitted, guide, x, num_samples=10)
+    assert [name for name, _ in found.lines()] == [
+        "log p(x, z), at the point",
+        "-log p(z)",
+        "distortion",
+        "log p(x)",
+    ]
+    assert found.at_points
+    assert found.elbo.mean > float(refitted.log_evidence(x).detach().mean()) + 1
+    assert found.log_likelihood.missing.startswith("not defined, because the guide gives a point")
+
+
+def test_diagnose_counts_the_units_that_are_used() -> None:
+    """The worth of a principal component is half of its variance, in units of the noise."""
+    x, _ = exact_rows()
+    model, guide = linear_pair(D)
+    values, basis = torch.linalg.eigh(x.T @ x / len(x))
+    with torch.no_grad():
+        guide.head.weight.copy_(basis.T)
+        model.decoder.net[0].weight.copy_(basis)
+        for layer in (guide.head, model.decoder.net[0]):
+            layer.bias.zero_()
+        guide.head.weight[0].zero_()  # dead
+        model.decoder.net[0].weight[:, 1].zero_()  # not read
+    found = diagnose(model, guide, x)
+    worth = torch.tensor([use.worth for use in found.of_points], dtype=torch.float64)
+    torch.testing.assert_close(worth[2:], values[2:] / 2)
+    assert worth[:2].tolist() == [0.0, pytest.approx(0.0, abs=1e-9)]
+    assert found.active_units == D - 2
+    assert found.causes["z[0]"].name == "dead units"
+    assert found.causes["z[1]"].name == "units without worth"
+    assert ("numbers of the code in use", f"{D - 2} of {D}") in found.lines()
+    assert bool(found.kl.isnan().all())
+    assert found.mutual_information.missing
+
+
+def test_units_that_a_penalty_has_killed_are_named_and_mended() -> None:
+    x, _ = exact_rows(256)
+    x = x.float()
+    torch.manual_seed(0)
+    model: Any = Autoencoder((D,), 8, UnitNorm(MLP(hidden=())), Gaussian(0.5), LaplacePrior(0.2))
+    guide = DeltaEncoder((D,), 8, MLP(hidden=(32,)), nonnegative=True)
+    with torch.no_grad():
+        guide.head.bias.fill_(-5.0)
+    fitted = fit(model, guide, x, max_epochs=30, seed=0, progress=False)
+    found = diagnose(model, guide, x, fit=fitted)
+    assert found.cause == "units that a penalty has killed"
+    dead = D + 2 - found.active_units
+    assert dead > 4
+    assert "the same in all rows" in found.summary()
+    (code,) = {cause.code for cause in found.causes.values() if "penalty" in cause.name}
+    assert "LinearWarmup" in code
+    import ppl_vae
+
+    torch.manual_seed(1)
+    exec(code, {"ppl_vae": ppl_vae, "model": model, "guide": guide, "x": x})
+    mended = diagnose(model, guide, x)
+    assert mended.active_units >= 6
