@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.networks import MLP, Context, Network, require_at_least_one
-from ppl_vae.runtime import require_flags
+from ppl_vae.networks import MLP, Context, Network, require_at_least_one, require_switches
 
 
 class DeltaEncoder(Amortized[dist.Delta]):
@@ -52,8 +51,7 @@ class DeltaEncoder(Amortized[dist.Delta]):
         nonnegative: bool = False,
         top_k: int | None = None,
     ) -> None:
-        flags = {"linear": linear, "nonnegative": nonnegative}
-        require_flags(**{f"DeltaEncoder.{name}": flag for name, flag in flags.items()})
+        require_switches(self, linear=linear, nonnegative=nonnegative)
         if top_k is not None:
             require_at_least_one(self, top_k=top_k)
             if isinstance(latent_dim, int) and top_k > latent_dim:

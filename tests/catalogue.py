@@ -168,7 +168,7 @@ PRIORS: dict[str, Prior] = {
     "DiagonalNormal": DiagonalNormal(),
     "FlatPrior": FlatPrior(),
     "FullNormal": FullNormal(),
-    "LaplacePrior": LaplacePrior(0.5),
+    "LaplacePrior": LaplacePrior(1.0),
     "MixturePrior": MixturePrior(components=3),
     "VampPrior": VampPrior(components=4),
     "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),

@@ -34,6 +34,12 @@ REQUIRED = {
 }
 """What the constructors need."""
 
+OF_KIND: dict[str, dict[str, Any]] = {
+    "Denoising": {"network": MLP(), "noise": 0.5},
+    "UnitNorm": {"network": MLP()},
+}
+"""What some constructors need beside."""
+
 WRONG: list[Any] = [True, "a", None, -1, 2.5, [True], 10**9 + 0.5, object()]
 
 
@@ -100,6 +106,7 @@ def test_a_wrong_argument_is_named(name: str) -> None:
     }
     if "data_shape" in given:
         given["data_shape"] = _shape_of(name)
+    given |= OF_KIND.get(name, {})
     kind(**given)
     for argument, parameter in parameters.items():
         for value in WRONG:

@@ -223,7 +223,10 @@ def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
         ("train --guide Mean", {"MeanField"}),
         (
             "train --model.network ",  # those of all models
-            {"MLP", "Convolutional", "AutoregressiveDecoder", "ConvolutionalGrid", "Slots"},
+            {
+                *("MLP", "Convolutional", "AutoregressiveDecoder", "ConvolutionalGrid", "Slots"),
+                *("Denoising", "UnitNorm"),
+            },
         ),
         ("train --model.network.base.hi", {"--model.network.base.hidden"}),
         ("train --max_", {"--max_epochs", "--max_rows"}),
@@ -253,7 +256,7 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CLASSES: dict[str, Collection[str]] = {
     "prior": [
-        *("DiagonalNormal", "FlowPrior", "IndependentCodes", "MixturePrior"),
+        *("DiagonalNormal", "FlowPrior", "FullNormal", "IndependentCodes", "MixturePrior"),
         *("PixelCNNPrior", "TransformerPrior"),
     ],
     "model": [

@@ -14,8 +14,7 @@ from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.flat import FlatPrior
 from ppl_vae.models.priors.normals import normals_of
 from ppl_vae.models.rows import as_vectors
-from ppl_vae.networks import MLP, Network
-from ppl_vae.runtime import require_flags
+from ppl_vae.networks import MLP, Network, require_switches
 
 
 class Autoencoder(LatentDecoder):
@@ -66,7 +65,7 @@ class Autoencoder(LatentDecoder):
         prior: Prior | None = None,
         linear: bool = False,
     ) -> None:
-        require_flags(**{"Autoencoder.linear": linear})
+        require_switches(self, linear=linear)
         super().__init__(
             data_shape,
             latent_dim,

@@ -100,11 +100,11 @@ class _Full(nn.Module):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(latent_dim))
-        self.raw_diagonal = nn.Parameter(raw_of_scale(torch.ones(latent_dim)))
-        self.below = nn.Parameter(torch.zeros(latent_dim, latent_dim))
+        # Below the diagonal it is L, on it what the positive numbers there are made of; above it is not used.
+        self.raw_tril = nn.Parameter(raw_of_scale(torch.ones(latent_dim)).diag())
 
     def forward(self) -> dist.MultivariateNormal:
-        tril = self.below.tril(-1) + scale_of_raw(self.raw_diagonal).diag()
+        tril = self.raw_tril.tril(-1) + scale_of_raw(self.raw_tril.diagonal()).diag()
         return dist.MultivariateNormal(self.loc, scale_tril=tril, validate_args=False)
 
     @torch.no_grad()
@@ -115,5 +115,4 @@ class _Full(nn.Module):
         covariance = torch.cov(z.T, correction=0).reshape(z.shape[1], z.shape[1])
         least = _JITTER * float(covariance.diagonal().mean()) + _JITTER**2
         tril = torch.linalg.cholesky(covariance + least * torch.eye(len(covariance)).to(z))
-        self.raw_diagonal.copy_(raw_of_scale(tril.diagonal()))
-        self.below.copy_(tril.tril(-1))
+        self.raw_tril.copy_(tril.tril(-1) + raw_of_scale(tril.diagonal()).diag())

@@ -13,7 +13,7 @@ from ppl_vae.diagnosis.diagnosed import Diagnosis
 from ppl_vae.diagnosis.dimensions import all_equal
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
 from ppl_vae.diagnosis.use_of_points import UseOfPoint
-from ppl_vae.pairs import COLLAPSED, Batch, num_rows, tensors_of
+from ppl_vae.pairs import COLLAPSED, Batch, Layout, PairError, num_rows, tensors_of
 from ppl_vae.stats import Estimate
 
 _ROWS = 256
@@ -29,6 +29,20 @@ def gives_points(session: Session) -> bool:
     """Whether all latents of a row are points that the guide gives."""
     layout = session.layout
     return bool(layout.points) and {*layout.points} == {*layout.latents} and not layout.shared
+
+
+def require_points(layout: Layout) -> None:
+    """Raises an error for rows of which not all latents are points.
+
+    Raises:
+        PairError: They are not.
+    """
+    if {*layout.points} != {*layout.latents}:
+        others = ", ".join(f"'{name}'" for name in layout.latents if name not in layout.points)
+        raise PairError(
+            f"the guide gives a point for {others} in some batches, and draws it in others: diagnose needs "
+            "rows of one kind"
+        )
 
 
 def diagnose_points(
@@ -95,6 +109,7 @@ def _codes(session: Session, size: int) -> tuple[Tensor, Tensor, Tensor, bool]:
     identical = True
     for batch in session.chunks(max(2, size), "diagnose"):
         rows = session.sample(batch, 1)
+        require_points(rows.layout)
         flat = [rows.latents[name][0].reshape(num_rows(batch), -1) for name in rows.layout.latents]
         codes.append(torch.cat(flat, 1).double().cpu())
         scores.append((rows.log_likelihood + rows.log_prior)[0].double().cpu())

@@ -168,8 +168,9 @@ def to_arviz(
             f"the evaluation has {evaluation.num_rows} rows, x has {n}: pass an evaluation of exactly "
             "these rows, or none to evaluate them here"
         )
-    known = ~evaluation.log_likelihood.values.isnan()
-    if bool(known.any()):  # else it is not known, or not defined
+    # Of codes it is not known, and without a density of z not defined, for any row.
+    unknown = evaluation.certain and bool(evaluation.log_likelihood.values.isnan().all())
+    if not unknown and not evaluation.elbo.missing:
         observed = list(groups["observed_data"])
         groups["log_likelihood"] = _log_likelihood(evaluation, observed, num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)

@@ -244,7 +244,7 @@ class Evaluation(DataResult):
             of_elbo = bits_per_dim(self.elbo, self.num_values)
             most = of_elbo.missing or f"at most {of_elbo.mean:.4f}, by the ELBO"
             return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
-        if n == 0 and bool(self.rate.values.isnan().all()):
+        if n == 0 and self.rate.missing and bool(self.rate.values.isnan().all()):
             return [bounds[2], ("ELBO, log p(x)", "not defined")]
         if n == 0 and self.at_points:
             bounds = [

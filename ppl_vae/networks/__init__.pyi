@@ -7,6 +7,7 @@ from .arguments import (
     require_object as require_object,
     require_positive as require_positive,
     require_room as require_room,
+    require_switches as require_switches,
     require_widths as require_widths,
 )
 from .autoregressive_decoder import AutoregressiveDecoder as AutoregressiveDecoder

@@ -9,6 +9,8 @@ from numbers import Integral, Real
 
 import torch
 
+from ppl_vae.runtime import require_flags
+
 
 def require_at_least_one(owner: object, **counts: int) -> None:
     """Raises an error for a count that is no whole number, or below 1.
@@ -57,6 +59,15 @@ def require_numbers(owner: object, **values: float) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{type(owner).__name__}.{name} must be a number, got {value!r:.80}")
+
+
+def require_switches(owner: object, **values: bool) -> None:
+    """Checks that arguments are True or False, not 1 or "yes".
+
+    Raises:
+        TypeError: One is neither.
+    """
+    require_flags(**{f"{type(owner).__name__}.{name}": value for name, value in values.items()})
 
 
 def require_room(owner: object, advice: str, *sizes: int) -> None:
