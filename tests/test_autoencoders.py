@@ -554,3 +554,19 @@ def test_units_that_a_penalty_has_killed_are_named_and_mended() -> None:
     exec(code, {"ppl_vae": ppl_vae, "model": model, "guide": guide, "x": x})
     mended = diagnose(model, guide, x)
     assert mended.active_units >= 6
+
+
+def test_an_autoencoder_that_overfits_is_told() -> None:
+    x = torch.randn(300, D, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    network = MLP(hidden=(64,))
+    model, guide = Autoencoder((D,), 3, network), DeltaEncoder((D,), 3, network)
+    train_rows, others = x[:20], x[20:]
+    fitted = fit(
+        model, guide, train_rows, max_epochs=400, learning_rate=1e-2, seed=0, progress=False
+    )
+    train_found = evaluate(model, guide, train_rows, num_samples=2)
+    for given in ({"train": train_found}, {"fit": fitted}):
+        told = diagnose(model, guide, others, **given).faults["overfit"]
+        assert told.startswith("The pair overfits: its distortion is higher on these rows")
+    assert "overfit" not in diagnose(model, guide, train_rows, train=train_found, fit=fitted).faults

@@ -26,6 +26,7 @@ from ppl_vae.models import (
     AutoregressivePrior,
     DiagonalNormal,
     FlowPrior,
+    LaplacePrior,
     MixturePrior,
     ProbabilisticPCA,
     StandardNormal,
@@ -302,7 +303,8 @@ def test_log_p_meets_quadrature(prior: Prior, latent_dim: int) -> None:
     found = evaluate(model, guide, x, num_samples=10_000, method="guide", seed=1)
     off = (found.log_likelihood.values - truth).abs() / found.log_likelihood_error
     assert float(off.max()) < 4.5, off
-    assert float(found.log_likelihood_error.max()) < 0.1
+    heavy = isinstance(prior, LaplacePrior)  # its tails: a normal guide reaches less of them
+    assert float(found.log_likelihood_error.max()) < (0.3 if heavy else 0.1)
 
 
 OBJECTIVES: dict[str, Objective] = {

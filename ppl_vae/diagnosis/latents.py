@@ -38,7 +38,7 @@ from ppl_vae.diagnosis.faults import (
 )
 from ppl_vae.diagnosis.history import still_fitting_prior, still_training
 from ppl_vae.diagnosis.information import aggregate_information
-from ppl_vae.diagnosis.points import diagnose_points, gives_points
+from ppl_vae.diagnosis.points import diagnose_points, gives_points, overfitting_of_points
 from ppl_vae.diagnosis.remedies import LONGER_BEFORE, Facts
 from ppl_vae.diagnosis.residuals import MOST_ROWS
 from ppl_vae.objectives import Controller
@@ -225,11 +225,9 @@ def diagnose(
         if gives_points(session):
             facts = _facts(session, model, guide, beta, fit)
             ended = ended.replace("the ELBO", "log p(x, z)")  # which it is, where q is a point
-            diagnosed, scores = diagnose_points(session, size * NUM_DRAWS, facts, ended)
+            diagnosed, distortion = diagnose_points(session, size * NUM_DRAWS, facts, ended)
             told = {} if diagnosed.cause == "still training" else _not_ended(ended, fit)
-            if scores is not None:
-                told = _overfitting(scores, model, train, evaluation, fit) | told
-            return replace(diagnosed, faults=told)
+            return replace(diagnosed, faults=overfitting_of_points(distortion, train, fit) | told)
         require_proper(session.layout, "diagnose")
         held = _hold_shared(session)
         gathered = gather(session, size)

@@ -11,10 +11,12 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
 from ppl_vae.diagnosis.diagnosed import Diagnosis
 from ppl_vae.diagnosis.dimensions import all_equal
+from ppl_vae.diagnosis.faults import EARLIER, Evaluated, overfits, overfitting_in_history
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
 from ppl_vae.diagnosis.use_of_points import UseOfPoint
 from ppl_vae.pairs import COLLAPSED, Batch, Layout, PairError, num_rows, tensors_of
 from ppl_vae.stats import Estimate
+from ppl_vae.training import Fit
 
 _ROWS = 256
 """Rows for which each number of the code is replaced by its mean."""
@@ -47,7 +49,7 @@ def require_points(layout: Layout) -> None:
 
 def diagnose_points(
     session: Session, size: int, facts: Facts, not_ended: str = ""
-) -> tuple[Diagnosis, Tensor | None]:
+) -> tuple[Diagnosis, Tensor]:
     """Which numbers of the code are used, and if some are not, why.
 
     Args:
@@ -57,9 +59,9 @@ def diagnose_points(
         not_ended: Why the training had not ended; empty if it had, or if that is not known.
 
     Returns:
-        The diagnosis, and log p(x, z) of each row; None if p(z) is improper.
+        The diagnosis, and the distortion of each row, `(n,)`.
     """
-    codes, scores, rates, identical = _codes(session, size)
+    codes, distortion, rates, identical = _codes(session, size)
     n = len(codes)
     variance = codes.var(0, unbiased=False)
     size_of = codes.abs().amax(0)
@@ -99,12 +101,44 @@ def diagnose_points(
         notes=session.findings.notes,
         cautions=session.findings.doubts,
     )
-    return diagnosis, None if improper else scores
+    return diagnosis, distortion
+
+
+def overfitting_of_points(
+    distortion: Tensor, train: Evaluated | None, fit: Fit | None
+) -> dict[str, str]:
+    """Whether an autoencoder makes less of these rows than of those that it was trained on.
+
+    Args:
+        distortion: Of each row, `(n,)`.
+        train: What `evaluate` found for training rows.
+        fit: What `fit` returned; without `train`, the distortion of its last epoch counts.
+    """
+    held = Estimate(-distortion)
+    if train is not None:
+        found = overfits(Estimate(-train.distortion.values.double()), held)
+        of_training = train.distortion.numbers(".1f")
+    elif fit is not None and fit.history and len(distortion) > 1:
+        last = fit.history[-1]["distortion"]
+        found = bool(overfitting_in_history(-last, held))
+        of_training = f"{last:.1f} in the last epoch"
+    else:
+        return {}
+    if not found:
+        return {}
+    both = f"{Estimate(distortion).numbers('.1f')}, training {of_training}"
+    return {
+        "overfit": (
+            f"The pair overfits: its distortion is higher on these rows than on training rows ({both}); train "
+            f"on more rows, make the networks smaller, add noise to what the encoder reads (Denoising), or "
+            f"{EARLIER}."
+        )
+    }
 
 
 def _codes(session: Session, size: int) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """The code of each row, `(n, d)`; log p(x, z) and -log p(z), `(n,)`; whether all rows are the same."""
-    codes, scores, rates = [], [], []
+    """The code of each row, `(n, d)`; the distortion and -log p(z), `(n,)`; whether all rows are the same."""
+    codes, distortions, rates = [], [], []
     row: tuple[Tensor, ...] | None = None
     identical = True
     for batch in session.chunks(max(2, size), "diagnose"):
@@ -112,12 +146,12 @@ def _codes(session: Session, size: int) -> tuple[Tensor, Tensor, Tensor, bool]:
         require_points(rows.layout)
         flat = [rows.latents[name][0].reshape(num_rows(batch), -1) for name in rows.layout.latents]
         codes.append(torch.cat(flat, 1).double().cpu())
-        scores.append((rows.log_likelihood + rows.log_prior)[0].double().cpu())
+        distortions.append(-rows.log_likelihood[0].double().cpu())
         rates.append(-rows.log_prior[0].double().cpu())
         args = tensors_of(batch)
         row = row or tuple(value[:1].clone() for value in args)
         identical = identical and all_equal(args, row)
-    return torch.cat(codes), torch.cat(scores), torch.cat(rates), identical
+    return torch.cat(codes), torch.cat(distortions), torch.cat(rates), identical
 
 
 def _names(session: Session) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from .latents import (
     codes as codes,
     kl_per_dimension as kl_per_dimension,
     use_of_codes as use_of_codes,
+    worth_of_units as worth_of_units,
 )
 from .rate_plane import RatePoint as RatePoint, rate_distortion as rate_distortion
 from .run import draw_rows as draw_rows, draw_run as draw_run

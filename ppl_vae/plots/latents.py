@@ -95,6 +95,40 @@ def kl_per_dimension(
     return figure
 
 
+def worth_of_units(worth: ArrayLike | torch.Tensor, active: ArrayLike | torch.Tensor) -> Figure:
+    """What each number of an autoencoder's code is worth to the decoder, sorted, and which ones are in use.
+
+    Args:
+        worth: By how much the distortion rises if the number is its mean in all rows, `(latent_dim,)`, nats:
+            the `worth` of the entries of `Diagnosis.of_points`.
+        active: Which of them are in use, `(latent_dim,)`.
+
+    Example:
+        >>> figure = worth_of_units([0.0, 2.0, 1.0], [False, True, True])
+        >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
+        [2.0, 1.0, 0.0]
+    """
+    heights = numpy_of(worth, "worth", "(latent_dim,)")
+    used = numpy_of(active, "active", "(latent_dim,)").astype(bool)
+    if heights.shape != used.shape:
+        raise ValueError(f"worth has {len(heights)} numbers, and active {len(used)}")
+    order = np.argsort(-heights, kind="stable")
+    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    colors = [blue() if on else ORANGE for on in used[order]]
+    axes.bar(np.arange(len(order)), heights[order], color=colors)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlim(-0.6, max(len(order), 5) - 0.4)
+    title = f"{used.sum()} of {len(order)} numbers of the code in use"
+    annotate(axes, title=title, x="number of the code", y="worth (nats)")
+    if len(order) <= 10:
+        axes.set_xticks(range(len(order)), [str(number) for number in order])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("rank of the number by its worth", fontsize=LARGE)
+    return figure
+
+
 def use_of_codes(
     uses: Mapping[str, ArrayLike | torch.Tensor],
 ) -> Figure:

@@ -30,7 +30,13 @@ from ppl_vae.pairs import (
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.drawing import MEDIUM, some_rows
 from ppl_vae.plots.files import Draw, draw_into
-from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension, use_of_codes
+from ppl_vae.plots.latents import (
+    aggregate_posterior,
+    codes,
+    kl_per_dimension,
+    use_of_codes,
+    worth_of_units,
+)
 from ppl_vae.plots.samples import (
     MOST_PATHS,
     MOST_RECONSTRUCTED,
@@ -138,8 +144,13 @@ def draw_run(
             )
         ),
     }
-    if evaluation.certain:
+    if evaluation.certain or diagnosis.of_points:
         del draws["khat"]  # nothing was sampled
+    if diagnosis.of_points:  # without a KL
+        del draws["kl_per_dimension"]
+        draws["worth_of_units"] = lambda: lambda: worth_of_units(pictures.sizes, diagnosis.active)
+    if evaluation.elbo.missing:  # without a density of the codes
+        del draws["prior_samples"], draws["aggregate_posterior"]
     if diagnosis.of_codes:  # whose numbers are names: there are no paths between them, and no means
         names = (plane, "interpolations", "kl_per_dimension", "aggregate_posterior", "codes")
         draws = {name: draw for name, draw in draws.items() if name not in names}
@@ -259,8 +270,13 @@ class _Pictures:
         row = take_rows(self.x, self._chosen(1).repeat(2))  # of one context, if there is any
 
         known: dict[int, Tensor] = {}  # by the number of points, which are always the same
+        center, spread = torch.zeros(()), torch.ones(())
+        if self.evaluation.elbo.missing:  # codes without a prior: as far as those of the rows go
+            codes = self._latents(self._some(_MOST_CODES), None)[name].reshape(-1, 2)
+            center, spread = codes.mean(0), codes.std(0)
 
         def decoded(z: Tensor) -> Tensor:
+            z = center + spread * z
             if len(z) not in known:
                 known[len(z)] = self._sample(
                     len(z), row, means=self._states_means, given={name: z.reshape(len(z), *shape)}
@@ -269,9 +285,16 @@ class _Pictures:
 
         return lambda: self._told(manifold(decoded))
 
+    @property
+    def sizes(self) -> Tensor:
+        """By how much each dimension counts: its KL, or what it is worth where there is none; nats, `(d,)`."""
+        points = self.diagnosis.of_points
+        return torch.tensor([use.worth for use in points]) if points else self.diagnosis.kl
+
     def traversals(self) -> Draw:
-        row = self._some(1)
-        kl, places = self.diagnosis.kl, self._places()
+        # Of codes without a prior, the rows say how far a number goes.
+        row = self._some(_MOST_PAIRED if self.evaluation.elbo.missing else 1)
+        kl, places = self.sizes, self._places()
         discrete = discrete_latents(self.model, self.guide, row)
         moving = [i for i in kl.argsort(descending=True).tolist() if places[i][0] not in discrete]
         if not moving:
@@ -293,7 +316,10 @@ class _Pictures:
             paths |= zip(of_site, moved[0], strict=True)
         names = [self.diagnosis.names[i] for i in order]
         together = torch.stack([paths[i] for i in order])
-        return lambda: self._told(traversals(together, kl[order], names=names, row=_rows(row)[0]))
+        points = bool(self.diagnosis.of_points)
+        return lambda: self._told(
+            traversals(together, kl[order], names=names, row=_rows(row)[0], points=points)
+        )
 
     def interpolations(self) -> Draw:
         x = self._some(_MOST_PAIRED)
@@ -314,7 +340,7 @@ class _Pictures:
             _, drawn = self._sample(max(64, min(_DRAWS, most)), return_latents=True)
             prior = _side_by_side([drawn[name] for name in of_sites])
         labels = None if self.labels is None else self.labels[chosen]
-        return lambda: aggregate_posterior(z, prior, self.diagnosis.kl, labels=labels)
+        return lambda: aggregate_posterior(z, prior, self.sizes, labels=labels)
 
     def codes(self) -> Draw:
         chosen = self._chosen(_MOST_CODES)

@@ -289,6 +289,7 @@ def traversals(
     *,
     names: Sequence[str] | None = None,
     row: ArrayLike | torch.Tensor | None = None,
+    points: bool = False,
 ) -> Figure:
     """What each latent dimension does: it moves, and the others stay at the posterior mean of a row.
 
@@ -299,6 +300,8 @@ def traversals(
             largest first.
         names: Their names; z[0], z[1], ... by default.
         row: The row at whose posterior mean the paths start, `(*event)`. Pictures: it stands on the left.
+        points: Whether the latent is the code of an autoencoder: then `kl` is what each number is worth, and
+            deviations are those of the codes.
 
     Returns:
         Pictures: one row per dimension, one column per value. Other data: one panel of curves per
@@ -324,9 +327,10 @@ def traversals(
     means = means[order]
     steps = means.shape[1]
     values = np.linspace(-REACH, REACH, steps)
+    of = "code" if points else "prior"
     if not is_picture(means[0]):
         panels = [f"{called[i]}\n{sizes[i]:.1f}\nnats" for i in order]
-        return curve_panels(means, values, panels, "prior standard deviations")
+        return curve_panels(means, values, panels, f"{of} standard deviations")
     limits = value_range(means)
     start = None if row is None else _one_row(row, means.shape[2:])
     tiles, first = _with_ends(means, start, None)
@@ -347,8 +351,9 @@ def traversals(
     annotate(
         axes,
         title="traversals" if row is None else "traversals from one row",
-        x="one latent, in prior standard deviations\n(the others: the row's posterior mean)",
-        y="latent: KL (nats)",
+        x=f"one latent, in {of} standard deviations\n(the others: the row's "
+        f"{'own' if points else 'posterior mean'})",
+        y="number: worth (nats)" if points else "latent: KL (nats)",
     )
     axes.xaxis.label.set_fontsize(MEDIUM)
     return figure

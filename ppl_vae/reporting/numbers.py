@@ -29,18 +29,21 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     rows, samples, of = (found.get(name) for name in ("num_rows", "num_samples", "rows"))
     held_out = isinstance(of, Mapping) and of.get("split") == "test"
     lost = _mean(found, "log_likelihood") - _mean(found, "elbo")
+    points = found.get("at_points") is True  # there is no bound
+    of_rows = "held-out" if held_out else "the evaluated"
     yield from _estimate(
         found,
         "elbo",
-        "ELBO",
-        f"A lower bound on log p(x), of {'held-out' if held_out else 'the evaluated'} rows: −rate − "
-        "distortion. Higher is better.",
+        "log p(x, z), at the point" if points else "ELBO",
+        f"What was maximized, of {of_rows} rows: no bound on log p(x), as a point has no density."
+        if points
+        else f"A lower bound on log p(x), of {of_rows} rows: −rate − distortion. Higher is better.",
     )
     error = found.get("log_likelihood_error")
     exact = isinstance(error, Mapping) and error.get("largest") == 0
     way = "exactly" if exact else f"by {samples} importance samples of each row"
     certain = found.get("certain") is True  # nothing was sampled
-    bad = None if certain else _count(found.get("unreliable"))
+    bad = None if certain or found.get("at_points") is True else _count(found.get("unreliable"))
     doubt = f" It is not to be trusted on {bad} of {rows} rows." if bad else ""
     guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
     if guide and beta != 1:
@@ -57,8 +60,10 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     yield from _estimate(
         found,
         "rate",
-        "rate",
-        "What it costs to tell z of a row to someone who knows the prior: KL(q(z | x) || p(z)).",
+        "−log p(z)" if points else "rate",
+        "The penalty on the code, or its density."
+        if points
+        else "What it costs to tell z of a row to someone who knows the prior: KL(q(z | x) || p(z)).",
     )
     yield from _estimate(
         found,
@@ -79,7 +84,15 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
             "at least the ELBO",
             "The guide puts all of its mass on one value of z: the ELBO is exact, and log p(x) is not known.",
         )
-    if isinstance(samples, int) and not exact and not certain:
+    if points:
+        yield (
+            "log p(x)",
+            "not defined",
+            "The guide gives a point, which has no density: there is no bound on log p(x)."
+            if math.isfinite(_mean(found, "elbo"))
+            else "The model has no density of z: what it has is the distortion.",
+        )
+    if isinstance(samples, int) and not exact and not certain and not points:
         yield from _spread(
             found,
             "ess",
@@ -110,7 +123,7 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
             "exact",
             "It is a sum over all values of the latents, or follows from the exact posterior, without samples.",
         )
-    elif isinstance(found.get("method"), Mapping) and not certain:
+    elif isinstance(found.get("method"), Mapping) and not certain and not points:
         ways = ", ".join(f"{name} {count}" for name, count in found["method"].items())
         yield (
             "ways to log p(x)",

@@ -75,6 +75,11 @@ CAPTIONS = {
         "How many nats each dimension takes, the largest first, and how much its posterior means vary from "
         "row to row. A dimension with almost none of either has collapsed onto the prior.",
     ),
+    "worth_of_units": Caption(
+        "What each number of the code is worth",
+        "By how many nats the distortion rises if the number is its mean in all rows, the largest first. One "
+        "without a bar is not used.",
+    ),
     "aggregate_posterior": Caption(
         "Aggregate posterior",
         "Draws of z for all rows, in the two dimensions that are used most, and the contours of the prior. "

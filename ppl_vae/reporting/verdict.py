@@ -42,6 +42,9 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
     if isinstance(codes, list) and codes:
         told = str(diagnosis.get("summary", "")).partition("\n")[0]
         return told if told.endswith(".") else "The codes of a quantizer were diagnosed."
+    if diagnosis.get("of_points"):
+        told = str(diagnosis.get("summary", "")).partition("\n")[0]
+        return told if told.endswith(".") else "The code of an autoencoder was diagnosed."
     dimensions = f"latent dimension{'' if len(active) == 1 else 's'}"
     found = f"{count} of {len(active)} {dimensions} {'is' if count == 1 else 'are'} active"
     if unused:
