@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -49,6 +50,10 @@ class Sizes:
         if self.channels:
             return Convolutional(channels=self.channels, hidden=self.hidden[0])
         return MLP(hidden=self.hidden)
+
+
+SMALL = Sizes(hidden=(500, 250), max_epochs=20)
+"""For scripts that train many."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +146,18 @@ def reconstructed(pair: Pair, x: Tensor) -> Tensor:
     """What an autoencoder makes of rows."""
     found: Tensor = reconstruct(*pair, x, num_samples=1, seed=0)
     return found
+
+
+def picture_of_rows(sheet: dict[str, Tensor]) -> Figure:
+    """Pictures in rows with names: each entry is `(n, 1 or 3, height, width)`, or without channels."""
+    count = len(next(iter(sheet.values())))
+    figure = Figure(figsize=(0.62 * count + 1.6, 0.62 * len(sheet)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(sheet), count, squeeze=False)
+    for line, (name, pictures) in zip(axes, sheet.items(), strict=True):
+        for place, picture in zip(line, pictures, strict=True):
+            shown = picture.movedim(0, -1) if picture.dim() == 3 else picture
+            place.imshow(shown.clamp(0, 1).float().squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            place.set_xticks([])
+            place.set_yticks([])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    return figure

@@ -5,16 +5,18 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from autoencoder_densities import densities
 from autoencoder_pairs import (
     PCA,
     Rows,
     Sizes,
     autoencoder,
+    picture_of_rows,
     reconstructed,
     squared_errors,
     trained,
 )
-from matplotlib.figure import Figure
+from autoencoder_road import road
 from progress import Table, start
 from torch import Tensor
 
@@ -81,21 +83,6 @@ def _of(errors: Tensor) -> str:
     return Estimate(errors).numbers(".2f")
 
 
-def picture_of_rows(sheet: dict[str, Tensor]) -> Figure:
-    """Pictures in rows with names: each entry is `(n, 1 or 3, height, width)`, or without channels."""
-    count = len(next(iter(sheet.values())))
-    figure = Figure(figsize=(0.62 * count + 1.6, 0.62 * len(sheet)), dpi=110, layout="constrained")
-    axes = figure.subplots(len(sheet), count, squeeze=False)
-    for line, (name, pictures) in zip(axes, sheet.items(), strict=True):
-        for place, picture in zip(line, pictures, strict=True):
-            shown = picture.movedim(0, -1) if picture.dim() == 3 else picture
-            place.imshow(shown.clamp(0, 1).float().squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-            place.set_xticks([])
-            place.set_yticks([])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-    return figure
-
-
 if __name__ == "__main__":
     tiny = {
         "data": "digits",
@@ -104,13 +91,30 @@ if __name__ == "__main__":
         "training.max_rows": 60,
     }
     start(
-        {"sizes": sizes},
+        {"sizes": sizes, "road": road, "densities": densities},
         quick={
             "sizes": {
                 **tiny,
                 "codes": (2, 4),
                 "runs": "autoencoders_quick",
                 "output": "autoencoders_quick.png",
-            }
+            },
+            "road": {
+                **tiny,
+                "code": 2,
+                "sigmas": (0.5, 0.1),
+                "runs": "autoencoder_road_quick",
+                "output": "autoencoder_road_quick.png",
+            },
+            "densities": {
+                **tiny,
+                "code": 2,
+                "components": (2,),
+                "guide_epochs": 1,
+                "test_rows": 10,
+                "num_samples": 10,
+                "runs": "autoencoder_densities_quick",
+                "output": "autoencoder_densities_quick.png",
+            },
         },
     )

@@ -43,10 +43,6 @@ class Evaluated(Protocol):
         """The ELBO, per row."""
 
     @property
-    def distortion(self) -> Estimate:
-        """-E log p(x | z), per row."""
-
-    @property
     def log_likelihood(self) -> Estimate:
         """log p(x), per row."""
 

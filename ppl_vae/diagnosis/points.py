@@ -115,9 +115,10 @@ def overfitting_of_points(
         fit: What `fit` returned; without `train`, the distortion of its last epoch counts.
     """
     held = Estimate(-distortion)
-    if train is not None:
-        found = overfits(Estimate(-train.distortion.values.double()), held)
-        of_training = train.distortion.numbers(".1f")
+    known: Estimate | None = getattr(train, "distortion", None)
+    if known is not None:
+        found = overfits(Estimate(-known.values.double()), held)
+        of_training = known.numbers(".1f")
     elif fit is not None and fit.history and len(distortion) > 1:
         last = fit.history[-1]["distortion"]
         found = bool(overfitting_in_history(-last, held))
