@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import fit, load_data
@@ -38,7 +38,7 @@ class Sizes:
 
     hidden: tuple[int, ...] = (1000, 500, 250)
     channels: tuple[int, ...] = ()
-    max_epochs: int = 40
+    max_epochs: int = 60
     batch_size: int = 128
     learning_rate: float = 1e-3
     max_rows: int | None = None
@@ -49,7 +49,7 @@ class Sizes:
         """Of encoder and decoder."""
         if self.channels:
             return Convolutional(channels=self.channels, hidden=self.hidden[0])
-        return MLP(hidden=self.hidden)
+        return MLP(hidden=self.hidden, activation=nn.GELU)
 
 
 SMALL = Sizes(hidden=(500, 250), max_epochs=20)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 import torch
+from torch import nn
 
 from ppl_vae.runtime import require_flags
 
@@ -211,3 +213,43 @@ def require_widths(owner: object, *, allow_empty: bool = False, **widths: Sequen
             raise TypeError(f"{owned} must hold whole numbers, got {tuple(values)}")
         if any(value < 1 for value in values) or not (values or allow_empty):
             raise ValueError(f"{owned} must hold positive widths, got {tuple(values)}")
+
+
+def require_activation(name: str, given: object) -> None:
+    """Raises an error for what makes no layer when it is called without arguments.
+
+    A class does, or a function such as `functools.partial(nn.LeakyReLU, 0.2)`.
+
+    Args:
+        name: What it is the value of, such as `MLP.activation`.
+        given: What was given.
+
+    Raises:
+        TypeError: It does not; the message says what to write.
+    """
+    expected = f"{name} must be a class such as torch.nn.ReLU, got"
+    if isinstance(given, nn.Module):
+        raise TypeError(
+            f"{expected} an object of {type(given).__name__}: write {type(given).__name__} without "
+            "parentheses, so that each layer gets its own"
+        )
+    if not callable(given) or (inspect.isclass(given) and not issubclass(given, nn.Module)):
+        raise TypeError(f"{expected} {given!r:.80}")
+    own = getattr(given, "__name__", "")
+    try:
+        inspect.signature(given).bind()
+    except ValueError:  # a function of C, which computes
+        lacks = ""
+    except TypeError as error:
+        lacks = f" ({error})"
+    else:
+        return
+    if inspect.isclass(given):
+        raise TypeError(
+            f"{expected} {own}, which cannot be made without arguments{lacks}: give "
+            f"functools.partial({own}, ...), if it is an activation"
+        )
+    kinds = {n.lower(): n for n, kind in vars(nn).items() if inspect.isclass(kind)}
+    layer = kinds.get(own.replace("_", "").lower())
+    write = f": write torch.nn.{layer}" if layer else ""
+    raise TypeError(f"{expected} the function {own}, which computes{write}")

@@ -11,13 +11,15 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ppl_vae.networks.arguments import (
-    require_at_least_one,
+    require_activation,
+    require_at_least,
     require_room,
+    require_switches,
     require_widths,
 )
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.skip import Skip
-from ppl_vae.runtime import channels_last, require_flags
+from ppl_vae.runtime import channels_last
 
 _SMALLER = "choose a smaller latent_dim, data_shape, Convolutional.channels or Convolutional.hidden"
 
@@ -39,12 +41,16 @@ class Convolutional(Network):
     Args:
         channels: Output channels of each stage of the encoder; the decoder goes through them
             backwards.
-        hidden: Width of the fully connected layer between the convolutions and the latents.
+        hidden: Width of the fully connected layer between the convolutions and the latents; 0 for none.
         skip: Whether every layer of the decoder reads z, not the first one alone (arXiv:1807.04863), so that
             the decoder finds it harder to ignore z.
+        refine: Whether the decoder ends in one more convolution, of pictures of the full size.
+        output: Class of an activation at the end of the decoder, such as `torch.nn.Sigmoid` for pictures with
+            values from 0 to 1 under a Gaussian likelihood; None for none.
 
     Raises:
-        TypeError: A width is no whole number, or `skip` is neither True nor False.
+        TypeError: A width is no whole number, `skip` or `refine` is neither True nor False, or `output` is no
+            class that is made without arguments.
         ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
 
     Example:
@@ -59,12 +65,16 @@ class Convolutional(Network):
     channels: Sequence[int] = (32, 64, 128)
     hidden: int = 256
     skip: bool = False
+    refine: bool = False
+    output: type[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         require_widths(self, channels=self.channels, allow_empty=True)
         object.__setattr__(self, "channels", tuple(self.channels))
-        require_at_least_one(self, hidden=self.hidden)
-        require_flags(**{"Convolutional.skip": self.skip})
+        require_at_least(self, 0, hidden=self.hidden)
+        require_switches(self, skip=self.skip, refine=self.refine)
+        if self.output is not None:
+            require_activation("Convolutional.output", self.output)
         if not self.channels:
             raise ValueError(
                 "Convolutional.channels is empty: give one entry per convolution, or use MLP"
@@ -81,29 +91,33 @@ class Convolutional(Network):
             net.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
             net.append(_BatchNorm(after)).append(nn.LeakyReLU())
         net.append(nn.Flatten())
-        require_room(self, _SMALLER, self.channels[-1] * math.prod(sizes[-1]), self.hidden)
-        net.append(nn.Linear(self.channels[-1] * math.prod(sizes[-1]), self.hidden))
-        net.append(nn.LeakyReLU())
-        return Batched(net, data_shape, picture, (self.hidden,))
+        width = self.channels[-1] * math.prod(sizes[-1])
+        if self.hidden:
+            require_room(self, _SMALLER, width, self.hidden)
+            net.append(nn.Linear(width, self.hidden)).append(nn.LeakyReLU())
+        return Batched(net, data_shape, picture, (self.hidden or width,))
 
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `Network.decoder`."""
         picture = as_picture(out_shape)
         sizes = self._sizes(picture)[::-1]
-        channels = (*reversed(self.channels), picture[0])
+        lowest = self.channels[0] if self.refine else picture[0]
+        channels = (*reversed(self.channels), lowest)
         smallest = (channels[0], *sizes[0])
-        require_room(self, _SMALLER, latent_dim, self.hidden)
-        require_room(self, _SMALLER, self.hidden, math.prod(smallest))
-        net = nn.Sequential(
-            nn.Linear(latent_dim, self.hidden),
-            nn.LeakyReLU(),
-            nn.Linear(self.hidden, math.prod(smallest)),
-            nn.LeakyReLU(),
-            nn.Unflatten(1, smallest),
-        )
+        net = nn.Sequential()
+        before = latent_dim
+        if self.hidden:
+            require_room(self, _SMALLER, latent_dim, self.hidden)
+            net.append(nn.Linear(latent_dim, self.hidden)).append(nn.LeakyReLU())
+            before = self.hidden
+        require_room(self, _SMALLER, before, math.prod(smallest))
+        net.append(nn.Linear(before, math.prod(smallest)))
+        if self.hidden:
+            net.append(nn.LeakyReLU())
+        net.append(nn.Unflatten(1, smallest))
         for stage, (before, after) in enumerate(pairwise(channels)):
             require_room(self, _SMALLER, before, after, 3, 3)
-            last = stage == len(self.channels) - 1
+            last = stage == len(self.channels) - 1 and not self.refine
             # A transposed convolution brings s to 2 s - 1; the padding adds the missing row.
             padding = [
                 target - (2 * source - 1)
@@ -122,6 +136,11 @@ class Convolutional(Network):
             )
             if not last:
                 net.append(_BatchNorm(after)).append(nn.LeakyReLU())
+        if self.refine:
+            require_room(self, _SMALLER, picture[0], lowest, 3, 3)
+            net.append(nn.Conv2d(lowest, picture[0], 3, padding=1))
+        if self.output is not None:
+            net.append(self.output())
         of_z = Skip(net, latent_dim) if self.skip else net
         return Batched(of_z, (latent_dim,), (latent_dim,), out_shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from ppl_vae.networks.arguments import require_room, require_widths
+from ppl_vae.networks.arguments import require_activation, require_room, require_widths
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.context import JoinedEncoder
 from ppl_vae.networks.convolutional import Batched
@@ -52,7 +51,7 @@ class MLP(Network):
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         require_widths(self, hidden=self.hidden, allow_empty=True)
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        _require_activation(self.activation)
+        require_activation("MLP.activation", self.activation)
         require_flags(**{"MLP.skip": self.skip})
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
@@ -80,39 +79,3 @@ class MLP(Network):
             require_room(self, _SMALLER, before, after)
             net.append(nn.Linear(before, after)).append(self.activation())
         return net
-
-
-def _require_activation(given: object) -> None:
-    """Raises an error for what makes no layer when it is called without arguments.
-
-    A class does, or a function such as `functools.partial(nn.LeakyReLU, 0.2)`.
-
-    Raises:
-        TypeError: It does not; the message says what to write.
-    """
-    expected = "MLP.activation must be a class such as torch.nn.ReLU, got"
-    if isinstance(given, nn.Module):
-        raise TypeError(
-            f"{expected} an object of {type(given).__name__}: write {type(given).__name__} without "
-            "parentheses, so that each layer gets its own"
-        )
-    if not callable(given) or (inspect.isclass(given) and not issubclass(given, nn.Module)):
-        raise TypeError(f"{expected} {given!r:.80}")
-    name = getattr(given, "__name__", "")
-    try:
-        inspect.signature(given).bind()
-    except ValueError:  # a function of C, which computes
-        lacks = ""
-    except TypeError as error:
-        lacks = f" ({error})"
-    else:
-        return
-    if inspect.isclass(given):
-        raise TypeError(
-            f"{expected} {name}, which cannot be made without arguments{lacks}: give "
-            f"functools.partial({name}, ...), if it is an activation"
-        )
-    kinds = {n.lower(): n for n, kind in vars(nn).items() if inspect.isclass(kind)}
-    layer = kinds.get(name.replace("_", "").lower())
-    write = f": write torch.nn.{layer}" if layer else ""
-    raise TypeError(f"{expected} the function {name}, which computes{write}")
