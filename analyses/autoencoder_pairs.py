@@ -151,7 +151,9 @@ def reconstructed(pair: Pair, x: Tensor) -> Tensor:
 def picture_of_rows(sheet: dict[str, Tensor]) -> Figure:
     """Pictures in rows with names: each entry is `(n, 1 or 3, height, width)`, or without channels."""
     count = len(next(iter(sheet.values())))
-    figure = Figure(figsize=(0.62 * count + 1.6, 0.62 * len(sheet)), dpi=110, layout="constrained")
+    *_, height, width = next(iter(sheet.values())).shape
+    size = (0.62 * count * width / height + 1.6, 0.62 * len(sheet))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.subplots(len(sheet), count, squeeze=False)
     for line, (name, pictures) in zip(axes, sheet.items(), strict=True):
         for place, picture in zip(line, pictures, strict=True):

@@ -23,6 +23,7 @@ from scripts import (
     run_alone,
     write_mnist,
 )
+from test_analyses_of_autoencoders import CHECKS as OF_AUTOENCODERS
 from test_analyses_of_codes import CHECKS as OF_CODES
 from test_analyses_of_colors import CHECKS as OF_COLORS
 
@@ -382,6 +383,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 
 
 SHARED = (  # what the scripts import
+    "autoencoder_densities.py",
+    "autoencoder_pairs.py",
+    "autoencoder_road.py",
     "colorization_annealing.py",
     "colorization_baselines.py",
     "colorization_points.py",
@@ -457,10 +461,14 @@ def test_script(script: str, tmp_path: Path) -> None:
 
 
 def test_every_script_has_a_check() -> None:
-    assert sorted([*CHECKS, *OF_CODES, *OF_COLORS]) == SCRIPTS, "add one to a table CHECKS"
+    assert sorted([*CHECKS, *OF_AUTOENCODERS, *OF_CODES, *OF_COLORS]) == SCRIPTS, (
+        "add one to a table CHECKS"
+    )
 
 
 COMMANDS = {
+    "autoencoders.py": ("sizes", "road", "densities"),
+    "faces.py": ("manifold", "moves"),
     "colorization_files.py": ("bytes", "diversity"),
     "em_vs_vae.py": ("digits", "mnist", "pca", "hmm"),
     "vq_vae.py": ("table", "quantizers", "sweep", "ablation", "samples"),

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import yaml
 from sklearn.decomposition import sparse_encode
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import check, diagnose, evaluate, fit, refit_prior
 from ppl_vae.evaluation import annealed_importance_sampling
-from ppl_vae.guides import DeltaEncoder
+from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, OptimalGaussian
 from ppl_vae.models import (
+    VAE,
     Autoencoder,
     DiagonalNormal,
     FlowPrior,
@@ -29,8 +33,8 @@ from ppl_vae.models import (
     MixturePrior,
 )
 from ppl_vae.networks import MLP, Convolutional, Denoising, GaussianNoise, MaskingNoise, UnitNorm
-from ppl_vae.objectives import ELBO, LinearWarmup
-from ppl_vae.pairs import PairError
+from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO
+from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.tasks import encode, interpolate, outliers, reconstruct, sample, traverse
 
 VARIANCES = torch.tensor([5.0, 3.0, 2.0, 0.8, 0.5, 0.2], dtype=torch.float64)
@@ -570,3 +574,107 @@ def test_an_autoencoder_that_overfits_is_told() -> None:
         told = diagnose(model, guide, others, **given).faults["overfit"]
         assert told.startswith("The pair overfits: its distortion is higher on these rows")
     assert "overfit" not in diagnose(model, guide, train_rows, train=train_found, fit=fitted).faults
+
+
+def gradients(pair: Pair, x: Tensor, beta: float) -> dict[str, Tensor]:
+    """Of the loss of the ELBO with a weight of the rate, at the same draws each time."""
+    with pair.scope():
+        layout = find_layout(pair, x)
+        torch.manual_seed(0)
+        MeanFieldELBO()(pair, layout, x, beta).loss.backward()
+        return {n: p.grad.clone() for n, p in pair.parameters(x).items() if p.grad is not None}
+
+
+def test_on_the_road_to_a_vae_only_beta_sigma_squared_matters() -> None:
+    """beta = 0.04 with sigma = 1 trains as beta = 1 with sigma = 0.2 does: the loss is that times 0.04."""
+    x = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for sigma, beta in ((0.2, 1.0), (1.0, 0.04)):
+        torch.manual_seed(0)
+        model: Any = VAE((5,), 2, MLP(hidden=(8,)), Gaussian(sigma))
+        found.append(gradients(Pair(model, MeanField((5,), 2, MLP(hidden=(8,)))), x, beta))
+    one, other = found
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], 0.04 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_vae_without_noise_is_the_autoencoder() -> None:
+    """As sigma -> 0, sigma^2 times the gradient of the VAE is that of the autoencoder with the same weights."""
+    x = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+    network = MLP(hidden=(8,))
+    torch.manual_seed(0)
+    model: Any = VAE((5,), 2, network, Gaussian(1e-3)).double()
+    guide = MeanField((5,), 2, network).double()
+    with torch.no_grad():
+        guide.head.weight[2:].zero_()
+        guide.head.bias[2:].fill_(-30.0)  # a scale of 1e-6
+    of_vae = gradients(Pair(model, guide), x.double(), 1.0)
+    auto: Any = Autoencoder((5,), 2, network).double()
+    encoder = DeltaEncoder((5,), 2, network).double()
+    auto.decoder.load_state_dict(model.decoder.state_dict())
+    encoder.encoder.load_state_dict(guide.encoder.state_dict())
+    with torch.no_grad():
+        encoder.head.weight.copy_(guide.head.weight[:2])
+        encoder.head.bias.copy_(guide.head.bias[:2])
+    pair = Pair(auto, encoder)
+    with pair.scope():
+        ELBO()(pair, find_layout(pair, x.double()), x.double()).loss.backward()
+    for name, parameter in auto.decoder.named_parameters():
+        expected = 1e-6 * of_vae[f"model.decoder.{name}"]
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_vanilla_vae_is_a_configuration() -> None:
+    """The tutorials' network, written out, and their loss w KL + mean squared error of values from -1 to 1."""
+    channels, shape, latent_dim, w = (4, 6, 8), (3, 16, 16), 5, 0.00025
+    network = Convolutional(channels, hidden=0, refine=True, output=nn.Sigmoid)
+    torch.manual_seed(0)
+    model: Any = VAE(shape, latent_dim, network, Gaussian(1.0)).eval()
+    guide = MeanField(shape, latent_dim, network).eval()
+    down = nn.Sequential()
+    for before, after in pairwise((3, *channels)):
+        down.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
+        down.append(nn.BatchNorm2d(after)).append(nn.LeakyReLU())
+    up = nn.Sequential(nn.Linear(latent_dim, 8 * 2 * 2), nn.Unflatten(1, (8, 2, 2)))
+    for before, after in pairwise((8, 6, 4, 4)):
+        up.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1))
+        up.append(nn.BatchNorm2d(after)).append(nn.LeakyReLU())
+    up.append(nn.Conv2d(4, 3, 3, padding=1)).append(nn.Tanh())
+    for theirs, ours in ((down, guide.encoder.net), (up, model.decoder.net)):
+        theirs.eval()
+        ours_state = iter(ours.state_dict().items())  # type: ignore[union-attr]
+        batch_norms = {n for n, m in theirs.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        for name, value in theirs.state_dict().items():
+            module, _, kind = name.rpartition(".")
+            before_norm = str(int(module) + 1) in batch_norms
+            if kind == "bias" and before_norm:
+                value.zero_()  # batch norm has its own shift
+                continue
+            value.copy_(next(ours_state)[1])
+        assert next(ours_state, None) is None
+    with torch.no_grad():  # sigmoid(2 a) = (tanh(a) + 1) / 2
+        for parameter in up[-2].parameters():
+            parameter.div_(2)
+    x = torch.rand(7, *shape)
+    features = down(x).flatten(1)
+    torch.testing.assert_close(features, guide.encoder(x))
+    q = guide.family(guide.head(features))
+    z = q.rsample()
+    theirs_x = up(z)
+    torch.testing.assert_close((theirs_x + 1) / 2, model.decode(z).mean, atol=1e-5, rtol=0)
+    kl = kl_divergence(q, dist.Normal(torch.zeros(latent_dim), 1.0).to_event(1)).mean()
+    their_loss = ((2 * x - 1) - theirs_x).square().mean() + w * kl
+    size = x[0].numel()
+    distortion = -model.decode(z).log_prob(x).mean() - size / 2 * math.log(2 * math.pi)
+    torch.testing.assert_close(distortion + w * size / 8 * kl, size / 8 * their_loss)
+    file = Path(__file__).parents[1] / "analyses" / "configs" / "vanilla_vae.yaml"
+    config = yaml.safe_load(file.read_text())
+    options = config["model"]["init_args"]["network"]["init_args"]
+    assert options == {
+        "channels": [32, 64, 128, 256, 512],
+        "hidden": 0,
+        "refine": True,
+        "output": "torch.nn.Sigmoid",
+    }
+    assert config["objective"]["init_args"]["beta"] == pytest.approx(w * 3 * 32 * 32 / 8)

@@ -1,0 +1,98 @@
+"""The scripts about autoencoders run with tiny settings, and their tables make sense."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from scripts import ROOT, mean, rows, run
+from torch import Tensor
+
+
+def autoencoders(folder: Path) -> None:
+    printed = run("autoencoders.py", "sizes", "--quick", "--training.max_epochs=20", cwd=folder)
+    few, more = rows(printed)
+    assert (few["code"], more["code"]) == ("2", "4")
+    # PCA is the best linear one, and its error falls with each component.
+    assert mean(few["PCA, training rows"]) > mean(more["PCA, training rows"]) > 0
+    for row in (few, more):
+        gain = mean(row["PCA"]) - mean(row["autoencoder"])
+        assert mean(row["PCA - autoencoder"]) == pytest.approx(gain, abs=0.02)
+    assert imread(folder / "autoencoders_quick.png").ndim == 3
+    again = run(
+        *("autoencoders.py", "sizes", "--quick", "--training.max_epochs=20"),
+        "--overwrite=true",
+        cwd=folder,
+    )
+    assert rows(again) == [few, more]  # what is trained is kept
+
+    table = rows(run("autoencoders.py", "road", "--quick", cwd=folder))
+    assert [row["sigma"] for row in table] == ["0.5", "0.1", "autoencoder"]
+    wide, narrow, last = table
+    assert mean(narrow["linear, rate"]) > mean(wide["linear, rate"])
+    assert mean(wide["linear, error"]) > mean(narrow["linear, error"]) > mean(last["linear, error"])
+    assert last["rate"] == "not defined"
+
+    table = rows(run("autoencoders.py", "densities", "--quick", cwd=folder))
+    kinds = ["diagonal normal", "normal", "mixture of 2", "flow"]
+    assert [row["density of the codes"] for row in table] == 2 * kinds
+    assert [row["of rows"] for row in table] == [*["all, exact"] * 3, *["10"] * 5]
+    assert all(mean(row[name]) < 100 for row in table for name in ("log p(z)", "log p(x)"))
+
+
+def faces(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    video = generator.integers(0, 256, (60, 1, 8, 6), dtype=np.uint8)
+    np.save(folder / "video.npy", video)
+    of_video = ("--data=video.npy", "--training.hidden=[8]", "--training.max_epochs=2")
+    (row,) = rows(run("faces.py", "manifold", *of_video, "--size=3", cwd=folder))
+    assert row["rows"] == "12"  # one of five
+    mouth = "--mouth=[5,7,2,4]"
+    printed = run("faces.py", "moves", *of_video, mouth, "--latent_dim=3", cwd=folder)
+    _, directions = printed.split("\n\n")[:2]
+    found = {row["direction"]: row["share of the change"] for row in rows(directions)}
+    assert [*found] == ["smile", "turn", "nod"]
+    assert all(0 < mean(share) <= 100 for share in found.values())
+    assert imread(folder / "faces_moves.png").ndim == 3
+    np.save(folder / "floats.npy", video.astype(np.float32))
+    with pytest.raises(ValueError, match=r"floats\.npy must hold pictures of bytes"):
+        run("faces.py", "moves", "--data=floats.npy", "--overwrite=true", cwd=folder)
+
+
+def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that is linear in four latents: the mouth, a shift to the side, one upwards, all of the "
+    "face."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    module: Any = importlib.import_module("faces")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 10, 8, generator=generator).cumsum(2).cumsum(3)
+    side, up = torch.gradient(x, dim=-1)[0], torch.gradient(x, dim=-2)[0]
+    mouth = torch.zeros_like(x)
+    mouth[..., 7:9, 2:6] = torch.randn(2, 4, generator=generator)
+    everything = torch.randn(x.shape, generator=generator)
+    moved: list[Tensor] = [mouth, side, up, everything]
+    slopes = torch.stack([part.flatten() / part.norm() for part in moved], -1)[None]
+    mixed, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator))
+    found = module.directions(slopes @ mixed, x, (7, 9, 2, 6))
+    for number, name in enumerate(("smile", "turn", "nod")):
+        share, w = found[name]
+        assert share > 0.9, name
+        # Others may help where they overlap.
+        assert abs(float((mixed @ w)[number])) > 0.9, name
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "autoencoders.py": autoencoders,
+    "faces.py": faces,
+}
+
+
+@pytest.mark.parametrize("script", CHECKS)
+def test_script(script: str, tmp_path: Path) -> None:
+    CHECKS[script](tmp_path)
