@@ -11,6 +11,7 @@
 | `NeuralSpline` | autoregressive flow of splines, fast to sample |
 | `SemiAmortized` | Normal with independent dimensions, improved for each row by gradient steps |
 | `BottomUp`, `TopDown` | two layers of Normals with independent dimensions |
+| `DeltaEncoder` | a point: the code of an autoencoder, of which only the largest numbers may stay |
 | `CategoricalEncoder` | any categorical, for the component of a mixture |
 | `SemiSupervised` | any categorical for the class, and a guide of the style for each class |
 | `SegmentationEncoder` | any categorical for each pixel, independently, for the segments of a picture |

@@ -3,6 +3,7 @@
 | model | latents | closed forms |
 | --- | --- | --- |
 | `VAE` | any prior; standard normal if none is given | |
+| `Autoencoder` | a code without a density, until one is fitted | evidence of linear ones |
 | `ConditionalVAE` | any prior; the rows come with labels or attributes | |
 | `SemiSupervisedVAE` | a class and a style; some rows have labels | |
 | `BernoulliMixture` | categorical | evidence, posterior, EM step |
@@ -30,6 +31,9 @@ A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, 
 | --- | --- |
 | `StandardNormal` | N(0, I) |
 | `DiagonalNormal` | a learned normal with independent dimensions |
+| `FullNormal` | a learned normal |
+| `LaplacePrior` | independent and mostly near 0: the penalty of a sparse code |
+| `FlatPrior` | nothing: an autoencoder's |
 | `MixturePrior` | a learned mixture of such normals |
 | `VampPrior` | the mixture of the guide's posteriors at learned pseudo-inputs |
 | `FlowPrior` | a normalizing flow |
