@@ -1,4 +1,4 @@
-"""What a guide makes of a row, as numbers without noise: with their gradient, for a classifier that reads them."""
+"""What a guide makes of a row, as numbers without noise; with gradients, for a classifier that reads them."""
 
 from __future__ import annotations
 
