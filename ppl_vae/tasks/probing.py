@@ -233,10 +233,7 @@ class LogisticProbe:
         strength = _best_strength(z, y, strengths, rng)
         center, scale = _moments(z)
         (fitted,) = _regressions((z - center) / scale, y, [strength])
-        weight, bias = fitted.coef_, fitted.intercept_
-        if len(weight) == 1:  # of two classes
-            weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
-        return cls(center, scale, strength, weight, bias, fitted.classes_)
+        return cls(center, scale, strength, *_lines(fitted), fitted.classes_)
 
     def predict(self, z: Array) -> Array:
         """The most probable class of each row, `(n,)`."""
@@ -258,6 +255,8 @@ def _best_strength(
 
     Where the values cannot be compared, because no class has two rows, it is the one nearest to 1.
     """
+    from scipy.special import log_softmax
+
     folds = _folds(y, rng)
     if len(strengths) == 1 or not (folds >= 0).any():
         return min(strengths, key=lambda c: abs(math.log(c)))
@@ -267,10 +266,19 @@ def _best_strength(
         center, scale = _moments(z[inside])
         fitted = _regressions((z[inside] - center) / scale, y[inside], strengths)
         for i, each in enumerate(fitted):
-            told = each.predict_log_proba((z[outside] - center) / scale)
+            weight, bias = _lines(each)
+            told = log_softmax(((z[outside] - center) / scale) @ weight.T + bias, axis=1)
             column = np.searchsorted(each.classes_, y[outside])
             losses[i] -= told[np.arange(len(column)), column].sum()
     return float(strengths[int(np.argmin(losses))])
+
+
+def _lines(fitted: Any) -> tuple[Array, Array]:
+    """Weight and bias of each class's logit, of which scikit-learn has but one for two classes."""
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) > 1:
+        return weight, bias
+    return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
 
 
 def _folds(y: Array, rng: np.random.Generator) -> Array:
