@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -54,8 +55,14 @@ class GuideFeatures(nn.Module):
         super().__init__()
         # In tuples: as attributes they would be registered, and trained.
         self._pair, self._layout = (pair,), layout
-        self._roots = tuple(Pair(pair.guide, pair.guide).modules().values())
-        holder = _Holder(self._roots)
+        # Found once, because that takes as long as a step.
+        roots = tuple(Pair(pair.guide, pair.guide).modules().values())
+        every_root = pair.modules().values()
+        self._every_module = tuple(
+            {id(m): m for root in every_root for m in root.modules()}.values()
+        )
+        self._of_guide = frozenset(id(m) for root in roots for m in root.modules())
+        holder = _Holder(roots)
         self._holder = (holder,)
         named = dict(holder.named_parameters())
         learned = {
@@ -83,12 +90,14 @@ class GuideFeatures(nn.Module):
     @contextmanager
     def _modes(self) -> Iterator[None]:
         """The guide is in this module's mode; the model, with a quantizer that would learn, never trains."""
-        with self._pair[0].mode(training=False):
-            if not self.training:
-                yield
-                return
-            with Pair(self._pair[0].guide, self._pair[0].guide).mode(training=True):
-                yield
+        before = [module.training for module in self._every_module]
+        for module in self._every_module:
+            module.training = self.training and id(module) in self._of_guide
+        try:
+            yield
+        finally:
+            for module, was_training in zip(self._every_module, before, strict=True):
+                module.training = was_training
 
     def _with_copies(self, run: Callable[[], Tensor]) -> Tensor:
         """What a function returns while programs see the copies."""
@@ -97,10 +106,10 @@ class GuideFeatures(nn.Module):
         stored = dict(zip(self._stored, [*self.weights][len(self._names) :], strict=True))
         pair = self._pair[0]
         constraints = {name: pair.store["constraints"][name] for name in stored}
-        own = Pair(pair.guide, pair.guide, {"params": stored, "constraints": constraints})
+        store: Any = {"params": stored, "constraints": constraints}
 
         def scoped() -> Tensor:
-            with own.scope():
+            with pyro.get_param_store().scope(store), pair.subsampling.watched():
                 return run()
 
         found: Tensor = functional_call(self._holder[0], modules, (scoped,))

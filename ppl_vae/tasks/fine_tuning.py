@@ -353,11 +353,14 @@ def _require_gradient(classifier: FineTunedClassifier, x: Batch, weights: Sequen
     Raises:
         PairError: No gradient reaches its weights.
     """
-    found = classifier.features(x)
-    if found.requires_grad and weights:
-        reached = torch.autograd.grad(found.sum(), list(weights), allow_unused=True)
-        if any(gradient is not None for gradient in reached):
-            return
+    with torch.backends.cudnn.flags(
+        enabled=False
+    ):  # of which recurrent layers have none in this mode
+        found = classifier.features(x)
+        if found.requires_grad and weights:
+            reached = torch.autograd.grad(found.sum(), list(weights), allow_unused=True)
+            if any(gradient is not None for gradient in reached):
+                return
     raise PairError(
         "no gradient reaches the guide from what it makes of a row, so that it cannot be fine-tuned: it has no "
         "trainable parameters of its own, or draws latents without a mean and without a gradient (codes are "
