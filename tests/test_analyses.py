@@ -197,17 +197,17 @@ def banana(folder: Path) -> None:
 
 
 def few_labels(folder: Path) -> None:
-    lines = ("pixels, logistic regression", "pixels, nearest neighbor", "PCA, probe", "M2")
-    lines += ("from scratch, fine-tuned", "VAE, fine-tuned", "VQ-VAE, probe")
+    lines = ["pixels, logistic regression", "pixels, nearest neighbor", "PCA, probe", "M2"]
+    lines += ["from scratch, fine-tuned", "VAE, fine-tuned", "VQ-VAE, probe"]
     sizes = ("--sizes.latent_dim=4", "--sizes.hidden=[16]", "--sizes.max_epochs=1")
     codes = ("--sizes.codes=8", "--sizes.dim=2", "--sizes.grid.channels=8")
-    few = ("--labels=[10,40]", "--draws=2", "--max_rows=150", "--runs=kept")
-    few += ("--learning.num_steps=20", "--learning.m2_epochs=1")
-    chosen = f"--rows={[*lines]}".replace("'", '"')
+    few = ["--labels=[10,40]", "--draws=2", "--max_rows=150", "--runs=kept"]
+    few += ["--learning.num_steps=20", "--learning.m2_epochs=1"]
+    chosen = f"--rows={lines}".replace("'", '"')
     printed = run("few_labels.py", chosen, *sizes, *codes, *few, cwd=folder)
     table = rows(printed)
     shares = {row["learns"]: row for row in table[: len(lines)]}
-    assert list(shares) == [*lines]
+    assert list(shares) == lines
     for row in shares.values():
         assert all(0 <= mean(row[f"{k} labels"]) <= 100 for k in (10, 40))
     for name in lines[:3]:

@@ -360,7 +360,8 @@ def test_a_stranger_s_functions_are_fine_tuned(trained: bool) -> None:
             model, guide, TRAIN[0], max_epochs=2, learning_rate=0.05, seed=0, progress=False
         )
         model, guide = fitted.model, fitted.guide
-        stretch = float(fitted.guide.store["params"]["stretch"].detach())
+        bound: Any = guide
+        stretch = float(bound.store["params"]["stretch"].detach())
         assert stretch != pytest.approx(math.log(2.0))
     before = state_of(net)
     found = fine_tune(model, guide, TRAIN, TEST, labels=100, num_steps=150, learning_rate=0.02)
@@ -391,8 +392,8 @@ def test_flows_and_classes_have_gradients() -> None:
         SemiSupervisedVAE((D,), latent_dim=2, classes=3, network=network, likelihood=Gaussian(1.0)),
         SemiSupervised((D,), latent_dim=2, classes=3, network=network),
     )
-    for pair, dimensions in ((flow, 2), (mixed, 5)):
-        found = fine_tune(*pair, (x, y), TEST, labels=100, num_steps=100, learning_rate=0.02)
+    for (model, guide), dimensions in ((flow, 2), (mixed, 5)):
+        found = fine_tune(model, guide, (x, y), TEST, labels=100, num_steps=100, learning_rate=0.02)
         copies: Any = found.classifier
         assert copies.features_in == dimensions
         assert found.accuracy.mean > 0.75

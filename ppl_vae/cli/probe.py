@@ -20,7 +20,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import checked, load_rows
 from ppl_vae.data import Data, rows_alone
-from ppl_vae.pairs import Batches, Pair, transformed
+from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import PROBE, Run, describe_rows, load_run
 from ppl_vae.runtime import (
     HIDDEN,
@@ -191,7 +191,7 @@ def _labelled(
     if data.transform is not None:
         with preserve_random_state():
             seed_everything(options.seed)
-            x = transformed(x, data.transform)
+            x = data.transform(x)
     assert data.train_labels is not None
     assert data.test_labels is not None
     return (x, data.train_labels), (held, data.test_labels[: options.max_rows])
