@@ -119,7 +119,7 @@ def few_labels(
 
     Example:
         >>> few_labels(torch.tensor([0, 0, 0, 1, 1, 1]), 2, seed=1)
-        tensor([ 0, -1, -1, -1, -1,  1])
+        tensor([-1,  0, -1, -1, -1,  1])
     """
     known = int((labels != HIDDEN).sum())
     if num > known:
