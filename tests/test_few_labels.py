@@ -158,6 +158,19 @@ def test_the_penalty_is_that_of_scikit_learn_s_grid_search() -> None:
     assert len({*found.strengths}) > 1
 
 
+def test_all_numbers_may_have_one_scale() -> None:
+    pair = linear([0, 1])
+    found = probe(*pair, TRAIN, TEST, strengths=[1e-3], scale_each=False)
+    z, held = TRAIN[0][:, :2].double().numpy(), TEST[0][:, :2].double().numpy()
+    scale = np.sqrt(z.var(0).mean())
+    by_hand = LogisticRegression(C=1e-3).fit((z - z.mean(0)) / scale, TRAIN[1].numpy())
+    assert np.array_equal(found.predicted[0], by_hand.predict((held - z.mean(0)) / scale))
+    tuned = fine_tune(*pair, TRAIN, num_steps=0, scale_each=False).classifier
+    assert float(tuned.get_buffer("scale")[0]) == pytest.approx(scale, rel=1e-5)
+    with pytest.raises(TypeError, match="scale_each must be True or False"):
+        probe(*pair, TRAIN, TEST, scale_each="no")  # type: ignore[arg-type]
+
+
 def test_one_label_of_each_class_is_enough() -> None:
     found = probe(*linear([0, 1]), TRAIN, TEST, labels=2, draws=20)
     assert found.strengths == (1.0,) * 20  # nothing can be held out

@@ -20,6 +20,7 @@ from ppl_vae.runtime import (
     preserve_random_state,
     progress_bar,
     require_count,
+    require_flags,
     require_number,
     require_progress,
     require_seed,
@@ -51,6 +52,7 @@ def fine_tune(
     encoder_rate: float | None = None,
     weight_decay: float = 0.01,
     held_out: float = 0.0,
+    scale_each: bool = True,
     seed: int = 0,
     progress: bool | None = None,
 ) -> FineTuned:
@@ -82,6 +84,7 @@ def fine_tune(
         held_out: Share of the labelled rows that are kept apart, at least one of each class: the weights are
             those at which their cross entropy was least, at one of 20 looks. Each class needs two labelled
             rows.
+        scale_each: Whether each number that the layer reads has a scale of its own, as in `probe`.
         seed: Seed of the first draw, of the order of the rows and of the noise; those that follow have the next
             seeds.
         progress: Whether to show a progress bar; None shows it on a terminal.
@@ -112,6 +115,7 @@ def fine_tune(
     """
     require_seed(seed)
     require_progress(progress)
+    require_flags(scale_each=scale_each)
     settings = _Settings(
         *(num_steps, batch_size, learning_rate),
         learning_rate if encoder_rate is None else encoder_rate,
@@ -138,7 +142,9 @@ def fine_tune(
         for i, which in enumerate(chosen):
             torch.manual_seed(apart_from_data(seed + i))
             x, y = move(rows.rows(which), device), rows.labels[which]
-            classifier = FineTunedClassifier(GuideFeatures(pair, layout), x, y, classes, seed + i)
+            classifier = FineTunedClassifier(
+                GuideFeatures(pair, layout), x, y, classes, seed + i, scale_each
+            )
             loss, step = _train(classifier, x, y.to(device), settings, bar)
             classifiers.append(classifier)
             losses.append(loss)
@@ -197,13 +203,20 @@ class FineTunedClassifier(nn.Module):
         y: Their labels, `(n,)`.
         classes: Number of classes.
         seed: Of the folds that choose the layer's first weights.
+        scale_each: See `fine_tune`.
     """
 
     center: Tensor
     scale: Tensor
 
     def __init__(
-        self, features: GuideFeatures, x: Batch, y: Tensor, classes: int, seed: int
+        self,
+        features: GuideFeatures,
+        x: Batch,
+        y: Tensor,
+        classes: int,
+        seed: int,
+        scale_each: bool,
     ) -> None:
         super().__init__()
         self.features = features
@@ -211,7 +224,7 @@ class FineTunedClassifier(nn.Module):
         with torch.no_grad():
             z = self._in_parts(x)
         rng = np.random.default_rng(abs(seed))
-        probe = LogisticProbe.fit(z.cpu().double().numpy(), y.numpy(), STRENGTHS, rng)
+        probe = LogisticProbe.fit(z.cpu().double().numpy(), y.numpy(), STRENGTHS, rng, scale_each)
         self.features_in = z.shape[1]
         self.register_buffer("center", torch.from_numpy(probe.center).to(z))
         self.register_buffer("scale", torch.from_numpy(probe.scale).to(z))

@@ -24,7 +24,7 @@ from ppl_vae.pairs import (
     is_certain,
     rows_first,
 )
-from ppl_vae.runtime import require_number, require_progress, require_seed
+from ppl_vae.runtime import require_flags, require_number, require_progress, require_seed
 from ppl_vae.tasks.encoding import (
     MEAN_SAMPLES,
     draws_for_means,
@@ -52,6 +52,7 @@ def probe(
     labels: int | None = None,
     draws: int = 1,
     strengths: Sequence[float] = STRENGTHS,
+    scale_each: bool = True,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Probe:
@@ -73,6 +74,8 @@ def probe(
             as `load_data(labels=...)` does; None: all that are not hidden.
         draws: How often they are chosen; a classifier for each.
         strengths: The values of C to choose from.
+        scale_each: Whether each number has a scale of its own. False: all have the same, that of all numbers
+            together, so that those that vary little count little, as is better for PCA with very few labels.
         seed: Seed of the first draw; those that follow have the next seeds. Also of the guide's draws, if its
             means are averages of draws.
         progress: Whether to show a progress bar; None shows it on a terminal.
@@ -101,6 +104,7 @@ def probe(
     """
     require_seed(seed)
     require_progress(progress)
+    require_flags(scale_each=scale_each)
     values = _strengths(strengths)
     pair = Pair.of(model, guide)
     rows, held = (LabelledRows.of(name, each, pair) for name, each in _named(train, test))
@@ -113,7 +117,9 @@ def probe(
     for i, which in enumerate(chosen):
         at = torch.searchsorted(used, which)
         fitted = LogisticProbe.fit(
-            z[at].numpy(), rows.labels[which].numpy(), values, np.random.default_rng(abs(seed + i))
+            *(z[at].numpy(), rows.labels[which].numpy(), values),
+            np.random.default_rng(abs(seed + i)),
+            scale_each,
         )
         predicted.append(torch.from_numpy(fitted.predict(z_test.numpy())))
         best.append(fitted.strength)
@@ -220,7 +226,12 @@ class LogisticProbe:
 
     @classmethod
     def fit(
-        cls, z: Array, y: Array, strengths: Sequence[float], rng: np.random.Generator
+        cls,
+        z: Array,
+        y: Array,
+        strengths: Sequence[float],
+        rng: np.random.Generator,
+        scale_each: bool = True,
     ) -> LogisticProbe:
         """Chooses C by cross-validation among these rows, and fits all of them.
 
@@ -229,9 +240,10 @@ class LogisticProbe:
             y: Their labels, of two classes or more.
             strengths: Values of C in rising order.
             rng: Of the folds.
+            scale_each: See `probe`.
         """
-        strength = _best_strength(z, y, strengths, rng)
-        center, scale = _moments(z)
+        strength = _best_strength(z, y, strengths, rng, scale_each)
+        center, scale = _moments(z, scale_each)
         (fitted,) = _regressions((z - center) / scale, y, [strength])
         return cls(center, scale, strength, *_lines(fitted), fitted.classes_)
 
@@ -242,14 +254,20 @@ class LogisticProbe:
         return found
 
 
-def _moments(z: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each column, 1 for one that does not vary."""
+def _moments(z: Array, scale_each: bool) -> tuple[Array, Array]:
+    """Mean and standard deviation of each column, or that of all together; 1 for one that does not vary."""
     scale = z.std(0)
+    if not scale_each:
+        scale = np.full_like(scale, np.sqrt(np.square(scale).mean()))
     return z.mean(0), np.where(scale > 0, scale, 1.0)
 
 
 def _best_strength(
-    z: Array, y: Array, strengths: Sequence[float], rng: np.random.Generator
+    z: Array,
+    y: Array,
+    strengths: Sequence[float],
+    rng: np.random.Generator,
+    scale_each: bool,
 ) -> float:
     """The C with the least cross entropy of rows that were left out; of several the strongest penalty.
 
@@ -263,7 +281,7 @@ def _best_strength(
     losses = np.zeros(len(strengths))
     for fold in range(int(folds.max()) + 1):
         inside, outside = folds != fold, folds == fold
-        center, scale = _moments(z[inside])
+        center, scale = _moments(z[inside], scale_each)
         fitted = _regressions((z[inside] - center) / scale, y[inside], strengths)
         for i, each in enumerate(fitted):
             weight, bias = _lines(each)
