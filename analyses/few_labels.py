@@ -32,6 +32,7 @@ class Learning:
     """How the classifiers learn.
 
     Attributes:
+        scale_each: Whether each number of an encoder has a scale of its own, or all have the same.
         num_steps: Steps of fine-tuning.
         learning_rate: Of the linear layer.
         encoder_rate: Of the encoder.
@@ -41,6 +42,7 @@ class Learning:
         m2_latent_dim: Its latents beside the class.
     """
 
+    scale_each: bool = True
     num_steps: int = 300
     learning_rate: float = 1e-3
     encoder_rate: float = 1e-3
@@ -137,14 +139,20 @@ def methods_of(of: Setting, learning: Learning) -> dict[str, Callable[[int, int]
         NEAREST: partial(by_estimator, of, KNeighborsClassifier(1)),
     }
     for name in ENCODERS:
-        found[f"{name}, {PROBE}"] = partial(by_probe, of, name)
+        found[f"{name}, {PROBE}"] = partial(by_probe, of, learning, name)
         found[f"{name}, {TUNED}"] = partial(by_fine_tuning, of, learning, name)
     return found | {M2: partial(by_m2, of, learning)}
 
 
-def by_probe(of: Setting, name: str, labels: int, draws: int) -> Shares:
+def by_probe(of: Setting, learning: Learning, name: str, labels: int, draws: int) -> Shares:
     """Logistic regression on what an encoder makes of rows."""
-    found = probe(*of.pair(name), *_labelled(of), labels=labels, draws=draws, progress=False)
+    found = probe(
+        *(*of.pair(name), *_labelled(of)),
+        labels=labels,
+        draws=draws,
+        scale_each=learning.scale_each,
+        progress=False,
+    )
     return _shares(found.accuracy.by_repeat)
 
 
@@ -159,6 +167,7 @@ def by_fine_tuning(of: Setting, learning: Learning, name: str, labels: int, draw
         learning_rate=learning.learning_rate,
         encoder_rate=learning.encoder_rate,
         weight_decay=learning.weight_decay,
+        scale_each=learning.scale_each,
         progress=False,
     )
     return _shares(found.accuracy.by_repeat)
