@@ -1,92 +1,236 @@
-"""What do rows without labels add to a few labels? M2 beside classifiers that see the labels alone."""
+"""What do rows without labels add to a few labels? Encoders that were trained without any, and M2."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from progress import Table, start
+from few_labels_encoders import ENCODERS, Setting, Sizes
+from kept_scores import Scores, Shares
+from progress import Table, chosen_rows, start
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from ppl_vae import fit, load_data
+from ppl_vae import fine_tune, load_data, probe
+from ppl_vae.data import few_labels
 from ppl_vae.guides import SemiSupervised
-from ppl_vae.likelihoods import Binomial
 from ppl_vae.models import SemiSupervisedVAE
-from ppl_vae.networks import MLP
 from ppl_vae.objectives import SemiSupervisedELBO
 from ppl_vae.stats import Estimate
 
-CLASSES, LATENT = 10, 10
+PIXELS, NEAREST, M2 = "pixels, logistic regression", "pixels, nearest neighbor", "M2"
+PROBE, TUNED = "probe", "fine-tuned"
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How the classifiers learn.
+
+    Attributes:
+        scale_each: Whether each number of an encoder has a scale of its own, or all have the same.
+        num_steps: Steps of fine-tuning.
+        learning_rate: Of the linear layer.
+        encoder_rate: Of the encoder.
+        weight_decay: Share of the weights, times the rate, that a step takes away.
+        m2_epochs: Passes of M2 over the rows.
+        m2_weight: Its classifier's term, as a multiple of the mean over the rows with a label.
+        m2_latent_dim: Its latents beside the class.
+    """
+
+    scale_each: bool = True
+    num_steps: int = 300
+    learning_rate: float = 1e-3
+    encoder_rate: float = 1e-3
+    weight_decay: float = 0.01
+    m2_epochs: int = 100
+    m2_weight: float = 100.0
+    m2_latent_dim: int = 10
+
+
+SIZES, LEARNING = Sizes(), Learning()
 
 
 def main(
-    labels: list[int] = [20, 50, 100, 200, 500],  # noqa: B006 - not changed
-    seeds: int = 5,
-    weight: float = 100.0,
-    max_epochs: int = 100,
-    hidden: int = 256,
+    data: str = "digits",
+    data_dir: Path = Path("data"),
+    labels: tuple[int, ...] = (10, 30, 100, 1000),
+    draws: int = 10,
+    rows: list[str] | None = None,
+    sizes: Sizes = SIZES,
+    learning: Learning = LEARNING,
     max_rows: int | None = None,
+    runs: Path | None = None,
 ) -> None:
-    """Trains on the digits with few labels, and prints the share of the test rows that get their label.
+    """Trains encoders without labels, once each, and classifiers on what they make of a few rows with labels.
 
-    Each seed chooses other rows that keep their label, as many of each class, and another start.
+    Each draw chooses other rows that keep their label, as many of each class, the same ones for all methods.
+    What is trained and found is kept: a run that was stopped goes on.
 
     Args:
-        labels: Numbers of rows with a label.
-        seeds: How many seeds.
-        weight: The classifier's term, as a multiple of the mean over the rows with a label.
-        max_epochs: Passes over the rows.
-        hidden: Width of the two hidden layers.
+        data: Pictures with labels: `digits`, `MNIST`, `CIFAR10`, `folder:PATH`, ...
+        data_dir: Folder of the data, in torchvision's layout.
+        labels: Numbers of labels.
+        draws: How often they are chosen.
+        rows: Which lines to print, by their names; all by default.
+        sizes: How large networks are, and how long they are trained without labels.
+        learning: How the classifiers learn.
         max_rows: Maximum number of rows per split, for a quick trial.
+        runs: Folder that keeps pairs and scores; None: few_labels/ and the name of the data.
     """
-    names = ("M2", "logistic regression", "nearest neighbor", "M2 - the better of the two")
-    table = Table(["labels", *names], steps=len(labels) * seeds)
+    runs = Path("few_labels") / Path(data.removeprefix("folder:")).name if runs is None else runs
+    loaded = load_data(data, data_dir=data_dir, max_rows=max_rows, seed=sizes.seed)
+    setting = Setting(loaded, sizes, runs)
+    scores = Scores(runs / "scores.csv", f"{setting.of}, {learning}")
+    methods = methods_of(setting, learning)
+    chosen = chosen_rows(rows, methods)
+    table = Table(["learns", *(f"{k} labels" for k in labels)], steps=len(chosen) * len(labels))
     table.head()
-    for number in labels:
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for seed in range(seeds):
-            data = load_data("digits", labels=number, max_rows=max_rows, seed=seed)
-            x, truth = data.test[0], data.test_labels
-            assert truth is not None
-            rows, given = data.train
-            known = given >= 0
-            torch.manual_seed(seed)
-            network = MLP(hidden=(hidden, hidden))
-            sizes: dict[str, Any] = {"latent_dim": LATENT, "classes": CLASSES, "network": network}
-            model = SemiSupervisedVAE(data.shape, likelihood=Binomial(16), **sizes)
-            guide = SemiSupervised(data.shape, **sizes)
-            fit(
-                model,
-                guide,
-                data.train,
-                objective=SemiSupervisedELBO(classification=weight * len(rows) / number),
-                batch_size=64,
-                max_epochs=max_epochs,
-                seed=seed,
-                progress=False,
-            )
-            right = {"M2": guide.classify(x).probs.argmax(-1) == truth}
-            for name, classifier in (
-                ("logistic regression", LogisticRegression(max_iter=1000)),
-                ("nearest neighbor", KNeighborsClassifier(1)),
-            ):
-                classifier.fit(rows[known].flatten(1) / 16, given[known])
-                predicted = torch.from_numpy(classifier.predict(x.flatten(1) / 16))
-                right[name] = predicted == truth
-            shares = {name: r.double().mean() for name, r in right.items()}
-            shares[names[3]] = shares["M2"] - max(shares[name] for name in names[1:3])
-            for name, share in shares.items():
-                found[name].append(100 * share)
-            table.step(f"{number} labels, seed {seed}")
-        cells = [Estimate(torch.stack(values)).numbers(".1f") for values in found.values()]
-        table.row([f"{number}", *cells])
-    print(f"\nPercent of {len(x)} test rows, mean ± standard error over {seeds} seeds.")
+    for name in chosen:
+        cells = []
+        for k in labels:
+            found = scores.get(name, k, draws)
+            if found is None:
+                found = methods[name](k, draws)
+                scores.add(name, k, found)
+            cells.append(Estimate(100 * torch.tensor(found)).numbers(".1f"))
+            table.step(f"{name}, {k} labels")
+        table.row([name, *cells])
+    print(
+        f"\nPercent of {len(loaded.test)} test rows, mean ± standard error over {draws} draws of labels. Of "
+        f"each encoder there is one training, on {len(setting.rows)} rows."
+    )
+    _differences(chosen, scores, labels, draws)
+
+
+def _differences(chosen: list[str], scores: Scores, labels: tuple[int, ...], draws: int) -> None:
+    """Prints what each line adds to one from scratch, with the same labels."""
+    pairs = [
+        (name, beside) for name in chosen if (beside := _beside(name)) in chosen and beside != name
+    ]
+    if not pairs:
+        return
+    print("\nBeside training from scratch, fine-tuned with the same labels:\n")
+    table = Table(["learns", *(f"{k} labels" for k in labels)], steps=1)
+    table.head()
+    for name, beside in pairs:
+        cells = []
+        for k in labels:
+            own, other = (torch.tensor(scores.get(each, k, draws)) for each in (name, beside))
+            cells.append(Estimate(100 * (own - other)).numbers("+.1f"))
+        table.row([name, *cells])
+
+
+def _beside(name: str) -> str:
+    """The line from scratch that a line is compared with."""
+    encoder, _, how = name.rpartition(", ")
+    kind = ENCODERS[encoder].beside if how in (PROBE, TUNED) else "from scratch"
+    return f"{kind}, {TUNED}"
+
+
+def methods_of(of: Setting, learning: Learning) -> dict[str, Callable[[int, int], Shares]]:
+    """The lines of the table: from a number of labels and of draws, the shares of each draw."""
+    found: dict[str, Callable[[int, int], Shares]] = {
+        PIXELS: partial(by_estimator, of, LogisticRegression(max_iter=1000)),
+        NEAREST: partial(by_estimator, of, KNeighborsClassifier(1)),
+    }
+    for name in ENCODERS:
+        found[f"{name}, {PROBE}"] = partial(by_probe, of, learning, name)
+        found[f"{name}, {TUNED}"] = partial(by_fine_tuning, of, learning, name)
+    return found | {M2: partial(by_m2, of, learning)}
+
+
+def by_probe(of: Setting, learning: Learning, name: str, labels: int, draws: int) -> Shares:
+    """Logistic regression on what an encoder makes of rows."""
+    found = probe(
+        *(*of.pair(name), *_labelled(of)),
+        labels=labels,
+        draws=draws,
+        scale_each=learning.scale_each,
+        progress=False,
+    )
+    return _shares(found.accuracy.by_repeat)
+
+
+def by_fine_tuning(of: Setting, learning: Learning, name: str, labels: int, draws: int) -> Shares:
+    """An encoder and a linear layer, trained together."""
+    found = fine_tune(
+        *of.pair(name),
+        *_labelled(of),
+        labels=labels,
+        draws=draws,
+        num_steps=learning.num_steps,
+        learning_rate=learning.learning_rate,
+        encoder_rate=learning.encoder_rate,
+        weight_decay=learning.weight_decay,
+        scale_each=learning.scale_each,
+        progress=False,
+    )
+    return _shares(found.accuracy.by_repeat)
+
+
+def by_estimator(of: Setting, estimator: Any, labels: int, draws: int) -> Shares:
+    """An estimator of scikit-learn that sees the rows with a label alone."""
+    (x, y), (held, truth) = _labelled(of)
+    scale, found = float(x.max()), []
+    for draw in range(draws):
+        known = few_labels(y, labels, draw) >= 0
+        estimator.fit(x[known].flatten(1) / scale, y[known])
+        predicted = torch.from_numpy(estimator.predict(held.flatten(1) / scale))
+        found.append(float((predicted == truth).double().mean()))
+    return found
+
+
+def by_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
+    """M2, trained on rows with and without labels together, anew for each draw."""
+    (x, y), (held, truth) = _labelled(of)
+    options: dict[str, Any] = {
+        "latent_dim": learning.m2_latent_dim,
+        "classes": 1 + int(y.max()),
+        "network": of.sizes.network,
+    }
+    weight = learning.m2_weight * len(x) / labels
+    found = []
+    for draw in range(draws):
+        torch.manual_seed(of.sizes.seed + draw)
+        model = SemiSupervisedVAE(of.data.shape, likelihood=of.likelihood(), **options)
+        guide = SemiSupervised(of.data.shape, **options)
+        told = few_labels(y, labels, draw)
+        keep = (told >= 0) | (torch.arange(len(x)) < len(of.rows))
+        of.fit(
+            *(model, guide, (x[keep], told[keep]), None, learning.m2_epochs),
+            objective=SemiSupervisedELBO(classification=weight),
+            seed=of.sizes.seed + draw,
+        )
+        with torch.no_grad():
+            parts = [guide.classify(part).probs.argmax(-1) for part in held.split(512)]
+        found.append(float((torch.cat(parts) == truth).double().mean()))
+    return found
+
+
+def _labelled(of: Setting) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training rows and test rows, with all labels."""
+    data = of.data
+    assert data.train_labels is not None
+    assert data.test_labels is not None
+    return (data.train, data.train_labels), (data.test, data.test_labels)
+
+
+def _shares(by_draw: Tensor) -> Shares:
+    return [float(share) for share in by_draw]
 
 
 if __name__ == "__main__":
     start(
         main,
-        quick={"labels": "[20]", "seeds": 2, "max_epochs": 2, "hidden": 16, "max_rows": 200},
+        quick={
+            **{"labels": "[20,40]", "draws": 2, "max_rows": 200, "runs": "few_labels_quick"},
+            **{"sizes.latent_dim": 4, "sizes.hidden": "[16]", "sizes.max_epochs": 1},
+            **{"sizes.codes": 8, "sizes.dim": 2, "sizes.grid.channels": 8},
+            **{"learning.num_steps": 10, "learning.m2_epochs": 1},
+        },
     )

@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "ELBO, rate, distortion and log p(x) of a run's test rows",
     "gaps": "where a run's bound is lost: approximation gap and amortization gap",
     "diagnose": "which latent dimensions a run uses, and why not the others",
+    "probe": "what a run's encoder is worth: classes learned from a few labels",
     "sample": "draw from a run's model",
     "compare": "differences between runs, row by row",
     "export": "export a run as netCDF for ArviZ",
@@ -440,6 +441,23 @@ def _diagnose(options: Options) -> None:
     _add_flag(options, "--overwrite", "replace the run's diagnosis.json")
 
 
+def _probe(options: Options) -> None:
+    _add_run(options)
+    what = "labels to learn from, as many of each class as of any other, chosen at random"
+    options.add_argument("--labels", type=int, default=100, help=what)
+    what = "how often they are chosen; the first time with --seed, then with the next seeds"
+    options.add_argument("--draws", type=int, default=10, help=what)
+    what = "also train a copy of the encoder and a linear layer together, for each draw"
+    _add_flag(options, "--fine_tune", what)
+    what = "steps of that training"
+    options.add_argument("--num_steps", type=int, default=300, help=what)
+    what = "other data with labels, as of `ppl-vae train` (default: the run's)"
+    options.add_argument("--data", type=str, help=what)
+    _add_max_rows(options, None)
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace the run's probe.json")
+
+
 def _sample(options: Options) -> None:
     _add_run(options)
     options.add_argument("--num", type=int, default=64, help="number of samples")
@@ -481,6 +499,7 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "evaluate": _evaluate,
     "gaps": _gaps,
     "diagnose": _diagnose,
+    "probe": _probe,
     "sample": _sample,
     "compare": _compare,
     "export": _export,

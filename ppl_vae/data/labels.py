@@ -92,21 +92,40 @@ def with_labels(
             "(numpy.unique(y, return_inverse=True)[1] numbers any values), or ask for labels=True, which gives "
             "them as attributes to a ConditionalVAE"
         )
-    known = int((train != HIDDEN).sum())
-    if told > known:
-        with_label = "" if known == len(train) else " with a label"
-        raise ValueError(f"labels={told}: {name} has only {known} training rows{with_label}")
-    hidden = [torch.full_like(each, HIDDEN) for each in labels]
-    chosen = _balanced(train, int(told), generator)
-    hidden[0][chosen] = train[chosen]
+    hidden = [few_labels(train, int(told), generator, name)]
+    hidden += [torch.full_like(each, HIDDEN) for each in labels[1:]]
     return list(zip(rows, hidden, strict=True))
 
 
-def _balanced(labels: Tensor, num: int, generator: Generator) -> Tensor:
-    """Numbers of rows, chosen at random, in turns from each class as long as it has some left.
+def few_labels(
+    labels: Tensor, num: int, seed: int | Generator = 0, name: str = "the data"
+) -> Tensor:
+    """Labels of which all but some are hidden: as many of each class as of any other, chosen at random.
 
-    Rows whose label is hidden are not among them.
+    They are chosen in turns from each class, as long as it has some left. `load_data(labels=num)` tells
+    the labels that this chooses among those of its training rows with the same seed.
+
+    Args:
+        labels: Whole numbers from 0, `(n,)`; -1 where a label is hidden already.
+        num: How many stay.
+        seed: Of the choice, or a generator for it.
+        name: What the rows are called in the error.
+
+    Returns:
+        The labels, -1 where they are hidden, `(n,)`.
+
+    Raises:
+        ValueError: There are not as many.
+
+    Example:
+        >>> few_labels(torch.tensor([0, 0, 0, 1, 1, 1]), 2, seed=1)
+        tensor([-1,  0, -1, -1, -1,  1])
     """
+    known = int((labels != HIDDEN).sum())
+    if num > known:
+        with_label = "" if known == len(labels) else " with a label"
+        raise ValueError(f"labels={num}: {name} has only {known} training rows{with_label}")
+    generator = seed if isinstance(seed, Generator) else Generator().manual_seed(int(seed))
     order = torch.randperm(len(labels), generator=generator)
     rank = torch.empty_like(order)  # of a row among those of its class
     order = order[labels[order] != HIDDEN]
@@ -114,7 +133,10 @@ def _balanced(labels: Tensor, num: int, generator: Generator) -> Tensor:
         of_class = order[labels[order] == each]
         rank[of_class] = torch.arange(len(of_class))
     turns = (rank[order] * len(labels)).argsort(stable=True)
-    return order[turns[:num]]
+    chosen = order[turns[:num]]
+    hidden = torch.full_like(labels, HIDDEN)
+    hidden[chosen] = labels[chosen]
+    return hidden
 
 
 def warn_of_empty_classes(

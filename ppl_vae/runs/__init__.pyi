@@ -30,6 +30,7 @@ from .contents import (
     PLOTS as PLOTS,
     PLOTS_DARK as PLOTS_DARK,
     POSTERIOR as POSTERIOR,
+    PROBE as PROBE,
     REPORT as REPORT,
     SAMPLES as SAMPLES,
     SWEPT as SWEPT,

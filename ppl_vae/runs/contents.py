@@ -19,6 +19,7 @@ EVALUATION = "evaluation.json"
 DIAGNOSIS = "diagnosis.json"
 ANNEALED = "annealed.json"
 GAPS = "gaps.json"
+PROBE = "probe.json"
 COLORS = "colors.json"
 POSTERIOR = "posterior.nc"
 PLOTS, PLOTS_DARK = "plots", "plots_dark"
@@ -42,7 +43,7 @@ BESIDE = (SWEPT, LOG, ERROR)
 
 OF_A_RUN = (
     *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, FIT, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
-    *(COLORS, "colors.csv"),
+    *(COLORS, "colors.csv", PROBE, "probe.csv"),
     *(REPORT, PLOTS, PLOTS_DARK, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
 )
 """All that a run may hold, in the order in which it leaves: without the first there is no run."""

@@ -30,6 +30,7 @@ from ppl_vae.runs.contents import (
     GAPS,
     METRICS,
     POSTERIOR,
+    PROBE,
     REPORT,
     SAMPLES,
     has_checkpoints,
@@ -56,6 +57,7 @@ _MAKERS = {
     ANNEALED: "ppl-vae evaluate --method ais",
     GAPS: "ppl-vae gaps",
     COLORS: "ppl-vae colorize evaluate",
+    PROBE: "ppl-vae probe",
     DIAGNOSIS: "ppl-vae diagnose",
     POSTERIOR: "ppl-vae export",
     SAMPLES: "ppl-vae sample",
@@ -165,6 +167,7 @@ def write_results(
     annealed: Summary | Mapping[str, Any] | None = None,
     gaps: Summary | Mapping[str, Any] | None = None,
     colors: Summary | Mapping[str, Any] | None = None,
+    probe: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
     rows: Mapping[str, Any] | None = None,
     weights: str | None = None,
@@ -179,6 +182,7 @@ def write_results(
         annealed: For annealed.json and annealed.csv.
         gaps: For gaps.json and gaps.csv.
         colors: For colors.json and colors.csv.
+        probe: For probe.json and probe.csv.
         arviz: For posterior.nc.
         rows: Which rows the results belong to; written into the file of each result that has a table.
         weights: The digest of the weights that the results belong to; written into each file. None if it is not
@@ -191,6 +195,7 @@ def write_results(
         ANNEALED: annealed,
         GAPS: gaps,
         COLORS: colors,
+        PROBE: probe,
     }
     for name, result in results.items():
         if result is None:

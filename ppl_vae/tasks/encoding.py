@@ -101,6 +101,8 @@ def draws_for_means(session: Session) -> int:
     """How many draws of a row are averaged: one, if what the guide states does not depend on it."""
     rows = session.sample(session.first, 1)
     layout = rows.layout
+    if not layout.draws:  # a guide of points draws nothing
+        return 1
     alone = len(layout.draws) <= 1 and len(layout.latents) == 1
     states = all(_stated(rows, name) is not None for name in layout.latents)
     return 1 if alone and states else MEAN_SAMPLES
