@@ -42,7 +42,7 @@ class Learning:
         m2_latent_dim: Its latents beside the class.
     """
 
-    scale_each: bool = True
+    scale_each: bool = False
     num_steps: int = 300
     learning_rate: float = 1e-3
     encoder_rate: float = 1e-3

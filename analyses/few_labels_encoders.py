@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ppl_vae import fit
 from ppl_vae.codes import VectorQuantizer
 from ppl_vae.data import Data
-from ppl_vae.guides import MeanField, QuantizingEncoder
+from ppl_vae.guides import DeltaEncoder, MeanField, QuantizingEncoder
 from ppl_vae.likelihoods import Binomial, Likelihood, OptimalGaussian
-from ppl_vae.models import VAE, VQVAE, ProbabilisticPCA
-from ppl_vae.networks import MLP, Convolutional, ConvolutionalGrid, Network
+from ppl_vae.models import VAE, VQVAE, Autoencoder, ProbabilisticPCA
+from ppl_vae.networks import MLP, Convolutional, ConvolutionalGrid, Denoising, Network
 from ppl_vae.runtime import digest
 
 Pair = tuple[Any, Any]
@@ -150,6 +150,27 @@ def pca(of: Setting) -> Pair:
     return ProbabilisticPCA(shape, size).maximum_likelihood(of.rows), guide
 
 
+def autoencoder(of: Setting, wrap: Callable[[Network], Network] = lambda network: network) -> Pair:
+    """An autoencoder, with a network that is made of the others' network."""
+    shape, size, network = of.data.shape, of.sizes.latent_dim, wrap(of.sizes.network)
+    return Autoencoder(shape, size, network, of.likelihood()), DeltaEncoder(shape, size, network)
+
+
+def denoising(of: Setting) -> Pair:
+    """One whose encoder reads rows of which a quarter of the numbers is 0."""
+    return autoencoder(of, partial(Denoising, masking=0.25))
+
+
+def sparse(of: Setting) -> Pair:
+    """One of whose code a quarter is not 0, as wide as four codes.
+
+    The largest numbers stay, as a penalty needs a decoder without batch norm.
+    """
+    shape, size, network = of.data.shape, of.sizes.latent_dim, of.sizes.network
+    guide = DeltaEncoder(shape, 4 * size, network, top_k=size)
+    return Autoencoder(shape, 4 * size, network, of.likelihood()), guide
+
+
 @dataclass(frozen=True)
 class Encoder:
     """An encoder of the table.
@@ -169,6 +190,9 @@ class Encoder:
 ENCODERS = {
     "from scratch": Encoder(vae, trained=False),
     "PCA": Encoder(pca, trained=False),
+    "AE": Encoder(autoencoder),
+    "denoising AE": Encoder(denoising),
+    "sparse AE": Encoder(sparse),
     "VAE": Encoder(vae),
     "from scratch, VQ-VAE": Encoder(vq_vae, trained=False, beside="from scratch, VQ-VAE"),
     "VQ-VAE": Encoder(vq_vae, beside="from scratch, VQ-VAE"),

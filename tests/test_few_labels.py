@@ -85,7 +85,7 @@ def state_of(*modules: nn.Module) -> list[Tensor]:
 def test_a_probe_is_logistic_regression_on_standardized_encodings() -> None:
     model, guide = small_vae()
     rows = TRAIN[0], few_labels(TRAIN[1], 30, seed=4)
-    found = probe(model, guide, rows, TEST, strengths=[0.3])
+    found = probe(model, guide, rows, TEST, strengths=[0.3], scale_each=True)
     known = rows[1] >= 0
     z, held = (encode(model, guide, x)["z"].double().numpy() for x in (rows[0][known], TEST[0]))
     center, scale = z.mean(0), z.std(0)
@@ -142,7 +142,7 @@ def test_the_penalty_is_that_of_scikit_learn_s_grid_search() -> None:
         guide.head.bias.zero_()
     pair = ProbabilisticPCA((30,), 30), guide
     rows, test = (x[:100], y[:100]), (x[100:], y[100:])
-    found = probe(*pair, rows, test, labels=40, draws=3)
+    found = probe(*pair, rows, test, labels=40, draws=3, scale_each=True)
     for seed, strength in zip(found.seeds, found.strengths, strict=True):
         known = few_labels(rows[1], 40, seed) >= 0
         z, told = rows[0][known].double().numpy(), rows[1][known].numpy()

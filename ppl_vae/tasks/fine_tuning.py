@@ -52,7 +52,7 @@ def fine_tune(
     encoder_rate: float | None = None,
     weight_decay: float = 0.01,
     held_out: float = 0.0,
-    scale_each: bool = True,
+    scale_each: bool = False,
     seed: int = 0,
     progress: bool | None = None,
 ) -> FineTuned:
