@@ -118,6 +118,7 @@ from ppl_vae.objectives import (
     StraightThroughELBO,
     TraceELBO,
     VAEGANLoss,
+    WakeSleep,
 )
 from ppl_vae.pairs import Batch, attach_guide
 
@@ -229,6 +230,7 @@ OBJECTIVES: dict[str, Objective] = {
     "VAEGANLoss": VAEGANLoss(gamma=0.1, num_particles=2, discriminator_lr=1e-4),
     "GANLoss": GANLoss(saturating=True),
     "FeatureELBO": FeatureELBO(),
+    "WakeSleep": WakeSleep(),
 }
 
 
@@ -565,6 +567,11 @@ ONLY = {
     "SemiSupervisedELBO": ("SemiSupervised",),
     "QuantizedELBO": (*CHOSEN, "VQVAE-drawn"),
     **dict.fromkeys(GAMES, WITH_DISCRIMINATOR),
+    "WakeSleep": (
+        "VAE-NeuralSpline",
+        "Gaussian-Convolutional",
+        "GaussianMixture-CategoricalEncoder",
+    ),
 }
 TRIED_WITH = dict.fromkeys(WITH_DISCRIMINATOR, ("ELBO", "beta", "free-bits", *GAMES))
 """Pairs that are tried with these objectives alone: others do not train the discriminator, and it is told."""

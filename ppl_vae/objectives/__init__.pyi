@@ -43,3 +43,4 @@ from .quantized import (
 )
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO
+from .wake_sleep import WakeSleep as WakeSleep

@@ -135,7 +135,7 @@ class VAEGANLoss(Alternating):
         return seen.loss(loss)
 
     def _discriminator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        with torch.no_grad(), _training(_fitted(pair), False):
+        with torch.no_grad(), in_mode(fitted_parts(pair), False):
             seen = _Seen.by(pair, layout, batch, self)
             generated = _generated(pair, layout, batch)
         return seen.loss(_seen_through(_discriminator(pair, self), seen.x, generated, seen.mean))
@@ -214,8 +214,7 @@ class GANLoss(Alternating):
         # Statistics of batch norm are those of draws from the prior; the noise is that of reconstructions.
         with (
             torch.set_grad_enabled(bool(parts.noise) and torch.is_grad_enabled()),
-            pair.mode(training=False),
-            _training(_fitted(pair), True),
+            in_mode(_not_fitted(pair), False),
         ):
             seen = _Seen.by(pair, layout, batch, self)
             distortion = -seen.rows.log_likelihood.mean()
@@ -230,7 +229,7 @@ class GANLoss(Alternating):
 
     def _discriminator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         with torch.no_grad():
-            with pair.mode(training=False):
+            with in_mode([*_not_fitted(pair), *fitted_parts(pair)], False):
                 seen = _Seen.by(pair, layout, batch, self)
             generated = _generated(pair, layout, batch)
         return seen.loss(_seen_through(_discriminator(pair, self), seen.x, generated))
@@ -279,7 +278,7 @@ class FeatureELBO(Objective):
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         discriminator = _discriminator(pair, self)
         seen = _Seen.by(pair, layout, batch, self)
-        with _training(discriminator.modules(), False):
+        with in_mode(discriminator.modules(), False):
             _, like = _features(discriminator, seen)
         distortion = -seen.rows.log_likelihood.mean()
         parts = _Parts.of(pair, discriminator)
@@ -480,7 +479,7 @@ def _generated(pair: Pair, layout: Layout, batch: Batch, detached: bool = False)
         batch: The rows, of which the model reads the number alone.
         detached: Whether no gradient goes through z, to a prior that learns.
     """
-    with _training(_fitted(pair), False), _Detached() if detached else nullcontext():
+    with in_mode(fitted_parts(pair), False), _Detached() if detached else nullcontext():
         trace = poutine.trace(pair.model).get_trace(*as_args(batch))
     return _mean(trace, layout, 1, num_rows(batch))[0]
 
@@ -541,7 +540,8 @@ def _seen_through(discriminator: nn.Module, x: Tensor, *false: Tensor) -> Tensor
     """-log D(x) - sum over kinds of false rows of log(1 - D), each the mean over its rows."""
     real = _judged(discriminator, x)[0]
     others = [_judged(discriminator, each)[0] for each in false]
-    if callable(count := getattr(discriminator, "count", None)):
+    count = getattr(discriminator, "count", None)
+    if discriminator.training and callable(count):
         count(real.detach(), torch.cat(others).detach())
     return torch.stack([softplus(-real).mean(), *(softplus(each).mean() for each in others)]).sum()
 
@@ -551,14 +551,23 @@ def _gradient_of(loss: Tensor) -> Tensor:
     return loss - loss.detach()
 
 
-def _fitted(pair: Pair) -> list[nn.Module]:
+def fitted_parts(pair: Pair) -> list[nn.Module]:
     """The parts that are fitted in training to rows and what is made of z, as the noise of a likelihood is."""
-    parts = (part for root in pair.modules().values() for part in root.modules())
-    return [part for part in parts if getattr(part, "fitted_to_rows", False)]
+    return [part for part in _modules(pair) if getattr(part, "fitted_to_rows", False)]
+
+
+def _not_fitted(pair: Pair) -> list[nn.Module]:
+    """All others."""
+    return [part for part in _modules(pair) if not getattr(part, "fitted_to_rows", False)]
+
+
+def _modules(pair: Pair) -> Iterator[nn.Module]:
+    """The modules of a pair, with those inside of them."""
+    return (part for root in pair.modules().values() for part in root.modules())
 
 
 @contextmanager
-def _training(modules: Iterator[nn.Module] | Sequence[nn.Module], mode: bool) -> Iterator[None]:
+def in_mode(modules: Iterator[nn.Module] | Sequence[nn.Module], mode: bool) -> Iterator[None]:
     """Some modules in training or evaluation mode, each by itself, and back afterwards."""
     before = [(module, module.training) for module in modules]
     for module, _ in before:
