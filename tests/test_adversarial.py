@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,17 @@ def test_a_kl_without_a_formula_is_drawn() -> None:
     torch.testing.assert_close(like.detach(), squares + 3 * math.log(2 * math.pi))
 
 
+@cache
+def as_it_is() -> tuple[VAEGAN, MeanField, float]:
+    """A pair whose noise stays as it is, and its ELBO by `evaluate`."""
+    model, guide = pair()
+    model.likelihood.variance.fill_(0.04)
+    for part in (*model.modules(), *guide.modules()):
+        part.eval()
+        part.fitted_to_rows = False
+    return model, guide, evaluate(model, guide, X, num_samples=400, seed=0, capture=False).elbo.mean
+
+
 @pytest.mark.parametrize(
     ("objective", "turn"),
     [
@@ -237,18 +249,14 @@ def test_a_kl_without_a_formula_is_drawn() -> None:
 )
 def test_the_elbo_is_that_of_the_rows(objective: Objective, turn: str | None) -> None:
     """At the same draws, ELBO, rate and distortion are those of the ELBO by Pyro, and of `evaluate`."""
-    model, guide = pair()
-    model.likelihood.variance.fill_(0.04)
-    model.eval(), guide.eval()
-    for part in model.modules():  # the noise as it is, for both
-        part.fitted_to_rows = False
+    model, guide, expected_elbo = as_it_is()
     found = lost(model, guide, objective, turn)
     expected = lost(model, guide, TraceELBO())
     for name in ("elbo", "rate", "distortion"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
-    many = evaluate(model, guide, X, num_samples=400, seed=0).elbo
-    each = torch.stack([lost(model, guide, objective, turn, seed=s).elbo for s in range(100)])
-    assert float(each.mean()) == pytest.approx(many.mean, abs=5 * float(each.std()) / 10)
+    x = X.repeat(50, 1)
+    each = torch.stack([lost(model, guide, objective, turn, x, seed).elbo for seed in range(5)])
+    assert float(each.mean()) == pytest.approx(expected_elbo, abs=5 * float(each.std()))
 
 
 # -- what the discriminator sees -------------------------------------------------------------------------
@@ -271,7 +279,9 @@ def test_the_discriminator_sees_rows_reconstructions_and_draws() -> None:
     model, guide = pair()
     model.discriminator = spy = Spy(model.discriminator)  # type: ignore[assignment]
     objective = VAEGANLoss(discriminator_every=2)
-    fit(model, guide, X, objective=objective, batch_size=N, max_epochs=3, learning_rate=0.0, seed=0)
+    fit(
+        model, guide, X, objective=objective, batch_size=N, max_epochs=3, learning_rate=1e-9, seed=0
+    )
     kinds = []
     order = X.sort(0).values
     for rows in spy.seen:
@@ -402,12 +412,12 @@ def test_the_loss_of_the_best_discriminator_is_the_divergence() -> None:
     found = game(lambda x: 2 - math.log(2) - 4 * x + 1.5 * x.square())
     assert found == pytest.approx(best(), abs=1e-8)
     x = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
-    loss = float(lost(model, guide, GANLoss(), "discriminator", x).loss)
+    loss = float(lost(model, guide, GANLoss(), "discriminator", x).loss.detach())
     assert loss == pytest.approx(best(), abs=5 * math.sqrt(2 / len(x)))
 
 
 def test_a_discriminator_comes_to_the_divergence() -> None:
-    """Trained by its turn alone: its loss under the two normals is within 2e-3 of log 4 - 2 JS = 0.88."""
+    """Trained by its turn alone: its loss under the two normals is within 1e-3 of log 4 - 2 JS = 0.938."""
     model, guide = Affine(1.0, 0.5), Latent()
     assert game(lambda x: 0 * x) == pytest.approx(math.log(4), abs=1e-6)  # where it begins
     x = torch.randn(8_000, 1, generator=torch.Generator().manual_seed(0))
@@ -417,15 +427,15 @@ def test_a_discriminator_comes_to_the_divergence() -> None:
         guide,
         x,
         objective=OnlyTheDiscriminator(),
-        learning_rate=0.05,
-        lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
+        learning_rate=0.1,
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.85),
         batch_size=200,
-        max_epochs=16,
+        max_epochs=20,
         seed=0,
     )
     a, b, c = model.discriminator.weights.detach().double()
     found = game(lambda x: a + b * x + c * x.square())
-    assert best() <= found <= best() + 2e-3
+    assert best() <= found <= best() + 1e-3
     assert torch.equal(model.affine, before)
 
 
@@ -447,7 +457,7 @@ def test_a_generator_comes_to_the_rows() -> None:
     mean, scale = model.affine.tolist()
     assert abs(mean) < 0.15
     assert abs(scale) == pytest.approx(1.0, abs=0.15)
-    assert float(guide.slope) == 0.5
+    assert guide.slope == 0.5
 
 
 # -- trainings -------------------------------------------------------------------------------------------

@@ -92,15 +92,13 @@ class Discriminator(nn.Module):
             raise TypeError(
                 f"feature_layer={feature_layer} needs a network that is a chain of layers, such as MLP or "
                 f"Convolutional, and {type(network).__name__} is none: leave it out, so that the features are "
-                f"the "
-                "output of the network"
+                "the output of the network"
             )
         begins = [i for i, part in enumerate(chain) if isinstance(part, nn.Linear | nn.Conv2d)]
         if feature_layer > len(begins):
             raise ValueError(
                 f"feature_layer is {feature_layer}, but {network!r} has {len(begins)} hidden layers: give a "
-                f"number "
-                f"from 1 to {len(begins)}"
+                f"number from 1 to {len(begins)}"
             )
         ends = [*begins, len(chain)][feature_layer] - 1
         return ends - isinstance(chain[ends], nn.Flatten)

@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     as_args,
     inner_scale,
     innermost,
+    is_categorical,
     kl_between,
     latent_sites,
     num_rows,
@@ -188,8 +189,7 @@ class GANLoss(Alternating):
             if value != 1:
                 raise ValueError(
                     f"{type(self).__name__}: there is no KL and no draw from the guide in the loss of a GAN: "
-                    f"leave "
-                    f"{name} at 1, got {value!r}"
+                    f"leave {name} at 1, got {value!r}"
                 )
         _require_game(self)
 
@@ -305,10 +305,9 @@ def _discriminator(pair: Pair, objective: Objective) -> nn.Module:
     if not has_discriminator(pair):
         raise PairError(
             f"{type(objective).__name__} needs a model with a module `discriminator`, which maps rows to "
-            f"logits "
-            f"(n,) and features (n, ...), such as VAEGAN; {described(pair.model)} has none: take that model, "
-            f"or "
-            "ELBO, the default objective; a guide for a model that stays as it is (refit_guide) takes ELBO, too"
+            f"logits (n,) and features (n, ...), such as VAEGAN; {described(pair.model)} has none: take that "
+            "model, or ELBO, the default objective; a guide for a model that stays as it is (refit_guide) "
+            "takes ELBO, too"
         )
     found: nn.Module = pair.model.discriminator  # type: ignore[attr-defined]
     return found
@@ -414,8 +413,8 @@ class _Seen:
                     kind = type(innermost(site["fn"])).__name__
                     raise PairError(
                         f"site '{latent}' is drawn from {kind}, which has no reparameterized sampler, but "
-                        f"{name} "
-                        "needs one: draw it from a relaxed distribution, or use MeanFieldELBO or TraceELBO"
+                        f"{name} needs one: draw it from a relaxed distribution, or use MeanFieldELBO or "
+                        "TraceELBO"
                     )
         mean = _mean(rows.model_trace, layout, k, n)
         x = rows_first(rows.model_trace.nodes[layout.observed[0]], layout, k, n)[0].to(mean.dtype)
@@ -444,6 +443,8 @@ def _mean(trace: Trace, layout: Layout, k: int, n: int) -> Tensor:
     site = trace.nodes[layout.observed[0]]
     fn = site["fn"]
     try:
+        if is_categorical(site):  # whose mean is NaN
+            raise NotImplementedError
         mean = fn.mean.expand(fn.batch_shape + fn.event_shape)
     except (NotImplementedError, AttributeError) as error:
         raise PairError(
@@ -524,8 +525,7 @@ def _judged(discriminator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         raise PairError(
             f"the model's discriminator must return logits ({n},) and features ({n}, ...) of {n} rows, and has "
             f"returned {shapes}. If it is one of another kind, which sees z, say, take an objective that does "
-            f"not "
-            "use it, such as MeanFieldELBO()"
+            "not use it, such as MeanFieldELBO()"
         )
     logits, features = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in found)
     return logits, features

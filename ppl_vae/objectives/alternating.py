@@ -134,9 +134,8 @@ class Alternating(Objective):
         if isinstance(self.beta, Controller):
             raise ValueError(
                 f"{type(self).__name__}: {type(self.beta).__name__} sets beta by the rate and the distortion "
-                f"that "
-                "one loss trades, and this objective has several losses: give a number or a schedule, such as "
-                "LinearWarmup(epochs=10)"
+                "that one loss trades, and this objective has several losses: give a number or a schedule, "
+                "such as LinearWarmup(epochs=10)"
             )
 
     @abstractmethod
@@ -225,8 +224,7 @@ def _named(pair: Pair, leaves: Mapping[str, Tensor], part: object, turn: Turn) -
         elif tensor.requires_grad:
             raise PairError(
                 f"{turn} moves {described(part)}, which is no part of the pair: model and guide must be, hold "
-                f"or "
-                "refer to what is trained, so that it is saved with them"
+                "or refer to what is trained, so that it is saved with them"
             )
 
 

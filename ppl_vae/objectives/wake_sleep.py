@@ -125,8 +125,7 @@ def _require_draws(layout: Layout) -> None:
         others = sorted(set(layout.draws) ^ set(layout.latents))
         raise PairError(
             f"WakeSleep scores the model's draws of z by the guide, and '{others[0]}' is not drawn by both "
-            f"programs: "
-            "draw the same sites in both"
+            "programs: draw the same sites in both"
         )
 
 
@@ -157,8 +156,7 @@ def _drawn_rows(dream: Trace, layout: Layout, batch: Batch) -> Batch:
             raise PairError(
                 f"the sleep turn of WakeSleep gives the guide rows that the model draws, and the site '{name}' "
                 "observes none of the tensors of the batch as it is: write obs=x, where x is an argument of "
-                "the "
-                "model"
+                "the model"
             )
         drawn[places[0]] = site["value"].to(drawn[places[0]].dtype)
     return with_tensors(batch, drawn)

@@ -155,8 +155,7 @@ class Training:
         if aggressive and turns is not None:
             raise ValueError(
                 f"aggressive=True moves guide and model in turn by one loss, and {turns.objective} has turns "
-                f"of its "
-                "own: leave it out"
+                "of its own: leave it out"
             )
         self.of_guide = parameters_of_guide(pair, parameters) if aggressive else frozenset()
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):

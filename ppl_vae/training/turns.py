@@ -58,10 +58,8 @@ class Turns:
                 if dict(other.options) != dict(turn.options):
                     raise PairError(
                         f"{other} and {turn} of {self.objective} both move '{name}', with options "
-                        f"{dict(other.options)} "
-                        f"and {dict(turn.options)}: the optimizer has one state for a parameter, so give both "
-                        f"turns "
-                        "the same options, or let one of them move it"
+                        f"{dict(other.options)} and {dict(turn.options)}: the optimizer has one state for a "
+                        "parameter, so give both turns the same options, or let one of them move it"
                     )
 
     def due(self, step: int) -> list[Turn]:
