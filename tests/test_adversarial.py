@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import catalogue
 import pyro
@@ -19,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from trainings import same, weights
 
 from ppl_vae import evaluate, fit, load_run, refit_guide
+from ppl_vae.capture import CapturedLoss
 from ppl_vae.cli import main
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Categorical, LearnedGaussian
@@ -234,7 +236,11 @@ def as_it_is() -> tuple[VAEGAN, MeanField, float]:
     for part in (*model.modules(), *guide.modules()):
         part.eval()
         part.fitted_to_rows = False
-    return model, guide, evaluate(model, guide, X, num_samples=400, seed=0, capture=False).elbo.mean
+    return (
+        model,
+        guide,
+        evaluate(model, guide, X, num_samples=400, seed=0, method="guide").elbo.mean,
+    )
 
 
 @pytest.mark.parametrize(
@@ -517,16 +523,26 @@ def test_vae_dis_is_captured_and_sees_the_discriminator_as_it_is_evaluated() -> 
         torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
     )
 
+    recorded: list[CapturedLoss] = []
+    record = CapturedLoss._record
+
+    def noted(self: CapturedLoss, *given: Any) -> Any:
+        recorded.append(self)
+        return record(self, *given)
+
     def run(capture: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = VAEGAN((1, 4, 4), 2, MLP((4,)), discriminator=network)
         guide = MeanField((1, 4, 4), 2, MLP((4,)))
         options: dict[str, Any] = {"batch_size": 5, "max_epochs": 10, "seed": 0}
-        fit(model, guide, x, objective=FeatureELBO(), capture=capture, compile=False, **options)
+        with patch.object(CapturedLoss, "_record", noted):
+            fit(model, guide, x, objective=FeatureELBO(), capture=capture, compile=False, **options)
         assert int(model.discriminator.trunk.net[1].num_batches_tracked) == 0  # type: ignore[index, union-attr]
         return weights(model, guide)
 
     assert same(run(True), run(False))
+    (loss,) = recorded
+    assert loss.comparisons >= 3  # with Pyro, and none of them has turned it off
 
 
 def test_a_resumed_vae_gan_ends_at_the_same_bits(tmp_path: Path) -> None:
@@ -664,21 +680,27 @@ def test_settings(kind: Any, settings: dict[str, Any], told: str) -> None:
 OPTIONS = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--quiet", "--max_epochs", "1")
 
 
-@pytest.mark.parametrize("objective", ["ELBO", "GANLoss", "FeatureELBO"])
-def test_the_command_line(
-    objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    "objective", ["ELBO", "GANLoss", pytest.param("FeatureELBO", marks=pytest.mark.slow)]
+)
+def test_the_command_line(objective: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ("--model.latent_dim", "2", "--objective", objective)
-    assert main(["train", "--model", "VAEGAN", "--run_dir", str(folder), *options, *OPTIONS]) == 0
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        run_dir = ("--run_dir", str(folder))
+        assert main(["train", "--model", "VAEGAN", *run_dir, *options, *OPTIONS]) == 0
     run = load_run(folder)
-    assert type(run.model) is VAEGAN
-    assert type(run.model.likelihood).__name__ == "OptimalGaussian"
+    model: Any = run.model
+    assert type(model) is VAEGAN
+    assert type(model.likelihood).__name__ == "OptimalGaussian"
     row = read_history(folder)[0]
     assert ("loss_discriminator" in row) == (objective != "FeatureELBO")
-    for command in ("evaluate", "diagnose"):
-        assert main([command, str(folder), "--num_samples", "20", "--quiet"]) == 0
+    assert main(["diagnose", str(folder), "--quiet", "--overwrite"]) == 0
     if objective == "GANLoss":
         other = ("--run_dir", str(tmp_path / "refitted"), "--max_epochs", "1", "--quiet")
-        assert main(["refit", str(folder), *other]) == 0
-        assert load_run(tmp_path / "refitted").config["objective"]["class_path"].endswith(".ELBO")
+        with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+            assert main(["refit", str(folder), *other]) == 0
+        refitted = load_run(tmp_path / "refitted")
+        assert refitted.config["objective"]["class_path"].endswith(".ELBO")
+        before = model.state_dict()
+        assert same(refitted.model.state_dict(), before)  # type: ignore[union-attr]

@@ -157,8 +157,9 @@ def test_pairs_that_do_not_suit() -> None:
 
     class More(Reader):
         def forward(self, x: Tensor) -> None:
-            super().forward(x)
-            pyro.sample("extra", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Categorical(logits=self.logits[x]))
+                pyro.sample("extra", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
 
     class SummedOut(Table):
         def forward(self, x: Tensor) -> None:

@@ -27,8 +27,9 @@ class VAEGAN(VAE):
 
     The VAE to compare them with is `VAE(..., likelihood=OptimalGaussian())`.
 
-    What the discriminator sees of the decoder is the mean of p(x | z). The noise around it is found from the
-    rows (`OptimalGaussian`), unless another likelihood is given.
+    `model.discriminator` maps rows `(n, *data_shape)` to logits `(n,)` and features `(n, ...)`; `fit` logs its
+    `accuracy_real` and `accuracy_false`. What it sees of the decoder is the mean of p(x | z). The noise around
+    it is found from the rows (`OptimalGaussian`), unless another likelihood is given.
 
     Args:
         data_shape: Shape of one row of the data.
@@ -43,8 +44,6 @@ class VAEGAN(VAE):
 
     Attributes:
         prior: The module that was built from the argument: `prior()` is p(z), of event shape `(latent_dim,)`.
-        discriminator: Maps rows `(n, *data_shape)` to logits `(n,)` and features `(n, ...)`. `fit` logs its
-            `accuracy_real` and `accuracy_false`.
 
     Raises:
         TypeError: An argument is not what it must be.

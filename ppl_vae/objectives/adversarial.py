@@ -162,9 +162,10 @@ class GANLoss(Alternating):
     `objective=MeanFieldELBO()`.
 
     Attributes:
-        saturating: As in `VAEGANLoss`.
-        discriminator_lr: As in `VAEGANLoss`.
-        discriminator_every: As in `VAEGANLoss`.
+        saturating: The generator minimizes log(1 - D), as the formula of the game says, in place of -log D,
+            whose gradient does not vanish where D is sure.
+        discriminator_lr: Learning rate of the discriminator; that of the training if None.
+        discriminator_every: The discriminator is moved in each so-many-th step.
 
     Raises:
         PairError: The model has no `discriminator`, or several observed sites.
