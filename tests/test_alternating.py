@@ -249,7 +249,7 @@ def test_a_turn_moves_its_program_alone_by_its_own_loss() -> None:
             (MeanFieldELBO(), model),
             (ImportanceWeightedELBO(num_particles=3), guide),
         ):
-            loss = objective(pair, layout, seen[-1]).loss  # type: ignore[operator]
+            loss = objective(pair, layout, seen[-1]).loss
             parameters = list(program.parameters())
             for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 p.data -= 0.1 * g
@@ -461,6 +461,10 @@ def test_a_loss_that_is_not_finite_names_its_turn() -> None:
 FULL = MeanFieldELBO()
 
 
+def of_no_kind(*given: Any) -> Any:
+    return torch.zeros(())
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -504,9 +508,12 @@ def test_turns_that_are_wrong(make: Any, told: str) -> None:
     ("make", "told"),
     [
         (lambda pair: [FULL], "must return a list of Turn, and has"),
-        (lambda pair: [Turn("a", FULL, ["decoder"])], "turn 'a' moves the string 'decoder'"),
         (
-            lambda pair: [Turn("a", lambda *given: torch.zeros(()), [pair.model, pair.guide])],
+            lambda pair: [Turn("a", FULL, list[Any](["decoder"]))],
+            "turn 'a' moves the string 'decoder'",
+        ),
+        (
+            lambda pair: [Turn("a", of_no_kind, [pair.model, pair.guide])],
             "turn 'a' of InTurn must return a Loss",
         ),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class Discriminator(nn.Module):
         batch = x.shape[: x.dim() - len(self.data_shape)]
         chain = self._chain()
         assert chain is not None
-        h = x.reshape(batch.numel(), *self.trunk.net_shape)  # type: ignore[arg-type]
+        shape: Any = self.trunk.net_shape
+        h = x.reshape(batch.numel(), *shape)
         features = h
         for place, layer in enumerate(chain):
             h = layer(h)

@@ -367,8 +367,8 @@ class _Parts:
     def of(cls, pair: Pair, discriminator: nn.Module) -> _Parts:
         """The parts of a pair."""
         likelihood = getattr(pair.model, "likelihood", None)
-        noise = list(likelihood.parameters()) if isinstance(likelihood, nn.Module) else []
-        noise = [p for p in noise if p.requires_grad]
+        own = likelihood.parameters() if isinstance(likelihood, nn.Module) else []
+        noise: list[Tensor] = [p for p in own if p.requires_grad]
         others = {id(p) for p in (*noise, *discriminator.parameters())}
         leaves = {n: p for n, p in pair.leaves().items() if id(p) not in others}
         return cls(

@@ -267,7 +267,7 @@ def routed(losses: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Tensor:
     if not gradients:
         return value
     reached, found = zip(*gradients.values(), strict=True)
-    total: Tensor = _Routed.apply(value, found, *reached)  # type: ignore[no-untyped-call]
+    total: Tensor = _Routed.apply(value, found, *reached)
     return total
 
 

@@ -131,7 +131,7 @@ def _require_settings(optimizer: Optimizer, whose: str, options: Mapping[str, An
     def make(**settings: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            kind([torch.zeros(1, requires_grad=True)], **settings)  # type: ignore[call-arg]
+            kind([torch.zeros(1, requires_grad=True)], **settings)
 
     try:
         make(**known)
