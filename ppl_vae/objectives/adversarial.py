@@ -119,13 +119,13 @@ class VAEGANLoss(Alternating):
         ]
 
     def _pair(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        seen = _Seen.by(pair, layout, batch, self)
+        seen = _JudgedRows.by(pair, layout, batch, self)
         discriminator = _discriminator(pair, self)
         logits, like = _features(discriminator, seen)
         generated = _judged(discriminator, _generated(pair, layout, batch, detached=True))[0]
         fooled = _fooled(logits, self.saturating) + _fooled(generated, self.saturating)
         kl, distortion = seen.kl.mean(), -seen.rows.log_likelihood.mean()
-        parts = _Parts.of(pair, discriminator)
+        parts = _Trained.of(pair, discriminator)
         loss = routed(
             [
                 (beta * kl + like, parts.encoder),
@@ -137,7 +137,7 @@ class VAEGANLoss(Alternating):
 
     def _discriminator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         with torch.no_grad(), in_mode(fitted_parts(pair), False):
-            seen = _Seen.by(pair, layout, batch, self)
+            seen = _JudgedRows.by(pair, layout, batch, self)
             generated = _generated(pair, layout, batch)
         return seen.loss(_seen_through(_discriminator(pair, self), seen.x, generated, seen.mean))
 
@@ -211,13 +211,13 @@ class GANLoss(Alternating):
 
     def _generator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         discriminator = _discriminator(pair, self)
-        parts = _Parts.of(pair, discriminator)
+        parts = _Trained.of(pair, discriminator)
         # Statistics of batch norm are those of draws from the prior; the noise is that of reconstructions.
         with (
             torch.set_grad_enabled(bool(parts.noise) and torch.is_grad_enabled()),
             in_mode(_not_fitted(pair), False),
         ):
-            seen = _Seen.by(pair, layout, batch, self)
+            seen = _JudgedRows.by(pair, layout, batch, self)
             distortion = -seen.rows.log_likelihood.mean()
         generated = _judged(discriminator, _generated(pair, layout, batch))[0]
         loss = routed(
@@ -231,7 +231,7 @@ class GANLoss(Alternating):
     def _discriminator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         with torch.no_grad():
             with in_mode([*_not_fitted(pair), *fitted_parts(pair)], False):
-                seen = _Seen.by(pair, layout, batch, self)
+                seen = _JudgedRows.by(pair, layout, batch, self)
             generated = _generated(pair, layout, batch)
         return seen.loss(_seen_through(_discriminator(pair, self), seen.x, generated))
 
@@ -278,11 +278,11 @@ class FeatureELBO(Objective):
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         discriminator = _discriminator(pair, self)
-        seen = _Seen.by(pair, layout, batch, self)
+        seen = _JudgedRows.by(pair, layout, batch, self)
         with in_mode(discriminator.modules(), False):
             _, like = _features(discriminator, seen)
         distortion = -seen.rows.log_likelihood.mean()
-        parts = _Parts.of(pair, discriminator)
+        parts = _Trained.of(pair, discriminator)
         loss = routed(
             [
                 (beta * seen.kl.mean() + like, [*parts.encoder, *parts.decoder]),
@@ -350,7 +350,7 @@ def _without(model: Any, discriminator: nn.Module) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Trained:
     """The parameters that losses are routed to.
 
     Attributes:
@@ -364,7 +364,7 @@ class _Parts:
     noise: list[Tensor]
 
     @classmethod
-    def of(cls, pair: Pair, discriminator: nn.Module) -> _Parts:
+    def of(cls, pair: Pair, discriminator: nn.Module) -> _Trained:
         """The parts of a pair."""
         likelihood = getattr(pair.model, "likelihood", None)
         own = likelihood.parameters() if isinstance(likelihood, nn.Module) else []
@@ -379,7 +379,7 @@ class _Parts:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _JudgedRows:
     """A run of a pair on n rows, with K draws each.
 
     Attributes:
@@ -395,7 +395,7 @@ class _Seen:
     rows: RowDensities
 
     @classmethod
-    def by(cls, pair: Pair, layout: Layout, batch: Batch, objective: Objective) -> _Seen:
+    def by(cls, pair: Pair, layout: Layout, batch: Batch, objective: Objective) -> _JudgedRows:
         """Runs guide and model.
 
         Raises:
@@ -494,7 +494,7 @@ class _Detached(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def _features(discriminator: nn.Module, seen: _Seen) -> tuple[Tensor, Tensor]:
+def _features(discriminator: nn.Module, seen: _JudgedRows) -> tuple[Tensor, Tensor]:
     """The logits of the reconstructions, and -log N(Dis_l(x); Dis_l(x'), I), the mean over rows and draws."""
     with torch.no_grad():
         target = _judged(discriminator, seen.x)[1].flatten(1)
