@@ -6,6 +6,7 @@
 | `Autoencoder` | a code without a density, until one is fitted | evidence of linear ones |
 | `ConditionalVAE` | any prior; the rows come with labels or attributes | |
 | `SemiSupervisedVAE` | a class and a style; some rows have labels | |
+| `VAEGAN` | any prior; a discriminator judges what is decoded | |
 | `BernoulliMixture` | categorical | evidence, posterior, EM step |
 | `GaussianMixture` | categorical | evidence, posterior, EM step |
 | `ProbabilisticPCA` | standard normal | evidence, posterior, EM step |

@@ -305,6 +305,9 @@ class OptimalGaussian(Likelihood):
         (tensor([2.0000, 2.0000]), tensor(2.))
     """
 
+    fitted_to_rows = True
+    """In training it reads the rows beside their means: draws from the prior must not be shown to it."""
+
     variance: Tensor
     batches: Tensor
 

@@ -52,6 +52,7 @@ from ppl_vae.guides import (
 from ppl_vae.models import (
     CTC,
     VAE,
+    VAEGAN,
     VQVAE,
     VQVAE2,
     Autoencoder,
@@ -111,6 +112,8 @@ from ppl_vae.objectives import (
     ELBO,
     ElementwiseELBO,
     EnumELBO,
+    FeatureELBO,
+    GANLoss,
     GumbelSoftmaxELBO,
     ImportanceWeightedELBO,
     LinearWarmup,
@@ -121,6 +124,8 @@ from ppl_vae.objectives import (
     SemiSupervisedELBO,
     StraightThroughELBO,
     TraceELBO,
+    VAEGANLoss,
+    WakeSleep,
 )
 from ppl_vae.pairs import Batch, attach_guide
 
@@ -234,6 +239,10 @@ OBJECTIVES: dict[str, Objective] = {
     "GumbelSoftmaxELBO": GumbelSoftmaxELBO(),
     "SemiSupervisedELBO": SemiSupervisedELBO(classification=2.0),
     "QuantizedELBO": QuantizedELBO(gradient="rotation"),
+    "VAEGANLoss": VAEGANLoss(gamma=0.1, num_particles=2, discriminator_lr=1e-4),
+    "GANLoss": GANLoss(saturating=True),
+    "FeatureELBO": FeatureELBO(),
+    "WakeSleep": WakeSleep(),
 }
 
 
@@ -532,6 +541,27 @@ PAIRS: dict[str, MakePair] = {
         lambda model, x: HierarchicalQuantizingEncoder(model, PYRAMID),
         with_labels,
     ),
+    "VAEGAN": pair(
+        lambda: VAEGAN(
+            SHAPE,
+            2,
+            NETWORKS["MLP"],
+            discriminator=NETWORKS["Convolutional"],
+            feature_layer=2,
+        ),
+        amortized("MeanField"),
+    ),
+    "VAEGAN-MLP": pair(
+        lambda: VAEGAN(
+            SHAPE,
+            2,
+            NETWORKS["Convolutional"],
+            likelihoods.LearnedGaussian(),
+            DiagonalNormal(),
+            NETWORKS["MLP"],
+        ),
+        amortized("NeuralSpline"),
+    ),
     "VQVAE-patches": quantized("VectorQuantizer", "patches"),
     "VQVAE-drawn": quantized("VectorQuantizer-Gradient", "Slots", temperature=1.0),
     "Hierarchical-BottomUp": pair(
@@ -558,6 +588,8 @@ CHOSEN = (
     *("ConditionalVQVAE", "VQVAE2", "ConditionalVQVAE2"),
     *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)),
 )
+WITH_DISCRIMINATOR = ("VAEGAN", "VAEGAN-MLP")
+GAMES = ("VAEGANLoss", "GANLoss", "FeatureELBO")
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
     "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),
@@ -566,7 +598,15 @@ ONLY = {
     "GumbelSoftmaxELBO": (*DISCRETE, "IndependentSegments-SegmentationEncoder"),
     "SemiSupervisedELBO": ("SemiSupervised",),
     "QuantizedELBO": (*CHOSEN, "VQVAE-drawn"),
+    **dict.fromkeys(GAMES, WITH_DISCRIMINATOR),
+    "WakeSleep": (
+        "VAE-NeuralSpline",
+        "Gaussian-Convolutional",
+        "GaussianMixture-CategoricalEncoder",
+    ),
 }
+TRIED_WITH = dict.fromkeys(WITH_DISCRIMINATOR, ("ELBO", "beta", "free-bits", *GAMES))
+"""Pairs that are tried with these objectives alone: others do not train the discriminator, and it is told."""
 
 # Objectives that are wrong for a pair, and what `check` says of each.
 NO_SAMPLER = "no reparameterized sampler, but {} needs one"
@@ -581,6 +621,7 @@ FOR_CHOSEN = {
     **dict.fromkeys(("TraceELBO", "ImportanceWeightedELBO"), "passes no gradient through that"),
     "free-bits": "QuantizedELBO: there are no free bits",
 }
+FOR_JUDGED = {"free-bits": "VAEGANLoss: there are no free bits"}
 UNSUITED: dict[str, dict[str, str]] = {
     **dict.fromkeys(
         SEGMENTED, FOR_CONTINUOUS | {"free-bits": "ElementwiseELBO: there are no free bits"}
@@ -591,6 +632,7 @@ UNSUITED: dict[str, dict[str, str]] = {
     "SemiSupervised": FOR_CONTINUOUS,
     "VQVAE-drawn": FOR_CONTINUOUS | {"free-bits": "QuantizedELBO: there are no free bits"},
     **dict.fromkeys(CHOSEN, FOR_CHOSEN),
+    **dict.fromkeys(WITH_DISCRIMINATOR, FOR_JUDGED),
     "Hierarchical-BottomUp": {
         "MeanFieldELBO": "the analytic KL of site 'z1' is wrong for this pair"
     },

@@ -274,8 +274,11 @@ CLASSES: dict[str, Collection[str]] = {
     ],
     "objective": [
         name
-        for name in dir(objectives)
-        if name.endswith("ELBO") and not issubclass(getattr(objectives, name), OfElements)
+        for name, found in ((n, getattr(objectives, n)) for n in dir(objectives))
+        if inspect.isclass(found)
+        and issubclass(found, objectives.Objective)
+        and not inspect.isabstract(found)
+        and not issubclass(found, OfElements)
     ],
 }
 

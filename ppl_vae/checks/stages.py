@@ -18,6 +18,7 @@ from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.objectives import (
     ELBO,
+    Alternating,
     EnumELBO,
     ImportanceWeightedELBO,
     MeanFieldELBO,
@@ -26,6 +27,7 @@ from ppl_vae.objectives import (
     TraceELBO,
     checked,
     marked_sites,
+    moved_by,
     no_gradient,
     without_parameters,
 )
@@ -440,6 +442,19 @@ def _gradients(subject: Subject) -> Iterator[Problem]:
     parameters = pair.parameters(batch)
     if not parameters:
         return
+    parameters = {n: p for n, p in parameters.items() if not objective.keeps(pair, n)}
+    if isinstance(objective, Alternating):
+        name, turns = type(objective).__name__, objective.turns(pair)
+        moved = {n for names in moved_by(pair, parameters, turns, name).values() for n in names}
+        for parameter in (each for each in parameters if each not in moved):
+            yield Problem(
+                "warning",
+                parameter,
+                f"no turn of {name} moves parameter '{parameter}': add it to the moves of a turn, or exclude "
+                f"it with "
+                "requires_grad_(False)",
+            )
+        parameters = {n: p for n, p in parameters.items() if n in moved}
     beta = objective.beta_at(objective.warmup_epochs)
     with torch.enable_grad(), pyro.validation_enabled(False):
         loss = checked(objective, objective(pair, subject.layout, batch, beta or 1.0)).loss

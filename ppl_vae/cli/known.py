@@ -133,7 +133,7 @@ def _has_short_name(role: str, definition: Definition, kind: str = OF_ROWS) -> b
         return False
     if role == "guide":
         return "guide" not in [p.name for p in parameters(definition)]
-    return definition.node.name.endswith("ELBO")
+    return derives(definition, "Objective")
 
 
 def unknown_name(role: str, name: str, kind: str = OF_ROWS) -> UsageError:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.output import warn
-from ppl_vae.objectives import Controller, Objective
+from ppl_vae.objectives import Alternating, Controller, FeatureELBO, Objective
 from ppl_vae.runs import (
     CONFIG,
     FIT,
@@ -119,10 +120,11 @@ def last_beta(run: Run, objective: Objective) -> float:
 
 
 def with_beta_held(spec: Any, run: Run, trust: Trust) -> Any:
-    """The description of a run's objective, with the beta that its controller has reached.
+    """The description of a run's objective for a guide alone, with the beta that its controller has reached.
 
     A guide that is trained for the run's model alone cannot hold the model's rate, so that a controller would
-    move beta without end.
+    move beta without end. Nor can it be trained by losses that move the model, or judge it by a discriminator:
+    it takes the default objective.
 
     Args:
         spec: The description, as in the run's config.yaml.
@@ -132,6 +134,8 @@ def with_beta_held(spec: Any, run: Run, trust: Trust) -> Any:
     if not isinstance(spec, dict):
         return spec
     objective = objective_of(run, trust)
+    if isinstance(objective, Alternating | FeatureELBO):
+        return {"class_path": DEFAULTS["objective"]}
     if not isinstance(objective.beta, Controller):
         return spec
     beta = last_beta(run, objective)

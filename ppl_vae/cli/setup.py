@@ -324,7 +324,12 @@ def _require_all(
 
 
 def _suits(kind: type, name: str) -> bool:
-    """Whether a parameter of this name means what ours means by it: networks and likelihoods by their type."""
+    """Whether a parameter of this name means what ours means by it: networks and likelihoods by their type.
+
+    A model with `likelihood_of_data = False` has a likelihood of its own, whatever the data are.
+    """
+    if name == "likelihood" and not getattr(kind, "likelihood_of_data", True):
+        return False
     ours = {"network": (Network, GridNetwork, GridPyramid), "likelihood": (Likelihood,)}.get(name)
     if ours is None:
         return True

@@ -1,3 +1,14 @@
+from .adversarial import (
+    FeatureELBO as FeatureELBO,
+    GANLoss as GANLoss,
+    VAEGANLoss as VAEGANLoss,
+)
+from .alternating import (
+    Alternating as Alternating,
+    Turn as Turn,
+    moved_by as moved_by,
+    routed as routed,
+)
 from .base import (
     Loss as Loss,
     Objective as Objective,
@@ -32,3 +43,4 @@ from .quantized import (
 )
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO
+from .wake_sleep import WakeSleep as WakeSleep

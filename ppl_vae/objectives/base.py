@@ -155,6 +155,10 @@ class Objective(ABC):
         """What makes the gradient wrong if a latent has no reparameterized sampler; empty if nothing does."""
         return "free bits" if self.free_bits > 0 else ""
 
+    def keeps(self, pair: Pair, name: str) -> bool:
+        """Whether `fit` leaves a trainable parameter as it is, by its name in `Pair.parameters`."""
+        return False
+
     @abstractmethod
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         """Evaluates the loss on a batch with a given beta; call it inside `pair.scope()`.
@@ -209,13 +213,17 @@ class Resolved:
         return layouts.run(batch, run)
 
 
-def checked(objective: Objective, found: object) -> Loss:
+def checked(objective: Objective | str, found: object) -> Loss:
     """What an objective returned, which may be one of the user's own.
+
+    Args:
+        objective: The objective, or what to call it in a message.
+        found: What it has returned.
 
     Raises:
         TypeError: It is no `Loss`, or one of its parts is not a tensor of one number.
     """
-    name = type(objective).__name__
+    name = objective if isinstance(objective, str) else type(objective).__name__
     if not isinstance(found, Loss):
         raise TypeError(
             f"{name} must return a Loss of ppl_vae.objectives (loss, elbo, rate, distortion, traces), but it "
@@ -250,9 +258,10 @@ def without_parameters(traces: Iterable[tuple[Trace, Trace]]) -> bool:
         )
 
 
-def no_gradient(objective: Objective) -> str:
+def no_gradient(objective: Objective | str) -> str:
     """What to say of a loss that has no gradient."""
+    name = objective if isinstance(objective, str) else type(objective).__name__
     return (
-        f"the loss of {type(objective).__name__} has no gradient: it is detached, or no trainable parameter "
+        f"the loss of {name} has no gradient: it is detached, or no trainable parameter "
         "enters it; an objective must return a Loss whose loss is differentiable"
     )

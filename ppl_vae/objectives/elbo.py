@@ -16,6 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_vae.objectives.adversarial import VAEGANLoss, has_discriminator
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.objectives.elementwise import ElementwiseELBO
 from ppl_vae.objectives.path_gradients import (
@@ -59,6 +60,7 @@ class ELBO(Objective):
     The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
     `ElementwiseELBO` for a model of this library whose only latent is discrete, with many elements;
     `QuantizedELBO` if the guide marks codes as chosen by a quantizer;
+    `VAEGANLoss`, which is no ELBO, if the model has a `discriminator`;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
     otherwise `TraceELBO`.
@@ -101,6 +103,8 @@ class ELBO(Objective):
             chosen = ElementwiseELBO
         elif marked_sites(guide_trace):
             chosen = QuantizedELBO
+        elif has_discriminator(pair):
+            chosen = VAEGANLoss
         elif (
             # Pyro's analytic KL ignores the log_density of a Delta.
             all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())

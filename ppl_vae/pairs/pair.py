@@ -272,6 +272,19 @@ class Pair:
                 named[f"param.{name}"] = leaf
         return named
 
+    def leaves(self) -> dict[str, Tensor]:
+        """The trainable tensors that are known by now, by the names of `parameters`.
+
+        Nothing is run: a `pyro.param` statement is known once its program has run in this scope.
+        """
+        named: dict[str, Tensor] = {}
+        for root, module in self.modules().items():
+            named |= {f"{root}.{name}": p for name, p in module.named_parameters()}
+        seen = {id(p) for p in named.values()}
+        named |= {f"param.{n}": p for n, p in self._values().items() if id(p) not in seen}
+        once = {id(p): name for name, p in reversed(named.items())}
+        return {n: p for n, p in named.items() if p.requires_grad and once[id(p)] == n}
+
     def is_of_model(self, name: str) -> bool:
         """Whether a parameter is the model's, by its name in `parameters`; what both programs have is."""
         kind, _, rest = name.partition(".")

@@ -62,6 +62,7 @@ from ppl_vae.training.optimizers import (
     make_scheduler,
     own_rates,
     step_scheduler,
+    with_options,
     with_own_rates,
 )
 from ppl_vae.training.processes import Processes
@@ -69,6 +70,7 @@ from ppl_vae.training.progress import Progress
 from ppl_vae.training.rows import TrainingRows
 from ppl_vae.training.step import STEP_METRICS, CapturedGradients, Step
 from ppl_vae.training.strides import Strides
+from ppl_vae.training.turns import ROWS, Turns
 
 _NOT_COMPARED = r" at 0x[0-9a-f]+|, (?:stick_the_landing|doubly_reparameterized)=False"
 """Of an objective, when a run is resumed: addresses, and options that older checkpoints do not name."""
@@ -140,10 +142,22 @@ class Training:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
         self.rows.check(first)
         self.processes.share_weights(pair)
-        self.of_guide = parameters_of_guide(pair, parameters) if aggressive else frozenset()
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
-        self.objective.of(layout, first)
+        objective = self.objective.of(layout, first)
+        of_pair = len(parameters)
+        parameters = {n: p for n, p in parameters.items() if not objective.keeps(pair, n)}
+        if not parameters:
+            raise ValueError(
+                f"{type(objective).__name__} leaves all parameters of the pair as they are"
+            )
+        turns = Turns.of(pair, parameters, objective)
+        if aggressive and turns is not None:
+            raise ValueError(
+                f"aggressive=True moves guide and model in turn by one loss, and {turns.objective} has turns "
+                "of its own: leave it out"
+            )
+        self.of_guide = parameters_of_guide(pair, parameters) if aggressive else frozenset()
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
             self.agreement = Agreement(requested_objective)
             traces = trace_pair(pair, first)
@@ -159,13 +173,16 @@ class Training:
         kept = {"keeps_best": patience is not None, "writes": folder is not None}
         require_memory(leaves, moments, **kept)
         self.optimizer = make_optimizer(leaves, optimizer, learning_rate)
+        if turns is not None:
+            options = [(str(turn), turns.leaves[turn.name], turn.options) for turn in turns.turns]
+            with_options(self.optimizer, options)
         parts = (part for root in pair.modules().values() for part in root.modules())
         with_own_rates(self.optimizer, own_rates(parts))
         self.scheduler = make_scheduler(self.optimizer, lr_scheduler)
         per_epoch = self.rows.per_epoch
         self.total_steps = None if per_epoch is None else per_epoch * max_epochs
         captured = None
-        if capture:
+        if capture and turns is None:
             loss = CapturedLoss(pair, layouts, self.objective, parameters)
             share = self.rows.share_of(first)
             captured = CapturedGradients(loss, share, compile, self.total_steps, self.processes)
@@ -179,6 +196,8 @@ class Training:
             self.processes,
             clip_grad_norm,
             folder,
+            turns,
+            keeps_some=len(parameters) < of_pair,
         )
         self.strides = Strides.of(self.step, self.rows)
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
@@ -204,6 +223,7 @@ class Training:
             "rows": self.rows.number,
             "compile": compile,
             "aggressive": aggressive,
+            **({} if turns is None else {"turns": turns.facts()}),
             "processes": self.processes.count,
             "parameters": [[name, list(leaf.shape)] for name, leaf in parameters.items()],
             "programs": programs_of(pair),
@@ -431,14 +451,16 @@ class Training:
     def _end_of_epoch(self) -> dict[str, float]:
         """The metrics of the epoch, on which the schedule and early stopping act."""
         progress = self.progress
-        sums = self.processes.summed(progress.sums, ("rows", *STEP_METRICS))
+        own = [] if self.step.turns is None else self.step.turns.sums
+        sums = self.processes.summed(progress.sums, ("rows", *STEP_METRICS, *own))
         state = self._controlled
         beta = self.objective.requested.beta_at(progress.epoch + 1 - 1e-9)
         beta = beta if state is None else state.beta
         rows = sums.pop("rows")
         progress.epoch += 1
         row: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
-        row |= {name: total / rows for name, total in sums.items()}
+        numbers = {name: sums.pop(ROWS.format(name), rows) for name in list(sums)}
+        row |= {name: total / numbers[name] for name, total in sums.items() if numbers[name]}
         self.processes.share_buffers(self.pair)
         row |= self.processes.from_first(self.held_out.measure(self.seed, progress.epoch))
         if self._aggression is not None:

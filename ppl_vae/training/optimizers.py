@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -74,6 +75,74 @@ def make_optimizer(
             f"trained; {_OPTIMIZER.expected}"
         )
     return made
+
+
+def with_options(
+    optimizer: Optimizer, parts: Iterable[tuple[str, Sequence[Tensor], Mapping[str, Any]]]
+) -> None:
+    """Gives some parameters settings of their own: they become a group of parameters.
+
+    As torch's optimizers keep their state for each parameter, groups are as good as separate optimizers.
+
+    Args:
+        optimizer: An optimizer that has not yet taken a step.
+        parts: Whose they are, for the error; the parameters; and their settings.
+
+    Raises:
+        ValueError: The optimizer has no such setting, or refuses its value.
+
+    Example:
+        >>> a, b = torch.zeros(1, requires_grad=True), torch.zeros(2, requires_grad=True)
+        >>> adam = torch.optim.Adam([a, b], lr=0.1)
+        >>> with_options(adam, [("turn 'b'", [b], {"betas": (0.5, 0.999)})])
+        >>> [(group["lr"], group["betas"]) for group in adam.param_groups]
+        [(0.1, (0.9, 0.999)), (0.1, (0.5, 0.999))]
+    """
+    for whose, parameters, options in parts:
+        if not options:
+            continue
+        _require_settings(optimizer, whose, options)
+        own = {id(parameter) for parameter in parameters}
+        for group in list(optimizer.param_groups):
+            taken = [p for p in group["params"] if id(p) in own]
+            if not taken:
+                continue
+            left = [p for p in group["params"] if id(p) not in own]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            if left:
+                group["params"] = left
+                optimizer.add_param_group({"params": taken, **settings, **options})
+            else:
+                group.update(options)
+
+
+def _require_settings(optimizer: Optimizer, whose: str, options: Mapping[str, Any]) -> None:
+    """Raises an error for settings that an optimizer does not have, or would refuse when it is made."""
+    kind = type(optimizer)
+    unknown = [name for name in options if name not in optimizer.defaults]
+    if unknown:
+        raise ValueError(
+            f"{whose} has the option '{unknown[0]}', and {kind.__name__} has none of that name; it has "
+            f"{', '.join(optimizer.defaults)}"
+        )
+    taken = inspect.signature(kind).parameters
+    known = {name: value for name, value in optimizer.defaults.items() if name in taken}
+
+    def make(**settings: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kind([torch.zeros(1, requires_grad=True)], **settings)
+
+    try:
+        make(**known)
+    except Exception:  # a class of the user's own, which takes other arguments
+        return
+    try:
+        make(**known | {name: value for name, value in options.items() if name in taken})
+    except Exception as error:
+        raise ValueError(
+            f"{whose} has the options {dict(options)}, which {kind.__name__} refuses: {error}"
+        ) from error
 
 
 def with_own_rates(optimizer: Optimizer, rates: Sequence[tuple[Tensor, float]]) -> None:

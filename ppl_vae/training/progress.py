@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ppl_vae.training.turns import LOSS, ROWS
+
 
 @dataclass
 class Progress:
@@ -15,7 +17,8 @@ class Progress:
         epoch: Epochs that are complete.
         step: Optimizer steps taken.
         step_in_epoch: Of these, the steps of the current epoch.
-        sums: Metrics of the current epoch, summed over rows, and the number of "rows".
+        sums: Metrics of the current epoch, summed over rows, and the number of "rows"; of the loss of a turn,
+            which may not be taken in each step, its own number of rows.
         history: The metrics of each complete epoch.
         best_epoch: The epoch with the best held-out ELBO so far; 0 if there is none.
         best_elbo: That ELBO, nats per row.
@@ -42,6 +45,9 @@ class Progress:
         self.sums["rows"] = self.sums.get("rows", 0.0) + rows
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * rows
+            if name.startswith(LOSS.format("")):
+                own = ROWS.format(name)
+                self.sums[own] = self.sums.get(own, 0.0) + rows
 
     def end_epoch(self, row: dict[str, float]) -> None:
         """Keeps the metrics of the epoch that has ended."""

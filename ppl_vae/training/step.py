@@ -20,9 +20,10 @@ from ppl_vae.capture import (
     Recording,
     StaleRecordingError,
 )
-from ppl_vae.objectives import Loss, Resolved, no_gradient, without_parameters
+from ppl_vae.objectives import Loss, Resolved, Turn, checked, no_gradient, without_parameters
 from ppl_vae.pairs import (
     Batch,
+    Layout,
     Layouts,
     Pair,
     PairError,
@@ -36,6 +37,7 @@ from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
 from ppl_vae.training.processes import Processes
 from ppl_vae.training.progress import Progress
+from ppl_vae.training.turns import LOSS, Turns
 
 _logger = logging.getLogger(__name__)
 
@@ -190,6 +192,8 @@ class Step:
         processes: The processes that take the step together.
         clip_grad_norm: Largest norm of the whole gradient.
         folder: The run folder, for the message of a divergence.
+        turns: Several losses, each of which moves its own parameters; None for one loss.
+        keeps_some: Whether the objective leaves trainable parameters as they are.
         has_moved: Whether a batch has had a gradient. A batch in whose loss no trainable parameter enters has
             none: it counts in the metrics alone.
     """
@@ -203,6 +207,8 @@ class Step:
     processes: Processes
     clip_grad_norm: float | None
     folder: RunFolder | None
+    turns: Turns | None = None
+    keeps_some: bool = False
     has_moved: bool = False
 
     def __post_init__(self) -> None:
@@ -219,7 +225,7 @@ class Step:
         checkpoint_due: bool,
         moved: Collection[str] | None = None,
     ) -> tuple[dict[str, float], bool]:
-        """Takes the step.
+        """Takes the step: the one of its loss, or the turns of several.
 
         Args:
             batch: This process's rows of the global batch; None if there are none.
@@ -234,18 +240,47 @@ class Step:
             which all processes agree.
 
         Raises:
-            DivergenceError: Loss or gradient is not finite. The parameters are as they were.
+            DivergenceError: Loss or gradient is not finite. The parameters are as they were, or, of several
+                turns, as those before have left them.
         """
+        if self.turns is None:
+            return self._move(batch, rows, beta, progress, checkpoint_due, moved)
+        metrics: dict[str, float] = {}
+        for turn in self.turns.due(progress.step):
+            moved = self.turns.moved[turn.name]
+            found, checkpoint_due = self._move(
+                batch, rows, beta, progress, checkpoint_due, moved, turn
+            )
+            if found:
+                own = found["loss"]
+                metrics = {**found, **metrics, "loss": metrics.get("loss", 0.0) + own}
+                metrics[LOSS.format(turn.name)] = own
+        return metrics, checkpoint_due
+
+    def _move(
+        self,
+        batch: Batch | None,
+        rows: int,
+        beta: float,
+        progress: Progress,
+        checkpoint_due: bool,
+        moved: Collection[str] | None,
+        turn: Turn | None = None,
+    ) -> tuple[dict[str, float], bool]:
+        """Moves parameters once, along the gradients of a loss."""
         self.clear_gradients()
-        found = Gradients({}) if batch is None else self._gradients(batch, rows, beta, progress)
-        checkpoint_due = self.processes.sum_gradients(self.leaves, checkpoint_due, rows)
+        found = Gradients({})
+        if batch is not None:
+            found = self._gradients(batch, rows, beta, progress, turn)
+        reached = self._reached(turn)
+        checkpoint_due = self.processes.sum_gradients(reached, checkpoint_due, rows)
         for name, leaf in self.parameters.items():
             if moved is not None and name not in moved:
                 leaf.grad = None  # optimizers leave it as it is
         # The metrics of a recording show whether its gradients are finite; those of Pyro do not.
         by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
-            self._check_and_clip(found.loss, batch, progress)
+            self._check_and_clip(found.loss, batch, progress, turn)
         self.has_moved = self.has_moved or any(
             leaf.grad is not None and (self.processes.count == 1 or bool(leaf.grad.any()))
             for leaf in self.leaves
@@ -259,21 +294,44 @@ class Step:
         for leaf in self.leaves:
             leaf.grad = None
 
-    def _gradients(self, batch: Batch, rows: int, beta: float, progress: Progress) -> Gradients:
+    def _reached(self, turn: Turn | None) -> list[Tensor]:
+        """The parameters that a loss gives gradients to."""
+        return self.leaves if turn is None or self.turns is None else self.turns.leaves[turn.name]
+
+    def _loss(self, batch: Batch, beta: float, turn: Turn | None) -> Loss:
+        """The loss of the step, or that of a turn, by Pyro."""
+        if turn is None:
+            return self.objective.loss(self.layouts, batch, beta)
+
+        def run(layout: Layout) -> Loss:
+            name = type(
+                self.objective.of(layout, batch)
+            ).__name__  # it checks a batch of a new kind
+            return checked(f"{turn} of {name}", turn.loss(self.pair, layout, batch, beta))
+
+        return self.layouts.run(batch, run)
+
+    def _gradients(
+        self, batch: Batch, rows: int, beta: float, progress: Progress, turn: Turn | None
+    ) -> Gradients:
         """The gradients of a batch, times its share of all rows: by a recording, or by Pyro."""
         loss: Loss | None = None
         with self.processes.fabric.autocast(), self._explained(batch, progress):
             metrics = {} if self.captured is None else self.captured(batch, beta, progress.step)
             if not metrics:
-                loss = self.objective.loss(self.layouts, batch, beta)
+                loss = self._loss(batch, beta, turn)
         if loss is not None:
             self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
-                raise self._diverged("the loss", loss, batch, progress)
+                raise self._diverged("the loss", loss, batch, progress, turn)
             if loss.loss.requires_grad:
-                loss.loss.backward()
+                some = self.keeps_some or turn is not None
+                loss.loss.backward(inputs=self._reached(turn) if some else None)
             elif not without_parameters(loss.traces):
-                raise TypeError(no_gradient(self.objective.requested))
+                name = None if turn is None or self.turns is None else self.turns.objective
+                raise TypeError(
+                    no_gradient(f"{turn} of {name}" if name else self.objective.requested)
+                )
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
         share = num_rows(batch) / rows
@@ -310,7 +368,9 @@ class Step:
         self._shapes[shapes] = None
         self._fewest = min(rows, self._fewest or rows)
 
-    def _check_and_clip(self, loss: Loss | None, batch: Batch | None, progress: Progress) -> None:
+    def _check_and_clip(
+        self, loss: Loss | None, batch: Batch | None, progress: Progress, turn: Turn | None
+    ) -> None:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(float(norm)):
@@ -320,14 +380,20 @@ class Step:
                 if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all())
             ]
             what = f"the gradient of parameter '{names[0]}'" if names else "the gradient's norm"
-            raise self._diverged(what, loss, batch, progress)
+            raise self._diverged(what, loss, batch, progress, turn)
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
 
     def _diverged(
-        self, what: str, loss: Loss | None, batch: Batch | None, progress: Progress
+        self,
+        what: str,
+        loss: Loss | None,
+        batch: Batch | None,
+        progress: Progress,
+        turn: Turn | None,
     ) -> DivergenceError:
         dim = self.layouts.known[0].dim
+        what = what if turn is None else f"{what} of {turn}"
         return divergence(what, loss, batch, dim, progress, self.folder)
 
 

@@ -1,0 +1,106 @@
+"""What tells rows from what a model makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.networks import Network, linear_head, require_at_least_one
+
+
+class Discriminator(nn.Module):
+    """The logit of how surely a row is one of the data, and the features by which it is judged.
+
+    Args:
+        network: What builds the trunk, as for a guide.
+        data_shape: Shape of one row of the data.
+        feature_layer: The hidden layer whose outputs are the features, counted from 1; None takes the last one,
+            the output of the trunk. `Convolutional` has one for each of its `channels`, and one that is not
+            spatial.
+
+    Attributes:
+        counts: Rows of the data and false rows since the epoch began: how many were told right, and how many
+            there were, `(2, 2)`.
+
+    Raises:
+        TypeError: `feature_layer` is given, and the trunk is no chain of layers.
+        ValueError: The trunk has no such layer.
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self, network: Network, data_shape: Sequence[int], feature_layer: int | None = None
+    ) -> None:
+        super().__init__()
+        self.trunk = network.encoder(data_shape)
+        self.head = linear_head(self.trunk, 1)
+        self.data_shape = tuple(data_shape)
+        self._last = None if feature_layer is None else self._place(network, feature_layer)
+        self.register_buffer("counts", torch.zeros(2, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits `(*batch,)` and the features `(*batch, ...)` of rows `(*batch, *data_shape)`."""
+        if self._last is None:
+            features = self.trunk(x)
+            return self.head(features).squeeze(-1), features
+        batch = x.shape[: x.dim() - len(self.data_shape)]
+        chain = self._chain()
+        assert chain is not None
+        shape: Any = self.trunk.net_shape
+        h = x.reshape(batch.numel(), *shape)
+        features = h
+        for place, layer in enumerate(chain):
+            h = layer(h)
+            if place == self._last:
+                features = h
+        logits: Tensor = self.head(h)
+        return logits.reshape(batch), features.reshape(*batch, *features.shape[1:])
+
+    def count(self, real: Tensor, false: Tensor) -> None:
+        """Counts how many of the rows with these logits were told right."""
+        for row, right in zip(self.counts, (real > 0, false < 0), strict=True):
+            row[0].add_(right.sum())
+            row[1].add_(right.numel())
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """What `fit` logs after each epoch: the shares of rows of the data, and of false ones, that were told
+        right.
+
+        Then it begins to count anew.
+        """
+        shares = {
+            f"accuracy_{kind}": float(right / rows)
+            for kind, (right, rows) in zip(("real", "false"), self.counts.tolist(), strict=True)
+            if rows
+        }
+        self.counts.zero_()
+        return shares
+
+    def _chain(self) -> nn.Sequential | None:
+        """The layers of the trunk, if it is a chain of them."""
+        net = getattr(self.trunk, "net", None)
+        known = hasattr(self.trunk, "net_shape")
+        return net if known and isinstance(net, nn.Sequential) else None
+
+    def _place(self, network: Network, feature_layer: int) -> int:
+        """Where a hidden layer ends in the chain: a layer with weights, and what comes before the next one."""
+        require_at_least_one(self, feature_layer=feature_layer)
+        chain = self._chain()
+        if chain is None:
+            raise TypeError(
+                f"feature_layer={feature_layer} needs a network that is a chain of layers, such as MLP or "
+                f"Convolutional, and {type(network).__name__} is none: leave it out, so that the features are "
+                "the output of the network"
+            )
+        begins = [i for i, part in enumerate(chain) if isinstance(part, nn.Linear | nn.Conv2d)]
+        if feature_layer > len(begins):
+            raise ValueError(
+                f"feature_layer is {feature_layer}, but {network!r} has {len(begins)} hidden layers: give a "
+                f"number from 1 to {len(begins)}"
+            )
+        ends = [*begins, len(chain)][feature_layer] - 1
+        return ends - isinstance(chain[ends], nn.Flatten)

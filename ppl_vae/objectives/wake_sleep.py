@@ -1,0 +1,162 @@
+"""Wake-sleep: the model learns from rows that the guide explains, the guide from rows that the model makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.objectives.adversarial import fitted_parts, in_mode
+from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.base import Loss
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    Trace,
+    as_args,
+    latent_sites,
+    num_rows,
+    row_log_prob,
+    sample_rows,
+    sum_to_rows,
+    tensors_of,
+    with_tensors,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WakeSleep(Alternating):
+    """Wake-sleep, for any pair whose model can draw rows: two losses, neither of which differentiates a draw.
+
+    In nats per row (Hinton et al., "The wake-sleep algorithm for unsupervised neural networks", Science 268,
+    1995):
+
+        wake  = -E_q(z | x) log p(x, z)    moves the model,
+        sleep = -E_p(x, z) log q(z | x)    moves the guide.
+
+    The wake loss is the ELBO's for the model. The sleep loss is that of KL(p(z | x) || q(z | x)) for rows that
+    the model makes: the other direction of the KL, on other rows, which needs no gradient through z, so that
+    discrete latents have no noisy one. The ELBO is logged beside them.
+
+    Raises:
+        PairError: The model sums latents out, or the guide draws what the model does not have, or the model
+            observes something else than the tensors of the batch as they are.
+        ValueError: A setting is out of its range, or beta is not 1 or free_bits not 0: the losses have no KL.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from ppl_vae import fit
+        >>> def model(x):
+        ...     heads = pyro.param("heads", torch.tensor([-1.0, 1.0]))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+        ...         pyro.sample("x", dist.Bernoulli(logits=heads[z]), obs=x)
+        >>> def guide(x):
+        ...     logits = pyro.param("logits", torch.zeros(2, 2))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Categorical(logits=logits[x.long()]))
+        >>> x = torch.tensor([0.0, 1.0, 1.0])
+        >>> found = fit(model, guide, x, objective=WakeSleep(), max_epochs=1, seed=0)
+        >>> [name for name in found.history[0] if name.startswith("loss")]
+        ['loss', 'loss_wake', 'loss_sleep']
+    """
+
+    why_no_free_bits = ": wake-sleep has no KL; set free_bits=0"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta != 1:
+            raise ValueError(
+                f"WakeSleep: there is no KL to weight: leave beta at 1, got {self.beta!r}"
+            )
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        """See `Alternating.turns`."""
+        return [
+            Turn("wake", self._wake, [pair.model]),
+            Turn("sleep", self._sleep, [pair.guide]),
+        ]
+
+    def _wake(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        _require_draws(layout)
+        rows = sample_rows(pair, layout, batch, self.num_particles, as_seen=_detached)
+        loss = -(rows.log_likelihood + rows.log_prior).mean()
+        distortion = -rows.log_likelihood.detach().mean()
+        rate = (rows.log_guide - rows.log_prior).detach().mean()
+        traces = [(rows.model_trace, rows.guide_trace)]
+        return Loss(loss, -(distortion + rate), rate, distortion, traces)
+
+    def _sleep(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        _require_draws(layout)
+        n = num_rows(batch)
+        with torch.no_grad():
+            rows = sample_rows(pair, layout, batch, 1)
+            with in_mode(fitted_parts(pair), False):
+                dream = poutine.trace(poutine.uncondition(pair.model)).get_trace(*as_args(batch))
+        drawn = _drawn_rows(dream, layout, batch)
+        guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
+        each = [
+            sum_to_rows(row_log_prob(guide.nodes[name], layout), layout, 1, n)
+            for name in layout.guide_sites
+        ]
+        loss = -torch.stack(each).sum(0).mean()
+        distortion, rate = -rows.log_likelihood.mean(), (rows.log_guide - rows.log_prior).mean()
+        return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
+
+
+def _require_draws(layout: Layout) -> None:
+    """Raises an error for a pair whose latents are not those that both programs draw.
+
+    Raises:
+        PairError: They are not.
+    """
+    if layout.enumerated:
+        raise PairError(
+            f"WakeSleep needs draws of all latents, and the model sums out '{layout.enumerated[0]}': let the "
+            f"guide "
+            'draw it, without infer={"enumerate": "parallel"} in the model'
+        )
+    if set(layout.draws) != set(layout.latents):
+        others = sorted(set(layout.draws) ^ set(layout.latents))
+        raise PairError(
+            f"WakeSleep scores the model's draws of z by the guide, and '{others[0]}' is not drawn by both "
+            "programs: draw the same sites in both"
+        )
+
+
+def _detached(trace: Trace) -> Trace:
+    """The trace of the guide with constants as draws, for the model."""
+    found = trace.copy()
+    for name, site in latent_sites(trace).items():
+        found.nodes[name] = {**site, "value": site["value"].detach()}
+    return found
+
+
+def _drawn_rows(dream: Trace, layout: Layout, batch: Batch) -> Batch:
+    """The batch, with what the model has drawn in the place of what it observes.
+
+    Raises:
+        PairError: The model observes something else than tensors of the batch.
+    """
+    drawn: list[Tensor] = list(tensors_of(batch))
+    for name in layout.observed:
+        site = dream.nodes[name]
+        seen = site["infer"]["obs"]
+        places = [
+            i
+            for i, given in enumerate(tensors_of(batch))
+            if given is seen or (given.shape == seen.shape and bool((given == seen).all()))
+        ]
+        if len(places) != 1:
+            raise PairError(
+                f"the sleep turn of WakeSleep gives the guide rows that the model draws, and the site '{name}' "
+                "observes none of the tensors of the batch as it is: write obs=x, where x is an argument of "
+                "the model"
+            )
+        drawn[places[0]] = site["value"].to(drawn[places[0]].dtype)
+    return with_tensors(batch, drawn)

@@ -1,0 +1,705 @@
+"""VAE/GAN, GAN and VAE_Dis: which loss reaches what, what the discriminator sees, and what it comes to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import catalogue
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from trainings import same, weights
+
+from ppl_vae import evaluate, fit, load_run, refit_guide
+from ppl_vae.capture import CapturedLoss
+from ppl_vae.cli import main
+from ppl_vae.guides import MeanField
+from ppl_vae.likelihoods import Categorical, LearnedGaussian
+from ppl_vae.models import VAE, VAEGAN, DiagonalNormal
+from ppl_vae.models.adversarial.discriminator import Discriminator
+from ppl_vae.networks import MLP, Convolutional
+from ppl_vae.objectives import (
+    ELBO,
+    Alternating,
+    FeatureELBO,
+    GANLoss,
+    Loss,
+    Objective,
+    TraceELBO,
+    Turn,
+    VAEGANLoss,
+)
+from ppl_vae.pairs import Pair, PairError, find_layout
+from ppl_vae.runs import read_history
+
+D, N = 5, 12
+X = torch.rand(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+NET = MLP((6,), activation=nn.Tanh)
+
+
+def pair(**settings: Any) -> tuple[VAEGAN, MeanField]:
+    """Two latent numbers and five observed ones, with a discriminator of six features, in double precision."""
+    torch.manual_seed(0)
+    model = VAEGAN((D,), 2, NET, discriminator=NET, **settings).double()
+    return model, MeanField((D,), 2, NET).double()
+
+
+def lost(
+    model: Any,
+    guide: Any,
+    objective: Objective,
+    turn: str | None = None,
+    x: Tensor = X,
+    seed: int = 5,
+) -> Loss:
+    """The loss of an objective, or of one of its turns, by these random numbers."""
+    both = Pair(model, guide)
+    with both.scope():
+        layout = find_layout(both, x)
+        call: Any = objective
+        if turn is not None:
+            assert isinstance(objective, Alternating)
+            (call,) = (each.loss for each in objective.turns(both) if each.name == turn)
+        torch.manual_seed(seed)
+        found: Loss = call(both, layout, x, 0.7)
+    return found
+
+
+def gradients(loss: Tensor, *modules: nn.Module) -> list[Tensor | None]:
+    """By all parameters of modules; None where it does not depend on one."""
+    parameters = [p for module in modules for p in module.parameters()]
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True))
+
+
+def same_gradients(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:
+    for mine, truth in zip(found, expected, strict=True):
+        assert (mine is None) == (truth is None)
+        if mine is not None and truth is not None:
+            torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-13)
+
+
+class ByHand:
+    """The terms of Larsen's losses, from the formulas, at the draws of `lost`."""
+
+    def __init__(self, model: VAEGAN, guide: MeanField, x: Tensor = X, seed: int = 5) -> None:
+        torch.manual_seed(seed)
+        eps, of_prior = (torch.normal(torch.zeros(len(x), 2, dtype=x.dtype), 1.0) for _ in range(2))
+        q = guide.encode(x).base_dist
+        z = q.loc + q.scale * eps
+        self.kl = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).sum(-1).mean()
+        self.mean, self.generated = model.decoder(z)[:, 0], model.decoder(of_prior)[:, 0]
+        features = [model.discriminator.trunk(each) for each in (x, self.mean)]
+        squares = (features[0].detach() - features[1]).square().sum(-1)
+        self.like = (0.5 * squares + 3 * math.log(2 * math.pi)).mean()  # six features
+        judge = model.discriminator
+        self.real, self.of_mean, self.of_prior = (
+            judge.head(judge.trunk(each))[:, 0] for each in (x, self.mean, self.generated)
+        )
+
+
+# -- which loss reaches what -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saturating", [False, True])
+def test_the_losses_of_a_vae_gan_reach_what_larsen_says(saturating: bool) -> None:
+    """Zeros where he says zero, and elsewhere the gradients of the formulas, to 1e-10."""
+    model, guide = pair()
+    objective = VAEGANLoss(gamma=0.3, saturating=saturating)
+    loss = lost(model, guide, objective, "pair")
+    hand = ByHand(model, guide)
+    fooled = torch.stack(
+        [
+            logsigmoid(-each).mean() if saturating else -logsigmoid(each).mean()
+            for each in (hand.of_mean, hand.of_prior)
+        ]
+    ).sum()
+    encoder, decoder = 0.7 * hand.kl + hand.like, 0.3 * hand.like + fooled
+    torch.testing.assert_close(loss.loss, (encoder + decoder).detach())
+    same_gradients(gradients(loss.loss, guide), gradients(encoder, guide))
+    same_gradients(gradients(loss.loss, model.decoder), gradients(decoder, model.decoder))
+    assert gradients(loss.loss, model.discriminator) == [None] * 4
+    # The formulas themselves would reach the discriminator, and the guide through D.
+    assert all(g is not None for g in gradients(decoder, model.discriminator))
+    assert all(bool(g.any()) for g in gradients(fooled, guide) if g is not None)
+
+    loss = lost(model, guide, objective, "discriminator")
+    game = -(logsigmoid(hand.real) + logsigmoid(-hand.of_mean) + logsigmoid(-hand.of_prior)).mean()
+    torch.testing.assert_close(loss.loss, game)
+    same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
+    assert not any(g is not None for g in gradients(loss.loss, model.decoder, guide))
+
+
+def test_the_losses_of_a_gan() -> None:
+    model, guide = pair()
+    loss = lost(model, guide, GANLoss(), "generator")
+    hand = ByHand(model, guide)
+    fooled = -logsigmoid(hand.of_prior).mean()
+    torch.testing.assert_close(loss.loss, fooled.detach())
+    same_gradients(gradients(loss.loss, model.decoder), gradients(fooled, model.decoder))
+    assert not any(g is not None for g in gradients(loss.loss, model.discriminator, guide))
+    loss = lost(model, guide, GANLoss(), "discriminator")
+    game = -(logsigmoid(hand.real) + logsigmoid(-hand.of_prior)).mean()
+    torch.testing.assert_close(loss.loss, game)
+    same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
+
+
+def test_the_loss_of_vae_dis() -> None:
+    model, guide = pair()
+    loss = lost(model, guide, FeatureELBO())
+    hand = ByHand(model, guide)
+    total = 0.7 * hand.kl + hand.like
+    torch.testing.assert_close(loss.loss, total.detach())
+    same_gradients(
+        gradients(loss.loss, guide, model.decoder), gradients(total, guide, model.decoder)
+    )
+    assert gradients(loss.loss, model.discriminator) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("objective", "turn"),
+    [(VAEGANLoss(), "pair"), (GANLoss(), "generator"), (FeatureELBO(), None)],
+)
+def test_noise_is_trained_by_the_distortion_and_a_prior_by_the_kl(
+    objective: Objective, turn: str | None
+) -> None:
+    model, guide = pair(likelihood=LearnedGaussian(0.3), prior=DiagonalNormal())
+    loss = lost(model, guide, objective, turn)
+    (noise,) = gradients(loss.loss, model.likelihood)
+    rows = X.shape[0]
+    p = loss.traces[0][0].nodes["x"]
+    with (
+        torch.no_grad()
+    ):  # d/d log sigma of -log N(x; m, sigma^2) is 1 - (x - m)^2 / sigma^2 of each number
+        by_hand = D - ((X - p["fn"].mean).square().sum() / rows / 0.3**2)
+    assert noise is not None
+    torch.testing.assert_close(noise, by_hand)
+    prior = gradients(loss.loss, model.prior)
+    if turn == "generator":
+        assert all(g is not None and bool(g.any()) for g in prior)  # a part of what generates
+        return
+    z, q = loss.traces[0][1].nodes["z"], model.prior()
+    kl = torch.distributions.kl_divergence(z["fn"], q).mean()
+    same_gradients(prior, gradients(0.7 * kl, model.prior))
+
+
+def test_several_draws_are_averaged() -> None:
+    """Three draws in one pass: the losses are means over all of them, each with its own features."""
+    model, guide = pair()
+    found = lost(model, guide, VAEGANLoss(num_particles=3, gamma=0.3), "pair")
+    z = found.traces[0][1].nodes["z"]["value"]
+    assert z.shape == (3, N, 2)
+    with torch.no_grad():
+        means = model.decoder(z)[:, :, 0]
+        torch.manual_seed(5)
+        torch.normal(torch.zeros(3, N, 2, dtype=X.dtype), 1.0)
+        generated = model.decoder(torch.normal(torch.zeros(N, 2, dtype=X.dtype), 1.0))[:, 0]
+        kl = ByHand(model, guide).kl
+        target = model.discriminator.trunk(X)
+        logits, features = model.discriminator(means)
+        like = 0.5 * (features - target).square().sum(-1).mean() + 3 * math.log(2 * math.pi)
+        fooled = -logsigmoid(logits).mean() - logsigmoid(model.discriminator(generated)[0]).mean()
+    torch.testing.assert_close(found.loss.detach(), 0.7 * kl + 1.3 * like + fooled)
+
+
+def test_a_kl_without_a_formula_is_drawn() -> None:
+    """With a flow as the guide: log q(z | x) - log p(z) at the draws."""
+    model, _ = pair()
+    torch.manual_seed(1)
+    guide = catalogue.AMORTIZED["NeuralSpline"]((D,), 2, NET).double()
+    found = lost(model, guide, FeatureELBO())
+    q, p = (found.traces[0][i].nodes["z"] for i in (1, 0))
+    kl = (q["fn"].log_prob(q["value"]) - p["fn"].log_prob(p["value"])).mean()
+    torch.testing.assert_close(found.rate, kl.detach())
+    like = found.loss - 0.7 * kl
+    mean = found.traces[0][0].nodes["x"]["fn"].mean
+    with torch.no_grad():
+        _, features = model.discriminator(mean)
+        target = model.discriminator(X)[1]
+    squares = 0.5 * (features - target).square().sum(-1).mean()
+    torch.testing.assert_close(like.detach(), squares + 3 * math.log(2 * math.pi))
+
+
+@cache
+def as_it_is() -> tuple[VAEGAN, MeanField, float]:
+    """A pair whose noise stays as it is, and its ELBO by `evaluate`."""
+    model, guide = pair()
+    model.likelihood.load_state_dict({"variance": torch.tensor(0.04), "batches": torch.tensor(5)})
+    for part in (*model.modules(), *guide.modules()):
+        part.eval()
+        vars(part)["fitted_to_rows"] = False
+    return (
+        model,
+        guide,
+        evaluate(model, guide, X, num_samples=400, seed=0, method="guide").elbo.mean,
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "turn"),
+    [
+        (VAEGANLoss(), "pair"),
+        (VAEGANLoss(), "discriminator"),
+        (GANLoss(), "generator"),
+        (GANLoss(), "discriminator"),
+        (FeatureELBO(), None),
+    ],
+)
+def test_the_elbo_is_that_of_the_rows(objective: Objective, turn: str | None) -> None:
+    """At the same draws, ELBO, rate and distortion are those of the ELBO by Pyro, and of `evaluate`."""
+    model, guide, expected_elbo = as_it_is()
+    found = lost(model, guide, objective, turn)
+    expected = lost(model, guide, TraceELBO())
+    for name in ("elbo", "rate", "distortion"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    x = X.repeat(50, 1)
+    each = torch.stack([lost(model, guide, objective, turn, x, seed).elbo for seed in range(5)])
+    assert float(each.mean()) == pytest.approx(expected_elbo, abs=5 * float(each.std()))
+
+
+# -- what the discriminator sees -------------------------------------------------------------------------
+
+
+class Spy(nn.Module):
+    """Keeps the rows that a discriminator is shown."""
+
+    def __init__(self, judge: nn.Module) -> None:
+        super().__init__()
+        self.judge = judge
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen.append(x.detach().clone())
+        return self.judge(x)
+
+
+def test_the_discriminator_sees_rows_reconstructions_and_draws() -> None:
+    model, guide = pair()
+    model.discriminator = spy = Spy(model.discriminator)  # type: ignore[assignment]
+    objective = VAEGANLoss(discriminator_every=2)
+    fit(
+        model, guide, X, objective=objective, batch_size=N, max_epochs=3, learning_rate=1e-9, seed=0
+    )
+    kinds = []
+    order = X.sort(0).values
+    for rows in spy.seen:
+        kinds.append("x" if torch.equal(rows.sort(0).values, order) else "not")
+    assert all(rows.shape == (N, D) for rows in spy.seen)
+    # Three steps: in each the features of x and x', and draws; and x, draws and x' in each second one.
+    pair_turn, game = ["x", "not", "not"], ["x", "not", "not"]
+    assert kinds[-15:] == [*pair_turn, *game, *pair_turn, *pair_turn, *game]
+
+
+def test_the_discriminators_turn_sees_the_means_of_both_kinds_of_latents() -> None:
+    model, guide = pair()
+    hand = ByHand(model, guide)
+    model.discriminator = spy = Spy(model.discriminator)  # type: ignore[assignment]
+    lost(model, guide, VAEGANLoss(), "discriminator")
+    for found, expected in zip(spy.seen, (X, hand.generated, hand.mean), strict=True):
+        torch.testing.assert_close(found, expected.detach())
+    spy.seen.clear()
+    lost(model, guide, GANLoss(), "discriminator")
+    for found, expected in zip(spy.seen, (X, hand.generated), strict=True):
+        torch.testing.assert_close(found, expected.detach())
+
+
+def test_noise_is_fitted_to_reconstructions_and_never_to_draws_from_the_prior() -> None:
+    model, guide = pair()
+    for turn, number in (("pair", 1), ("discriminator", 1)):
+        lost(model, guide, VAEGANLoss(), turn)
+        assert model.likelihood.batches == number
+    mean = ByHand(model, guide).mean
+    torch.testing.assert_close(model.likelihood.variance, (X - mean).square().mean().detach())
+
+
+def test_batch_norm_of_a_gan_is_that_of_its_draws() -> None:
+    """The guide, which is not trained, reconstructs with the statistics as they are, and adds nothing."""
+    torch.manual_seed(0)
+    network, x = Convolutional((4, 6), 6), torch.rand(8, 1, 4, 4)
+    model = VAEGAN((1, 4, 4), 2, network, discriminator=network)
+    guide = MeanField((1, 4, 4), 2, network)
+    (norm,) = (m for m in model.decoder.modules() if isinstance(m, nn.BatchNorm2d))
+    inputs: list[Tensor] = []
+    norm.register_forward_hook(
+        lambda m, given, out: inputs.append(given[0]) if m.training else None
+    )
+    lost(model, guide, GANLoss(), "generator", x)
+    (seen,) = inputs
+    torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean((0, 2, 3)).detach())
+    assert model.likelihood.batches == 1  # the noise is of reconstructions
+
+
+# -- the best discriminator ------------------------------------------------------------------------------
+
+
+class Quadratic(nn.Module):
+    """A logit that is quadratic in x: the best one between two normals is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.cat([x, x.square()], 1)
+        return self.weights[0] + features @ self.weights[1:], features
+
+
+class Affine(nn.Module):
+    """z ~ N(0, 1), x ~ N(mean + scale z, 0.1^2); its discriminator judges mean + scale z."""
+
+    def __init__(self, mean: float, scale: float) -> None:
+        super().__init__()
+        self.affine = nn.Parameter(torch.tensor([mean, scale]))
+        self.discriminator = Quadratic()
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            loc = self.affine[0] + self.affine[1] * z
+            pyro.sample("x", dist.Normal(loc, 0.1).to_event(1), obs=x)
+
+
+class Latent(nn.Module):
+    """z ~ N(a x, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * x, 1.0).to_event(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyTheDiscriminator(Alternating):
+    """The second turn of `GANLoss`."""
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        return list(GANLoss().turns(pair))[1:]
+
+    def keeps(self, pair: Pair, name: str) -> bool:
+        return "discriminator" not in name
+
+
+GRID = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+
+
+def game(logit: Callable[[Tensor], Tensor]) -> float:
+    """-E_p log D - E_q log(1 - D) by quadrature, for p = N(0, 1) and q = N(1, 0.5^2)."""
+    p, q = (
+        torch.distributions.Normal(m, s).log_prob(GRID).exp() for m, s in ((0.0, 1.0), (1.0, 0.5))
+    )
+    values = -(p * logsigmoid(logit(GRID)) + q * logsigmoid(-logit(GRID)))
+    return float(torch.trapezoid(values, GRID))
+
+
+def best() -> float:
+    """log 4 - 2 JS(p, q) by quadrature, from the definition of the divergence."""
+    p, q = (torch.distributions.Normal(m, s) for m, s in ((0.0, 1.0), (1.0, 0.5)))
+    log_p, log_q = p.log_prob(GRID), q.log_prob(GRID)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    js = 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m))
+    return math.log(4) - 2 * float(torch.trapezoid(js, GRID))
+
+
+def test_the_loss_of_the_best_discriminator_is_the_divergence() -> None:
+    """log p / q is -log 2 + 2 - 4 x + 3/2 x^2: by quadrature to 1e-8, and on draws within 5 standard errors."""
+    model, guide = Affine(1.0, 0.5), Latent()
+    model.discriminator.weights.data = torch.tensor([2 - math.log(2), -4.0, 1.5])
+    found = game(lambda x: 2 - math.log(2) - 4 * x + 1.5 * x.square())
+    assert found == pytest.approx(best(), abs=1e-8)
+    x = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    loss = float(lost(model, guide, GANLoss(), "discriminator", x).loss.detach())
+    assert loss == pytest.approx(best(), abs=5 * math.sqrt(2 / len(x)))
+
+
+def test_a_discriminator_comes_to_the_divergence() -> None:
+    """Trained by its turn alone: its loss under the two normals is within 1e-3 of log 4 - 2 JS = 0.938."""
+    model, guide = Affine(1.0, 0.5), Latent()
+    assert game(lambda x: 0 * x) == pytest.approx(math.log(4), abs=1e-6)  # where it begins
+    x = torch.randn(8_000, 1, generator=torch.Generator().manual_seed(0))
+    before = model.affine.detach().clone()
+    fit(
+        model,
+        guide,
+        x,
+        objective=OnlyTheDiscriminator(),
+        learning_rate=0.1,
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.85),
+        batch_size=200,
+        max_epochs=20,
+        seed=0,
+    )
+    a, b, c = model.discriminator.weights.detach().double()
+    found = game(lambda x: a + b * x + c * x.square())
+    assert best() <= found <= best() + 1e-3
+    assert torch.equal(model.affine, before)
+
+
+def test_a_generator_comes_to_the_rows() -> None:
+    """The whole game, from draws of N(1, 0.5^2) to rows of N(0, 1): mean and spread within 0.15."""
+    model, guide = Affine(1.0, 0.5), Latent()
+    x = torch.randn(4_000, 1, generator=torch.Generator().manual_seed(0))
+    objective = GANLoss(discriminator_lr=0.05)
+    fit(
+        model,
+        guide,
+        x,
+        objective=objective,
+        learning_rate=5e-3,
+        batch_size=200,
+        max_epochs=25,
+        seed=0,
+    )
+    mean, scale = model.affine.tolist()
+    assert abs(mean) < 0.15
+    assert abs(scale) == pytest.approx(1.0, abs=0.15)
+    assert guide.slope == 0.5
+
+
+# -- trainings -------------------------------------------------------------------------------------------
+
+ROWS = X.float()
+
+
+def small(**settings: Any) -> tuple[VAEGAN, MeanField]:
+    model, guide = pair(**settings)
+    return model.float(), guide.float()
+
+
+def test_the_default_objective_is_that_of_a_vae_gan() -> None:
+    model, guide = small()
+    assert ELBO(beta=0.5).resolve(Pair(model, guide), ROWS) == VAEGANLoss(beta=0.5)
+    fitted = fit(model, guide, ROWS, batch_size=5, max_epochs=2, seed=0)
+    row = fitted.history[-1]
+    assert {"loss_pair", "loss_discriminator", "accuracy_real", "accuracy_false"} <= row.keys()
+    assert row["loss"] == pytest.approx(row["loss_pair"] + row["loss_discriminator"], rel=1e-5)
+    assert row["elbo"] == pytest.approx(-row["rate"] - row["distortion"], rel=1e-5)
+    assert fitted.steps == 6
+    # A frozen model has no discriminator to be trained: it is the ELBO.
+    before = weights(model, model)
+    refitted = refit_guide(model, guide, ROWS, max_epochs=1, seed=0)
+    assert "loss_pair" not in refitted.history[0]
+    assert same(weights(model, model), before)
+
+
+def test_accuracy_is_that_of_the_logits() -> None:
+    judge = Discriminator(NET, (D,))
+    judge.count(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([-1.0, 3.0]))
+    judge.count(torch.tensor([1.0]), torch.tensor([-1.0, -3.0]))
+    assert judge.epoch_metrics() == {"accuracy_real": 0.75, "accuracy_false": 0.75}
+    assert judge.epoch_metrics() == {}
+
+
+def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
+    model, guide = small()
+    before = weights(model, guide)
+    fit(model, guide, ROWS, objective=GANLoss(), max_epochs=2, seed=0)
+    after = weights(model, guide)
+    for name, value in after.items():
+        moved = name.startswith(("model.decoder", "model.discriminator", "model.likelihood"))
+        assert torch.equal(value, before[name]) != (moved and "counts" not in name), name
+    fit(model, guide, ROWS, objective=FeatureELBO(), max_epochs=2, seed=0)
+    last = weights(model, guide)
+    for name, value in last.items():
+        moved = name.startswith(("model.decoder", "guide", "model.likelihood"))
+        assert torch.equal(value, after[name]) != moved, name
+    assert all(p.grad is None for p in model.discriminator.parameters())
+
+
+def test_vae_dis_is_captured_and_sees_the_discriminator_as_it_is_evaluated() -> None:
+    """With batch norm in the discriminator: the same numbers by a recording, and its statistics stay."""
+    network, x = (
+        Convolutional((3,), 4),
+        torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+    )
+
+    recorded: list[CapturedLoss] = []
+    record = CapturedLoss._record
+
+    def noted(self: CapturedLoss, *given: Any) -> Any:
+        recorded.append(self)
+        return record(self, *given)
+
+    def run(capture: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = VAEGAN((1, 4, 4), 2, MLP((4,)), discriminator=network)
+        guide = MeanField((1, 4, 4), 2, MLP((4,)))
+        options: dict[str, Any] = {"batch_size": 5, "max_epochs": 10, "seed": 0}
+        with patch.object(CapturedLoss, "_record", noted):
+            fit(model, guide, x, objective=FeatureELBO(), capture=capture, compile=False, **options)
+        assert int(model.discriminator.trunk.net[1].num_batches_tracked) == 0  # type: ignore[index, union-attr]
+        return weights(model, guide)
+
+    assert same(run(True), run(False))
+    (loss,) = recorded
+    assert loss.comparisons >= 3  # with Pyro, and none of them has turned it off
+
+
+def test_a_resumed_vae_gan_ends_at_the_same_bits(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"objective": VAEGANLoss(discriminator_every=2), "batch_size": 5}
+    options |= {"seed": 0, "learning_rate": 0.01}
+    whole = small()
+    fitted = fit(*whole, ROWS, max_epochs=3, **options)
+    parts = small()
+    fit(*parts, ROWS, max_epochs=1, run_dir=tmp_path / "run", **options)
+    parts = small()
+    resumed = fit(*parts, ROWS, max_epochs=3, run_dir=tmp_path / "run", resume=True, **options)
+    assert same(weights(*parts), weights(*whole))
+    for mine, truth in zip(resumed.history, fitted.history, strict=True):
+        assert {**mine, "seconds": 0} == {**truth, "seconds": 0}
+
+
+# -- the discriminator -----------------------------------------------------------------------------------
+
+
+def test_features_are_the_outputs_of_a_layer() -> None:
+    network = Convolutional((3, 4), 5)
+    x = torch.rand(2, 3, 1, 6, 6)  # with two dimensions of rows
+    for layer, shape in ((1, (3, 3, 3)), (2, (4, 2, 2)), (3, (5,)), (None, (5,))):
+        torch.manual_seed(0)
+        judge = Discriminator(network, (1, 6, 6), layer).eval()
+        logits, features = judge(x)
+        assert (logits.shape, features.shape) == ((2, 3), (2, 3, *shape))
+        net: Any = judge.trunk.net
+        part = net[: {1: 3, 2: 6}.get(layer or 0, len(net))]
+        expected = part(x.flatten(0, 1)).reshape(features.shape)
+        torch.testing.assert_close(features, expected)
+        torch.testing.assert_close(logits, judge.head(judge.trunk(x)).squeeze(-1))
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "told"),
+    [
+        (MLP((4,)), 2, "feature_layer is 2, but .* has 1 hidden layers"),
+        (MLP((4,)), 0, "feature_layer"),
+        (catalogue.NETWORKS["AutoregressiveDecoder"], 9, "feature_layer"),
+    ],
+)
+def test_a_layer_that_is_not_there(network: Any, layer: int, told: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=told):
+        VAEGAN((1, 8, 8), 2, discriminator=network, feature_layer=layer)
+
+
+def test_the_default_discriminator_suits_the_rows() -> None:
+    assert any(isinstance(m, nn.Conv2d) for m in VAEGAN((1, 8, 8), 2).discriminator.modules())
+    assert not any(isinstance(m, nn.Conv2d) for m in VAEGAN((8,), 2).discriminator.modules())
+    with pytest.raises(TypeError, match="discriminator"):
+        VAEGAN((8,), 2, discriminator="MLP")  # type: ignore[arg-type]
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+class Wrong(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1)
+
+
+@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss(), FeatureELBO()])
+def test_pairs_that_do_not_suit(objective: Objective) -> None:
+    guide = MeanField((D,), 2, NET)
+    name = type(objective).__name__
+    with pytest.raises(PairError, match=f"{name} needs a model with a module `discriminator`"):
+        fit(VAE((D,), 2, NET, LearnedGaussian()), guide, ROWS, objective=objective, max_epochs=1)
+    model, _ = small(likelihood=Categorical(3))
+    with pytest.raises(PairError, match=r"sees the mean of .*, Categorical, states none"):
+        fit(model, guide, (3 * ROWS).floor(), objective=objective, max_epochs=1)
+    model, _ = small()
+    model.discriminator = Wrong()  # type: ignore[assignment]
+    if objective != FeatureELBO():  # which keeps no parameter of it
+        with pytest.raises(PairError, match="moves nothing"):
+            fit(model, guide, ROWS, objective=objective, max_epochs=1)
+    model.discriminator.weight = nn.Parameter(torch.zeros(1))
+    with pytest.raises(
+        PairError, match=r"must return logits \(12,\) and features .* an objective that does not"
+    ):
+        fit(model, guide, ROWS, objective=objective, max_epochs=1)
+
+
+def test_a_latent_without_a_gradient_is_refused() -> None:
+    class Discrete(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.discriminator = Discriminator(NET, (D,))
+            self.means = nn.Parameter(torch.randn(3, D))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+                pyro.sample("x", dist.Normal(self.means[z], 1.0).to_event(1), obs=x)
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(D, 3)
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Categorical(logits=self.head(x)))
+
+    for objective in (None, FeatureELBO()):
+        with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):
+            fit(Discrete(), Chosen(), ROWS, objective=objective, max_epochs=1)
+    with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):
+        lost(Discrete(), Chosen(), VAEGANLoss(), "pair", ROWS)
+    fitted = fit(Discrete(), Chosen(), ROWS, objective=GANLoss(), max_epochs=1, seed=0)
+    assert math.isfinite(fitted.history[0]["loss_generator"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        (VAEGANLoss, {"gamma": -1.0}, "gamma must be finite and >= 0, got -1.0"),
+        (VAEGANLoss, {"gamma": "1"}, "gamma"),
+        (VAEGANLoss, {"free_bits": 0.1}, "no free bits with adversarial losses"),
+        (VAEGANLoss, {"saturating": 1}, "saturating"),
+        (VAEGANLoss, {"discriminator_every": 0}, "discriminator_every must be at least 1"),
+        (GANLoss, {"discriminator_lr": -1.0}, "discriminator_lr must be finite and >= 0"),
+        (GANLoss, {"beta": 2.0}, "leave beta at 1, got 2.0"),
+        (GANLoss, {"num_particles": 2}, "leave num_particles at 1, got 2"),
+        (FeatureELBO, {"free_bits": 0.1}, "no free bits"),
+    ],
+)
+def test_settings(kind: Any, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=told):
+        kind(**settings)
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+OPTIONS = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--quiet", "--max_epochs", "1")
+
+
+@pytest.mark.parametrize(
+    "objective", ["ELBO", "GANLoss", pytest.param("FeatureELBO", marks=pytest.mark.slow)]
+)
+def test_the_command_line(objective: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ("--model.latent_dim", "2", "--objective", objective)
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        run_dir = ("--run_dir", str(folder))
+        assert main(["train", "--model", "VAEGAN", *run_dir, *options, *OPTIONS]) == 0
+    run = load_run(folder)
+    model: Any = run.model
+    assert type(model) is VAEGAN
+    assert type(model.likelihood).__name__ == "OptimalGaussian"
+    row = read_history(folder)[0]
+    assert ("loss_discriminator" in row) == (objective != "FeatureELBO")
+    assert main(["diagnose", str(folder), "--quiet", "--overwrite"]) == 0
+    if objective == "GANLoss":
+        other = ("--run_dir", str(tmp_path / "refitted"), "--max_epochs", "1", "--quiet")
+        with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+            assert main(["refit", str(folder), *other]) == 0
+        refitted = load_run(tmp_path / "refitted")
+        assert refitted.config["objective"]["class_path"].endswith(".ELBO")
+        assert same(weights(refitted.model, nn.Identity()), weights(model, nn.Identity()))
