@@ -87,9 +87,21 @@ def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) 
         assert abs(float((mixed @ w)[number])) > 0.9, name
 
 
+def vae_gan(folder: Path) -> None:
+    printed = run("vae_gan.py", "--quick", "--accuracy=true", cwd=folder)
+    table = {row["model"]: row for row in rows(printed)}
+    assert [*table] == ["VAE", "VAE_Dis", "VAE/GAN", "GAN"]
+    for row in table.values():
+        assert mean(row["log p(x)"]) > mean(row["ELBO"])
+        assert (float(row["spread of draws"]) < 0.5) == (row["collapsed"] == "yes")
+        assert 0 <= mean(row["accuracy"]) <= 100
+    assert imread(folder / "vae_gan_quick.png").ndim == 3
+
+
 CHECKS: dict[str, Callable[[Path], None]] = {
     "autoencoders.py": autoencoders,
     "faces.py": faces,
+    "vae_gan.py": vae_gan,
 }
 
 
