@@ -142,6 +142,7 @@ def main(
     test_rows: int = 200,
     num_samples: int = 100,
     accuracy: bool = False,
+    classifier_steps: int = 500,
     output: Path = Path("vae_gan.png"),
     overwrite: bool = False,
 ) -> None:
@@ -167,6 +168,7 @@ def main(
         test_rows: Test rows for ELBO and log p(x), the first ones.
         num_samples: Importance samples per row.
         accuracy: Whether a classifier is trained on reconstructions, of data with labels.
+        classifier_steps: Steps of its training.
         output: Where to save reconstructions and draws of the first seed.
         overwrite: Whether a picture that is there is replaced.
     """
@@ -206,7 +208,7 @@ def main(
             cells += [f"{spread:.2f}", "yes" if spread < SPREAD else "no"]
             if accuracy:
                 encoder = guide if name == "GAN" else own
-                cells.append(accuracy_of(data, data_dir, sizes, (model, encoder)))
+                cells.append(accuracy_of(data, data_dir, sizes, (model, encoder), classifier_steps))
             shown.row(cells)
             shown.step(f"{name}, seed {seed}")
             if seed == sizes.seed:
@@ -251,7 +253,7 @@ def distance(judge: Any, x: Tensor, seen: Tensor) -> float:
     )
 
 
-def accuracy_of(data: str, data_dir: Path, sizes: Sizes, pair: Pair) -> str:
+def accuracy_of(data: str, data_dir: Path, sizes: Sizes, pair: Pair, steps: int) -> str:
     """The accuracy on real test rows of classifiers that were trained on reconstructions, percent."""
     loaded = load_data(
         data, data_dir=data_dir, labels=True, max_rows=sizes.max_rows, seed=sizes.seed
@@ -261,7 +263,7 @@ def accuracy_of(data: str, data_dir: Path, sizes: Sizes, pair: Pair) -> str:
         (seen, loaded.train[1]),
         loaded.train,
         loaded.test,
-        classifier=NetworkClassifier(num_steps=500),
+        classifier=NetworkClassifier(num_steps=steps),
         seeds=2,
         progress=False,
     )
@@ -292,6 +294,7 @@ if __name__ == "__main__":
             "guide_epochs": 1,
             "test_rows": 10,
             "num_samples": 10,
+            "classifier_steps": 5,
             "output": "vae_gan_quick.png",
         },
     )

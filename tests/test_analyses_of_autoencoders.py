@@ -88,9 +88,11 @@ def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def vae_gan(folder: Path) -> None:
-    printed = run("vae_gan.py", "--quick", "--accuracy=true", cwd=folder)
+    printed = run(
+        "vae_gan.py", "--quick", "--accuracy=true", "--models=[VAE,GAN,VAE_Dis]", cwd=folder
+    )
     table = {row["model"]: row for row in rows(printed)}
-    assert [*table] == ["VAE", "VAE_Dis", "VAE/GAN", "GAN"]
+    assert [*table] == ["VAE", "GAN", "VAE_Dis"]
     for row in table.values():
         assert mean(row["log p(x)"]) > mean(row["ELBO"])
         assert (float(row["spread of draws"]) < 0.5) == (row["collapsed"] == "yes")
