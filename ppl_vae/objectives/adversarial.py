@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch import nn
 
 from ppl_vae.objectives.alternating import Alternating, Turn, routed
 from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.objectives.judged_rows import (
+    JudgedRows,
+    TrainedParts,
+    discriminator_of,
+    draws_of,
+    features_of,
+    fitted_parts,
+    fooling,
+    gradient_of,
+    in_mode,
+    judged,
+    not_fitted,
+    seen_through,
+    without,
+)
 from ppl_vae.objectives.schedules import require_bool, require_number, require_whole
 from ppl_vae.pairs import (
     Batch,
     Layout,
     Pair,
-    PairError,
-    RowDensities,
-    Site,
-    Trace,
-    as_args,
-    inner_scale,
-    innermost,
-    is_categorical,
-    kl_between,
-    latent_sites,
-    num_rows,
-    rows_first,
-    sample_rows,
-    sum_to_rows,
 )
-from ppl_vae.runtime import described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,39 +106,39 @@ class VAEGANLoss(Alternating):
         return type(self).__name__
 
     def resolve(self, pair: Pair, batch: Batch) -> Objective:
-        _discriminator(pair, self)
+        discriminator_of(pair, self)
         return self
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
-        discriminator = _discriminator(pair, self)
+        discriminator = discriminator_of(pair, self)
         return [
-            Turn("pair", self._pair, [pair.guide, *_without(pair.model, discriminator)]),
+            Turn("pair", self._pair, [pair.guide, *without(pair.model, discriminator)]),
             _turn_of(discriminator, self, self._discriminator),
         ]
 
     def _pair(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        seen = _JudgedRows.by(pair, layout, batch, self)
-        discriminator = _discriminator(pair, self)
-        logits, like = _features(discriminator, seen)
-        generated = _judged(discriminator, _generated(pair, layout, batch, detached=True))[0]
-        fooled = _fooled(logits, self.saturating) + _fooled(generated, self.saturating)
+        seen = JudgedRows.by(pair, layout, batch, self)
+        discriminator = discriminator_of(pair, self)
+        logits, like = features_of(discriminator, seen)
+        generated = judged(discriminator, draws_of(pair, layout, batch, detached=True))[0]
+        fooled = fooling(logits, self.saturating) + fooling(generated, self.saturating)
         kl, distortion = seen.kl.mean(), -seen.rows.log_likelihood.mean()
-        parts = _Trained.of(pair, discriminator)
+        parts = TrainedParts.of(pair, discriminator)
         loss = routed(
             [
                 (beta * kl + like, parts.encoder),
-                (self.gamma * like + fooled + _gradient_of(beta * kl), parts.decoder),
-                (_gradient_of(distortion), parts.noise),
+                (self.gamma * like + fooled + gradient_of(beta * kl), parts.decoder),
+                (gradient_of(distortion), parts.noise),
             ]
         )
         return seen.loss(loss)
 
     def _discriminator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         with torch.no_grad(), in_mode(fitted_parts(pair), False):
-            seen = _JudgedRows.by(pair, layout, batch, self)
-            generated = _generated(pair, layout, batch)
-        return seen.loss(_seen_through(_discriminator(pair, self), seen.x, generated, seen.mean))
+            seen = JudgedRows.by(pair, layout, batch, self)
+            generated = draws_of(pair, layout, batch)
+        return seen.loss(seen_through(discriminator_of(pair, self), seen.x, generated, seen.mean))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +194,7 @@ class GANLoss(Alternating):
         _require_game(self)
 
     def resolve(self, pair: Pair, batch: Batch) -> Objective:
-        _discriminator(pair, self)
+        discriminator_of(pair, self)
         return self
 
     def keeps(self, pair: Pair, name: str) -> bool:
@@ -207,37 +202,37 @@ class GANLoss(Alternating):
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
-        discriminator = _discriminator(pair, self)
+        discriminator = discriminator_of(pair, self)
         return [
-            Turn("generator", self._generator, _without(pair.model, discriminator)),
+            Turn("generator", self._generator, without(pair.model, discriminator)),
             _turn_of(discriminator, self, self._discriminator),
         ]
 
     def _generator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        discriminator = _discriminator(pair, self)
-        parts = _Trained.of(pair, discriminator)
+        discriminator = discriminator_of(pair, self)
+        parts = TrainedParts.of(pair, discriminator)
         # Statistics of batch norm are those of draws from the prior; the noise is that of reconstructions.
         with (
             torch.set_grad_enabled(bool(parts.noise) and torch.is_grad_enabled()),
-            in_mode(_not_fitted(pair), False),
+            in_mode(not_fitted(pair), False),
         ):
-            seen = _JudgedRows.by(pair, layout, batch, self)
+            seen = JudgedRows.by(pair, layout, batch, self)
             distortion = -seen.rows.log_likelihood.mean()
-        generated = _judged(discriminator, _generated(pair, layout, batch))[0]
+        generated = judged(discriminator, draws_of(pair, layout, batch))[0]
         loss = routed(
             [
-                (_fooled(generated, self.saturating), parts.decoder),
-                (_gradient_of(distortion), parts.noise),
+                (fooling(generated, self.saturating), parts.decoder),
+                (gradient_of(distortion), parts.noise),
             ]
         )
         return seen.loss(loss)
 
     def _discriminator(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         with torch.no_grad():
-            with in_mode([*_not_fitted(pair), *fitted_parts(pair)], False):
-                seen = _JudgedRows.by(pair, layout, batch, self)
-            generated = _generated(pair, layout, batch)
-        return seen.loss(_seen_through(_discriminator(pair, self), seen.x, generated))
+            with in_mode([*not_fitted(pair), *fitted_parts(pair)], False):
+                seen = JudgedRows.by(pair, layout, batch, self)
+            generated = draws_of(pair, layout, batch)
+        return seen.loss(seen_through(discriminator_of(pair, self), seen.x, generated))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,49 +268,27 @@ class FeatureELBO(Objective):
         return type(self).__name__
 
     def resolve(self, pair: Pair, batch: Batch) -> Objective:
-        _discriminator(pair, self)
+        discriminator_of(pair, self)
         return self
 
     def keeps(self, pair: Pair, name: str) -> bool:
-        own = {id(p) for p in _discriminator(pair, self).parameters()}
+        own = {id(p) for p in discriminator_of(pair, self).parameters()}
         return id(pair.leaves().get(name)) in own
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        discriminator = _discriminator(pair, self)
-        seen = _JudgedRows.by(pair, layout, batch, self)
+        discriminator = discriminator_of(pair, self)
+        seen = JudgedRows.by(pair, layout, batch, self)
         with in_mode(discriminator.modules(), False):
-            _, like = _features(discriminator, seen)
+            _, like = features_of(discriminator, seen)
         distortion = -seen.rows.log_likelihood.mean()
-        parts = _Trained.of(pair, discriminator)
+        parts = TrainedParts.of(pair, discriminator)
         loss = routed(
             [
                 (beta * seen.kl.mean() + like, [*parts.encoder, *parts.decoder]),
-                (_gradient_of(distortion), parts.noise),
+                (gradient_of(distortion), parts.noise),
             ]
         )
         return seen.loss(loss)
-
-
-def has_discriminator(pair: Pair) -> bool:
-    """Whether the model of a pair has a module `discriminator`."""
-    return isinstance(getattr(pair.model, "discriminator", None), nn.Module)
-
-
-def _discriminator(pair: Pair, objective: Objective) -> nn.Module:
-    """The discriminator of a pair's model.
-
-    Raises:
-        PairError: There is none.
-    """
-    if not has_discriminator(pair):
-        raise PairError(
-            f"{type(objective).__name__} needs a model with a module `discriminator`, which maps rows to "
-            f"logits (n,) and features (n, ...), such as VAEGAN; {described(pair.model)} has none: take that "
-            "model, or ELBO, the default objective; a guide for a model that stays as it is (refit_guide) "
-            "takes ELBO, too"
-        )
-    found: nn.Module = pair.model.discriminator  # type: ignore[attr-defined]
-    return found
 
 
 def _require_game(objective: VAEGANLoss | GANLoss) -> None:
@@ -345,240 +318,3 @@ def _turn_of(
     rate = objective.discriminator_lr
     options = {} if rate is None else {"lr": rate}
     return Turn("discriminator", loss, [discriminator], objective.discriminator_every, options)
-
-
-def _without(model: Any, discriminator: nn.Module) -> list[Tensor]:
-    """The parameters of a model without those of its discriminator."""
-    own = {id(p) for p in discriminator.parameters()}
-    return [p for p in model.parameters() if id(p) not in own]
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """The parameters that losses are routed to.
-
-    Attributes:
-        encoder: Of the guide alone.
-        decoder: Of the model, without those of discriminator and noise.
-        noise: Of the likelihood.
-    """
-
-    encoder: list[Tensor]
-    decoder: list[Tensor]
-    noise: list[Tensor]
-
-    @classmethod
-    def of(cls, pair: Pair, discriminator: nn.Module) -> _Trained:
-        """The parts of a pair."""
-        likelihood = getattr(pair.model, "likelihood", None)
-        own = likelihood.parameters() if isinstance(likelihood, nn.Module) else []
-        noise: list[Tensor] = [p for p in own if p.requires_grad]
-        others = {id(p) for p in (*noise, *discriminator.parameters())}
-        leaves = {n: p for n, p in pair.leaves().items() if id(p) not in others}
-        return cls(
-            [p for n, p in leaves.items() if not pair.is_of_model(n)],
-            [p for n, p in leaves.items() if pair.is_of_model(n)],
-            noise,
-        )
-
-
-@dataclass(frozen=True)
-class _JudgedRows:
-    """A run of a pair on n rows, with K draws each.
-
-    Attributes:
-        x: The rows, `(n, *event)`.
-        mean: E[x | z], `(K n, *event)`.
-        kl: KL(q(z | x) || p(z)), or log q(z | x) - log p(z) if it has no formula, `(K, n)`.
-        rows: Log densities.
-    """
-
-    x: Tensor
-    mean: Tensor
-    kl: Tensor
-    rows: RowDensities
-
-    @classmethod
-    def by(cls, pair: Pair, layout: Layout, batch: Batch, objective: Objective) -> _JudgedRows:
-        """Runs guide and model.
-
-        Raises:
-            PairError: The pair does not suit the objective.
-        """
-        name, k, n = type(objective).__name__, objective.num_particles, num_rows(batch)
-        if layout.enumerated or (k > 1 and not layout.vectorizes):
-            what = "sums latents out" if layout.enumerated else "draws samples one after the other"
-            raise PairError(
-                f"{name} needs draws of z that are made at once, and this pair {what}: use ELBO"
-            )
-        rows = sample_rows(pair, layout, batch, k)
-        if objective.needs_reparameterized_latents:
-            for latent, site in latent_sites(rows.guide_trace).items():
-                if not site["fn"].has_rsample:
-                    kind = type(innermost(site["fn"])).__name__
-                    raise PairError(
-                        f"site '{latent}' is drawn from {kind}, which has no reparameterized sampler, but "
-                        f"{name} needs one: draw it from a relaxed distribution, or use MeanFieldELBO or "
-                        "TraceELBO"
-                    )
-        mean = _mean(rows.model_trace, layout, k, n)
-        x = rows_first(rows.model_trace.nodes[layout.observed[0]], layout, k, n)[0].to(mean.dtype)
-        return cls(x, mean.flatten(0, 1), _kl(rows, layout, k, n), rows)
-
-    def loss(self, loss: Tensor) -> Loss:
-        """The loss, with the ELBO of the rows beside it."""
-        rows = self.rows
-        distortion = -rows.log_likelihood.detach().mean()
-        rate = (rows.log_guide - rows.log_prior).detach().mean()
-        traces = [(rows.model_trace, rows.guide_trace)]
-        return Loss(loss, -(distortion + rate), rate, distortion, traces)
-
-
-def _mean(trace: Trace, layout: Layout, k: int, n: int) -> Tensor:
-    """E[x | z] at the site that holds the rows, `(k, n, *event)`.
-
-    Raises:
-        PairError: There are several such sites, or the distribution has no mean.
-    """
-    if len(layout.observed) != 1:
-        names = ", ".join(f"'{name}'" for name in layout.observed)
-        raise PairError(
-            f"a discriminator sees one kind of rows, and the model observes {names}: observe them at one site"
-        )
-    site = trace.nodes[layout.observed[0]]
-    fn = site["fn"]
-    try:
-        if is_categorical(site):  # whose mean is NaN
-            raise NotImplementedError
-        mean = fn.mean.expand(fn.batch_shape + fn.event_shape)
-    except (NotImplementedError, AttributeError) as error:
-        raise PairError(
-            f"a discriminator sees the mean of p(x | z), and the distribution of site '{layout.observed[0]}', "
-            f"{type(innermost(fn)).__name__}, states none: take a likelihood with a mean, such as "
-            f"OptimalGaussian()"
-        ) from error
-    return rows_first({**site, "value": mean}, layout, k, n)
-
-
-def _kl(rows: RowDensities, layout: Layout, k: int, n: int) -> Tensor:
-    """The KL of each row: by its formula if the pair has a single latent and that has one."""
-    sampled = rows.log_guide - rows.log_prior
-    if len(layout.latents) != 1 or layout.guide_sites != layout.latents:
-        return sampled
-    (name,) = layout.latents
-    q, p = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
-    if any(site["mask"] not in (None, True) for site in (q, p)):
-        return sampled
-    try:
-        kl = kl_between(q["fn"], p["fn"])
-    except NotImplementedError:
-        return sampled
-    return inner_scale(q, layout) * sum_to_rows(kl, layout, k, n)
-
-
-def _generated(pair: Pair, layout: Layout, batch: Batch, detached: bool = False) -> Tensor:
-    """E[x | z] of draws from the prior, one for each row, `(n, *event)`.
-
-    Args:
-        pair: The pair.
-        layout: The layout of the batch.
-        batch: The rows, of which the model reads the number alone.
-        detached: Whether no gradient goes through z, to a prior that learns.
-    """
-    with in_mode(fitted_parts(pair), False), _Detached() if detached else nullcontext():
-        trace = poutine.trace(pair.model).get_trace(*as_args(batch))
-    return _mean(trace, layout, 1, num_rows(batch))[0]
-
-
-class _Detached(Messenger):
-    """Makes constants of what is drawn."""
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if not msg["is_observed"]:
-            msg["value"] = msg["value"].detach()
-
-
-def _features(discriminator: nn.Module, seen: _JudgedRows) -> tuple[Tensor, Tensor]:
-    """The logits of the reconstructions, and -log N(Dis_l(x); Dis_l(x'), I), the mean over rows and draws."""
-    with torch.no_grad():
-        target = _judged(discriminator, seen.x)[1].flatten(1)
-    logits, features = _judged(discriminator, seen.mean)
-    features = features.reshape(-1, *target.shape)
-    squares = (features - target).square().sum(-1).mean()
-    return logits, 0.5 * squares + 0.5 * math.log(2 * math.pi) * target.shape[1]
-
-
-def _judged(discriminator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a discriminator says of rows: logits `(n,)` and features `(n, ...)`, in float32 or wider.
-
-    Raises:
-        PairError: It returns something else.
-    """
-    found: Any = discriminator(x)
-    n = len(x)
-    if (
-        not isinstance(found, tuple)
-        or len(found) != 2
-        or not all(isinstance(part, Tensor) and part.shape[:1] == (n,) for part in found)
-        or found[0].dim() != 1
-    ):
-        shapes = (
-            [tuple(p.shape) if isinstance(p, Tensor) else described(p) for p in found]
-            if isinstance(found, tuple)
-            else described(found)
-        )
-        raise PairError(
-            f"the model's discriminator must return logits ({n},) and features ({n}, ...) of {n} rows, and has "
-            f"returned {shapes}. If it is one of another kind, which sees z, say, take an objective that does "
-            "not use it, such as MeanFieldELBO()"
-        )
-    logits, features = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in found)
-    return logits, features
-
-
-def _fooled(logits: Tensor, saturating: bool) -> Tensor:
-    """-log D, or log(1 - D), the mean over rows."""
-    return -softplus(logits).mean() if saturating else softplus(-logits).mean()
-
-
-def _seen_through(discriminator: nn.Module, x: Tensor, *false: Tensor) -> Tensor:
-    """-log D(x) - sum over kinds of false rows of log(1 - D), each the mean over its rows."""
-    real = _judged(discriminator, x)[0]
-    others = [_judged(discriminator, each)[0] for each in false]
-    count = getattr(discriminator, "count", None)
-    if discriminator.training and callable(count):
-        count(real.detach(), torch.cat(others).detach())
-    return torch.stack([softplus(-real).mean(), *(softplus(each).mean() for each in others)]).sum()
-
-
-def _gradient_of(loss: Tensor) -> Tensor:
-    """0, with the gradient of a loss."""
-    return loss - loss.detach()
-
-
-def fitted_parts(pair: Pair) -> list[nn.Module]:
-    """The parts that are fitted in training to rows and what is made of z, as the noise of a likelihood is."""
-    return [part for part in _modules(pair) if getattr(part, "fitted_to_rows", False)]
-
-
-def _not_fitted(pair: Pair) -> list[nn.Module]:
-    """All others."""
-    return [part for part in _modules(pair) if not getattr(part, "fitted_to_rows", False)]
-
-
-def _modules(pair: Pair) -> Iterator[nn.Module]:
-    """The modules of a pair, with those inside of them."""
-    return (part for root in pair.modules().values() for part in root.modules())
-
-
-@contextmanager
-def in_mode(modules: Iterator[nn.Module] | Sequence[nn.Module], mode: bool) -> Iterator[None]:
-    """Some modules in training or evaluation mode, each by itself, and back afterwards."""
-    before = [(module, module.training) for module in modules]
-    for module, _ in before:
-        module.training = mode
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was

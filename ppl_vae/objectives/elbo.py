@@ -16,9 +16,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.objectives.adversarial import VAEGANLoss, has_discriminator
+from ppl_vae.objectives.adversarial import VAEGANLoss
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.objectives.elementwise import ElementwiseELBO
+from ppl_vae.objectives.judged_rows import has_discriminator
 from ppl_vae.objectives.path_gradients import (
     RepeatableGuide,
     draws_of,

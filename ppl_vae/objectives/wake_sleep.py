@@ -9,9 +9,9 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.objectives.adversarial import fitted_parts, in_mode
 from ppl_vae.objectives.alternating import Alternating, Turn
 from ppl_vae.objectives.base import Loss
+from ppl_vae.objectives.judged_rows import fitted_parts, in_mode
 from ppl_vae.pairs import (
     Batch,
     Layout,
