@@ -63,7 +63,7 @@ def densities(
     priors: dict[str, Any] = {"diagonal normal": DiagonalNormal(), "normal": FullNormal()}
     priors |= {f"mixture of {k}": MixturePrior(k) for k in components}
     priors["flow"] = FlowPrior()
-    columns = ["autoencoder", "density of the codes", "log p(z)", "log p(x)", "of rows"]
+    columns = ["autoencoder", "density of the codes", "log p(z)", "log p(x)", "by"]
     shown = Table(columns, steps=2 * len(priors))
     shown.head()
     sheet: dict[str, Tensor] = {"test rows": rows.test[:10]}
@@ -78,7 +78,7 @@ def densities(
             log_z = refitted.prior().log_prob(codes).detach()
             exact = kind == "linear" and name != "flow"
             if exact:
-                log_x = refitted.log_evidence(rows.test).detach()
+                log_x = refitted.log_evidence(x).detach()
             else:
                 sampling = MeanField(rows.shape, code, training.network)
                 refit_guide(
@@ -92,13 +92,13 @@ def densities(
                     *(refitted, sampling, x), num_samples=num_samples, seed=0, progress=False
                 )
                 log_x = found.log_likelihood.values
-            shown.row([kind, name, _of(log_z), _of(log_x), "all, exact" if exact else f"{len(x)}"])
+            shown.row([kind, name, _of(log_z), _of(log_x), "closed form" if exact else "samples"])
             shown.step(f"{kind}, {name}")
             sheet[f"{kind}, {name}"] = sample(refitted, 10, seed=0, means=True)
     with replacing(output, overwrite=overwrite) as file:
         picture_of_rows(sheet).savefig(file)
     print(
-        f"\nNats per row of {rows.name}, {len(rows.test)} test rows (log p(x) of deep ones: {len(x)}), means "
+        f"\nNats per row of {rows.name}, {len(rows.test)} test rows (log p(x): the first {len(x)}), means "
         f"and standard errors over rows. Codes of {code}, {training.max_epochs} epochs of {len(rows.train)} "
         f"rows, {guide_epochs} of the guides that sample. The draws, means of p(x | z), are {output}."
     )
