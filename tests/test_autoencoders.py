@@ -19,7 +19,18 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import check, diagnose, evaluate, fit, refit_prior
+from ppl_vae import (
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    inference_gaps,
+    load_run,
+    refit_prior,
+    save_run,
+    to_arviz,
+)
+from ppl_vae.diagnosis import posterior_grid
 from ppl_vae.evaluation import annealed_importance_sampling
 from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, OptimalGaussian
@@ -33,8 +44,9 @@ from ppl_vae.models import (
     MixturePrior,
 )
 from ppl_vae.networks import MLP, Convolutional, Denoising, GaussianNoise, MaskingNoise, UnitNorm
-from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO
+from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO, TargetRate
 from ppl_vae.pairs import Pair, PairError, find_layout
+from ppl_vae.runs import Comparison
 from ppl_vae.tasks import encode, interpolate, outliers, reconstruct, sample, traverse
 
 VARIANCES = torch.tensor([5.0, 3.0, 2.0, 0.8, 0.5, 0.2], dtype=torch.float64)
@@ -678,3 +690,89 @@ def test_vanilla_vae_is_a_configuration() -> None:
         "output": "torch.nn.Sigmoid",
     }
     assert config["objective"]["init_args"]["beta"] == pytest.approx(w * 3 * 32 * 32 / 8)
+
+
+def sparse_pair() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    prior = LaplacePrior(0.5)
+    return Autoencoder((D,), 2, linear=True, prior=prior), DeltaEncoder((D,), 2, linear=True)
+
+
+def test_no_bound_on_log_p_is_made_of_a_flat_density() -> None:
+    """Also with a guide that samples, whose log q(z | x) is there."""
+    x = exact_rows()[0].float()
+    torch.manual_seed(0)
+    model, guide = Autoencoder((D,), 2, linear=True), MeanField((D,), 2)
+    found = evaluate(model, guide, x, num_samples=4)
+    assert NOT_DEFINED in found.lines()
+    for call in (
+        partial(inference_gaps, model, guide, x[:2], num_samples=4, max_steps=1),
+        partial(posterior_grid, model, guide, x[:2]),
+        partial(diagnose, model, guide, x),
+    ):
+        with pytest.raises(PairError, match=r"p.z. of 'z' is improper"):
+            call()
+    with pytest.raises(
+        PairError, match=r"TargetRate sets beta by rate and distortion, but p.z. of"
+    ):
+        fit(model, guide, x, objective=ELBO(beta=TargetRate(nats=3.0)), max_epochs=1)
+
+
+def test_a_point_beside_draws_leaves_a_bound() -> None:
+    """A point for what all rows share, and draws for each row: the ELBO is one given that point."""
+    x = torch.randn(6)
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(w + z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("w", dist.Delta(torch.tensor(0.5)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - 0.5) / 2, 0.5**0.5))
+
+    found = evaluate(model, guide, x, num_samples=10)
+    assert not found.at_points
+    assert found.lines()[0][0] == "ELBO"
+    exact = dist.Normal(0.5, 2**0.5).log_prob(x)
+    torch.testing.assert_close(found.elbo.values, exact)
+
+
+def test_what_was_maximized_at_points_is_nowhere_called_an_elbo(tmp_path: Path) -> None:
+    x = exact_rows()[0].float()
+    model, guide = sparse_pair()
+    found = evaluate(model, guide, x, num_samples=4)
+    assert "ELBO" not in str(found)
+    assert "ELBO" not in " ".join(found.warnings)
+    worst = outliers(model, guide, x, num=3)
+    assert worst.table()[0] == ["row", "log p(x, z)", "distortion", "rate"]
+    for name, pair in (("sparse", sparse_pair()), ("plain", our_pair())):
+        evaluation = evaluate(*pair, x, num_samples=4)
+        save_run(tmp_path / name, *pair, evaluation=evaluation)
+    told = load_run(tmp_path / "sparse")._repr_html_()
+    assert "log p(x, z)" in told
+    assert "ELBO" not in told
+    assert "nan" not in load_run(tmp_path / "plain")._repr_html_()
+    table = Comparison.of([load_run(tmp_path / name) for name in ("sparse", "plain")]).table()
+    for row in table[1:]:
+        line = dict(zip(table[0], row, strict=True))
+        assert (line["ELBO"], line["rate"], line["log p(x)"]) == ("not defined",) * 3
+        assert line["unreliable"] == "-"
+        assert line["distortion"] != "not defined"
+    exported = to_arviz(model, guide, x, num_samples=4, num_draws=2, seed=0)
+    assert "log_likelihood" not in exported
+    assert diagnose(model, guide, x).information_bounds[0] == 0.0
+    assert math.isnan(diagnose(model, guide, x).information_bounds[1])
+
+
+def test_autoencoders_in_double_precision_can_be_used() -> None:
+    x, _ = exact_rows()
+    model, guide = linear_pair(2)
+    z = encode(model, guide, x)["z"]
+    torch.testing.assert_close(
+        sample(model, 2, given={"z": z[:2]}, means=True), model.decode(z[:2]).mean
+    )
+    assert interpolate(model, guide, x[:1], x[1:2], steps=3).dtype == torch.float64
+    assert traverse(model, guide, x, 0, steps=3).dtype == torch.float64

@@ -49,8 +49,13 @@ def fit_of(run: Run, objective: Objective) -> Fit:
     """What is known of the training of a run."""
     history = read_history(run.path)
     best = len(history)
-    if run.config.get("patience") and not isinstance(objective.beta, Controller):
-        held = [row.get("validation_elbo", -math.inf) for row in history]
+    judged = objective.judged_by_elbo and not hasattr(run.model, "discriminator")
+    if run.config.get("patience") and judged and not isinstance(objective.beta, Controller):
+        # Of a pair without an ELBO the distortion was watched.
+        held = [
+            row.get("validation_elbo", -row.get("validation_distortion", math.inf))
+            for row in history
+        ]
         best = max(range(best), key=held.__getitem__, default=-1) + 1
     prior_epochs, best_of_prior = _epochs_of_prior(run)
     if prior_epochs:

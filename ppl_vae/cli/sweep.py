@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -250,7 +251,8 @@ def _said(folder: SweepFolder, run: SweepRun, outcome: Outcome) -> str:
     if outcome.state == "stopped":
         return "stopped"
     row = SweepTable.of(folder, [run]).rows[0]
-    return f"ELBO {row['elbo']:.2f} nats ({duration(outcome.seconds)})"
+    name = "ELBO" if math.isfinite(row["elbo"]) else "distortion"
+    return f"{name} {row[name.lower()]:.2f} nats ({duration(outcome.seconds)})"
 
 
 def _again(options: Any) -> str:

@@ -63,7 +63,8 @@ class Diagnosis(Result):
             `missing` says why, if the guide gives no density of one row's latents under another's posterior.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
         leave_one_out: I(x; z) with the aggregate posterior of the other rows, nats: an upper bound.
-        rate: E KL(q(z | x) || p(z)) of the rows given, nats: an upper bound on I(x; z), too.
+        rate: E KL(q(z | x) || p(z)) of the rows given, nats: an upper bound on I(x; z), too. -log p(z) of
+            points.
         causes: Why each dimension that is not active is not, by name: with evidence, and what to do about it.
         num_rows: Number of rows used.
         information_limit: The largest mutual information that these rows can show, nats; log n if None.
@@ -129,6 +130,8 @@ class Diagnosis(Result):
         the aggregate posterior of the other rows, are upper bounds: the smaller one counts. Where the estimates
         are not known, the values are 0 and the rate.
         """
+        if self.of_points:  # without a density
+            return 0.0, math.nan
         lower = _beyond(self.mutual_information, -2.0)
         # Where the prior depends on what rows come with, the rate is no bound: the "marginal KL" is negative.
         common = not _beyond(self.marginal_kl, 2.0) < 0

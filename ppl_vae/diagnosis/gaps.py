@@ -29,6 +29,7 @@ from ppl_vae.pairs import (
     notes_on_discrete,
     num_rows,
     require_no_points,
+    require_proper,
     sample_rows,
     stated_by,
     summed_rows,
@@ -383,6 +384,7 @@ def _gaps_of_rows(
     covered: bool,
 ) -> tuple[dict[str, Tensor], str]:
     pair, layout = session.pair, session.layouts.of(batch).of_another_guide
+    require_proper(layout, "inference_gaps")
     require_no_points(layout, "inference_gaps")
     if not (layout.latents or layout.shared or layout.enumerated):  # the ELBO is log p(x)
         exact = _bounds(layout, pair, batch, num_samples, chunk, finite, covered)

@@ -170,7 +170,7 @@ def to_arviz(
         )
     # Of codes it is not known, and without a density of z not defined, for any row.
     unknown = evaluation.certain and bool(evaluation.log_likelihood.values.isnan().all())
-    if not unknown and not evaluation.elbo.missing:
+    if not unknown and not evaluation.at_points and not evaluation.elbo.missing:
         observed = list(groups["observed_data"])
         groups["log_likelihood"] = _log_likelihood(evaluation, observed, num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)
@@ -259,7 +259,7 @@ def _draw_once(
     pair, layout, args = session.pair, session.layouts.of(batch), as_args(batch)
     posterior: dict[str, Any] = dict(draw_jointly(pair, layout, batch, shared).nodes)
     free = poutine.uncondition(pair.model) if predictive else pair.model
-    free = ImproperStandIns()(Substitute(shared_prior)(free))
+    free = ImproperStandIns(pair.model)(Substitute(shared_prior)(free))
     prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)
     for name in layout.shared:
         shared[name], shared_prior[name] = posterior[name]["value"], prior[name]["value"]

@@ -66,7 +66,7 @@ class PriorGuide:
         # plates from them.
         with poutine.block(hide_fn=_is_observed), poutine.mask(mask=False):
             model = poutine.infer_config(self.model, _hide_enumerated)
-            ImproperStandIns()(model)(*args, **kwargs)
+            ImproperStandIns(self.model)(model)(*args, **kwargs)
 
 
 def _is_observed(site: Site) -> bool:

@@ -107,8 +107,8 @@ class Evaluation(DataResult):
             to leave out nothing (`StructuredMeanField` of the model) are not among them.
         certain: Whether the guide puts all of its mass on one value of each latent, as a quantizer does. Then
             ELBO, rate and distortion are exact, and log p(x), which is at least the ELBO, is NaN.
-        at_points: Whether the guide gives a point for every row: then `elbo` is log p(x, z) there, no bound on
-            log p(x).
+        at_points: Whether the guide gives a point for every latent, and draws nothing: then `elbo` is log p(x,
+            z) there, no bound on log p(x).
     """
 
     elbo: Estimate

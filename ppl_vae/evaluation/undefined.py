@@ -14,13 +14,15 @@ class Undefined:
     def __init__(self) -> None:
         self._points: dict[str, int] = {}  # rows of each latent
         self._improper: dict[str, int] = {}
-        self._rows = {"points": 0, "improper": 0, "both": 0}
+        self._rows = {"points": 0, "alone": 0, "improper": 0, "both": 0}
         self._all = 0
 
     def add(self, layout: Layout, n: int) -> tuple[str, ...]:
         """Counts n rows of a layout; what is not defined of them."""
         self._all += n
         self._rows["points"] += n if layout.points else 0
+        alone = {*layout.points} == {*layout.latents} and not layout.shared
+        self._rows["alone"] += n if layout.points and alone else 0
         self._rows["improper"] += n if layout.improper else 0
         self._rows["both"] += n if layout.points or layout.improper else 0
         for counts, names in ((self._points, layout.points), (self._improper, layout.improper)):
@@ -32,8 +34,8 @@ class Undefined:
 
     @property
     def all_points(self) -> bool:
-        """Whether the guide gives a point for every row."""
-        return self._all > 0 and self._rows["points"] == self._all
+        """Whether the guide gives a point for every latent of every row, and draws nothing."""
+        return self._all > 0 and self._rows["alone"] == self._all
 
     @property
     def missing(self) -> str:
@@ -67,9 +69,11 @@ class Undefined:
             )
         if self._points and not (self._improper and self._rows["improper"] == self._all):
             some = self._rows["points"] < self._all
+            in_elbo = "the ELBO leaves it out of log q(z | x)"
             found.append(
                 f"the guide gives a point for {self._named(self._points)}, which has no density: log p(x) is "
-                f"not defined{' there' if some else ''}, and the ELBO leaves it out of log q(z | x)"
+                f"not defined{' there' if some else ''}, and "
+                f"{'log p(x, z) there is no bound on it' if self.all_points else in_elbo}"
                 f"{', so that the means of ELBO and rate mix two kinds of rows' if some else ''}; use a guide "
                 "that samples, or annealed_importance_sampling from the prior"
             )

@@ -87,6 +87,7 @@ class VAEGANLoss(Alternating):
     """
 
     why_no_free_bits = " with adversarial losses; set free_bits=0"
+    judged_by_elbo = False
 
     gamma: float = 0.01
     saturating: bool = False
@@ -178,6 +179,7 @@ class GANLoss(Alternating):
     """
 
     why_no_free_bits = ": a GAN has no KL; set free_bits=0"
+    judged_by_elbo = False
 
     saturating: bool = False
     discriminator_lr: float | None = None
@@ -262,6 +264,7 @@ class FeatureELBO(Objective):
     """
 
     why_no_free_bits = VAEGANLoss.why_no_free_bits
+    judged_by_elbo = False
 
     @property
     def needs_reparameterized_latents(self) -> str:

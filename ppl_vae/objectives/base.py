@@ -71,6 +71,8 @@ class Objective(ABC):
         num_particles: Samples of z per row, drawn in one vectorized run if the pair allows it.
         loss_is_elbo: Whether minus the loss, at beta = 1 and without free bits, is the ELBO in expectation. Set
             by subclasses.
+        judged_by_elbo: Whether a higher held-out ELBO is what it is after. If not, as with an adversary, early
+            stopping never acts, and the last weights are kept. Set by subclasses.
         why_no_free_bits: If an objective has no free bits: the reason, appended to "there are no free bits" in
             the error. Set by subclasses.
 
@@ -101,6 +103,7 @@ class Objective(ABC):
 
     loss_is_elbo = False
     why_no_free_bits = ""
+    judged_by_elbo = True
 
     beta: float | Schedule | Controller = 1.0
     free_bits: float = 0.0

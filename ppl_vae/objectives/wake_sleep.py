@@ -21,6 +21,7 @@ from ppl_vae.pairs import (
     as_args,
     latent_sites,
     num_rows,
+    require_proper,
     row_log_prob,
     sample_rows,
     sum_to_rows,
@@ -93,6 +94,7 @@ class WakeSleep(Alternating):
 
     def _sleep(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         _require_draws(layout)
+        require_proper(layout, "WakeSleep")
         n = num_rows(batch)
         with torch.no_grad():
             rows = sample_rows(pair, layout, batch, 1)

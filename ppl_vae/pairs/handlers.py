@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ppl_vae.pairs.traces import Site, is_improper
@@ -50,13 +50,22 @@ class ImproperStandIns(Messenger):
 
     For a look at the sites of a model that is run without its guide. Nothing that is reported may depend on
     these values: see `require_proper`.
+
+    Args:
+        program: The model, whose dtype and device they have.
     """
+
+    def __init__(self, program: object) -> None:
+        super().__init__()
+        owner = getattr(program, "program", program)
+        numbers = owner.parameters() if isinstance(owner, nn.Module) else ()
+        self._like = next((p for p in numbers if p.is_floating_point()), torch.zeros(()))
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["value"] is None and not msg["is_observed"] and is_improper(msg):
             transform = biject_to(msg["fn"].support)
             shape = torch.Size((*msg["fn"].batch_shape, *msg["fn"].event_shape))
-            msg["value"] = transform(torch.zeros(transform.inverse_shape(shape)))
+            msg["value"] = transform(self._like.new_zeros(transform.inverse_shape(shape)))
 
 
 class Substitute(Messenger):

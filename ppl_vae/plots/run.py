@@ -155,7 +155,9 @@ def draw_run(
         names = (plane, "interpolations", "kl_per_dimension", "aggregate_posterior", "codes")
         draws = {name: draw for name, draw in draws.items() if name not in names}
         draws["use_of_codes"] = pictures.use_of_codes
-    elif len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
+    elif (
+        len(diagnosis.kl) < 3 and not evaluation.elbo.missing
+    ):  # then the aggregate posterior shows them all
         del draws["codes"]
     return draw_into(folder, draws, weights, dark)
 
@@ -450,7 +452,7 @@ def is_standard_normal(model: Program, x: Batch) -> bool:
         (True, False)
     """
     with opened(model, PriorGuide(model), x, seed=0, progress=False) as session:
-        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(
+        trace = poutine.trace(ImproperStandIns(session.pair.model)(session.pair.model)).get_trace(
             *as_args(session.first)
         )
         return all(_is_standard(trace.nodes[name]["fn"]) for name in session.layout.latents)

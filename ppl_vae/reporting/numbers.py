@@ -322,8 +322,13 @@ def _is_told(name: str, history: Sequence[Mapping[str, float]]) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The place of the epoch with the highest held-out ELBO; None if it was not measured."""
-    found = {i: row["validation_elbo"] for i, row in enumerate(history) if "validation_elbo" in row}
+    """The place of the epoch with the highest held-out ELBO; None if it was not measured.
+
+    Of a pair that has no ELBO, that with the lowest held-out distortion.
+    """
+    of_elbo = any("validation_elbo" in row for row in history)
+    name, sign = ("validation_elbo", 1) if of_elbo else ("validation_distortion", -1)
+    found = {i: sign * row[name] for i, row in enumerate(history) if name in row}
     found = {i: value for i, value in found.items() if math.isfinite(value)}
     return max(found, key=lambda i: found[i]) if found else None
 
@@ -334,9 +339,17 @@ def _cell(row: Mapping[str, float], name: str) -> str:
 
 
 def lowest_of(rows: Mapping[str, Sequence[Any]] | None) -> str:
-    """By what rows are the worst: log p(x), or the ELBO where that is not known of any."""
-    values = (rows or {}).get("log_likelihood", ())
-    return "log p(x)" if any(map(math.isfinite, values)) else "ELBO"
+    """By what rows are the worst: log p(x), the ELBO where that is not known of any, or the distortion."""
+    for name, text in (("log_likelihood", "log p(x)"), ("elbo", "ELBO")):
+        if any(map(math.isfinite, (rows or {}).get(name, ()))):
+            return text
+    return "distortion" if (rows or {}).get("distortion") else "ELBO"
+
+
+def title_of_worst(rows: Mapping[str, Sequence[Any]] | None) -> str:
+    """What the table of the worst rows is called."""
+    name = lowest_of(rows)
+    return f"Rows with the {'highest' if name == 'distortion' else 'lowest'} {name}"
 
 
 def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
@@ -351,6 +364,9 @@ def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
     if lowest_of(rows) == "ELBO" and "elbo" in columns:
         columns = [name for name in columns if name in ("elbo", "rate", "distortion")]
         values = rows["elbo"]
+    highest = lowest_of(rows) == "distortion"
+    if highest:
+        columns, values = ["distortion"], [-value for value in rows["distortion"]]
     order = sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: values[i])
     cells = [
         [str(i), *(_of_row(name, _told(rows, name, i)) for name in columns)] for i in order[:most]
@@ -358,7 +374,7 @@ def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
     return table(
         ["row", *(_OF_ROWS[name] for name in columns)],
         cells,
-        f"Rows with the lowest {_OF_ROWS[columns[0]]}",
+        title_of_worst(rows),
     )
 
 

@@ -25,13 +25,13 @@ from ppl_vae.reporting.numbers import (
     Row,
     best_epoch,
     epoch_table,
-    lowest_of,
     number_table,
     of_annealed,
     of_colors,
     of_diagnosis,
     of_evaluation,
     of_gaps,
+    title_of_worst,
     worst_rows,
 )
 from ppl_vae.reporting.pictures import TRAINING, Found, in_grid, pictures_of, unread_told
@@ -291,7 +291,7 @@ def _tables(
         ]
     if worst:
         told += [
-            element("h3", f"Rows with the lowest {lowest_of(rows)}"),
+            element("h3", title_of_worst(rows)),
             paragraph("The numbers of rows count from 0, nats; evaluation.csv has all of them."),
             worst,
         ]

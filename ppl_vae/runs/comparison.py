@@ -134,11 +134,12 @@ class Comparison(Result):
             row.append(self.active_units[i])
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
+                points = any(each.get("at_points") for each in (e, self.evaluations[0]))
                 bound = quantity == "log_likelihood" and any(
                     map(_is_bound, (e, self.evaluations[0]))
                 )
                 unknown = "not known" if bound else "not defined"
-                there = unknown if math.isnan(d.mean) else d.numbers("+.2f")
+                there = unknown if math.isnan(d.mean) or points else d.numbers("+.2f")
                 row.append("-" if i == 0 else there)
             rows.append(row)
         return rows
@@ -146,7 +147,8 @@ class Comparison(Result):
     def _unreliable(self, run: int) -> str:
         """The share of rows whose log p(x) is not to be trusted; "-" if none is claimed, or for older runs."""
         rows = self.values[run].get("unreliable")
-        claimed = not self.evaluations[run].get("certain", False)
+        known = self.evaluations[run]
+        claimed = not (known.get("certain", False) or known.get("at_points", False))
         return "-" if rows is None or not claimed else f"{sum(map(bool, rows)) / len(rows):.1%}"
 
     def lines(self) -> list[tuple[str, str]]:
@@ -173,11 +175,14 @@ class Comparison(Result):
         for name, e, rows in zip(self.names, self.evaluations, self.values, strict=True):
             kind = "drawn" if any(rows.get("log_likelihood_error", [1.0])) else "exact"
             kind = "at least the ELBO" if _is_bound(e) else kind
+            kind = "not defined" if e.get("at_points") else kind
             kinds.setdefault(kind, []).append(name)
             samples |= {e["num_samples"]} if kind == "drawn" else set()
         drawn = " / ".join(map(str, sorted(samples)))
         told = {"drawn": f"by importance sampling with {drawn} samples"}
-        first, *others = sorted(kinds, key=["drawn", "exact", "at least the ELBO"].index)
+        first, *others = sorted(
+            kinds, key=["drawn", "exact", "at least the ELBO", "not defined"].index
+        )
         how = told.get(first, first)
         how += "".join(f", {kind} for {', '.join(kinds[kind])}" for kind in others)
         return [
@@ -195,6 +200,8 @@ def _is_bound(evaluation: Mapping[str, Any]) -> bool:
 def _in_words(evaluation: Mapping[str, Any], quantity: str) -> str:
     """The mean of a quantity; where it is known from one side alone, that."""
     mean, digits = evaluation[quantity]["mean"], 4 if quantity == "bits_per_dim" else 2
+    if evaluation.get("at_points") and quantity in ("elbo", "rate"):
+        return "not defined"  # it is log p(x, z) at a point, and -log p(z): no bound
     if not math.isnan(mean):
         return f"{mean:.{digits}f}"
     size = evaluation.get("num_values")

@@ -21,6 +21,7 @@ their places, unless the user trusts the folder: see docs/security.md.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -112,10 +113,15 @@ class Run:
             lines.append(("data", str(self.config["data"])))
         if self.history:
             lines.append(("epochs", str(len(self.history))))
-        for name, text in (("elbo", "ELBO"), ("log_likelihood", "log p(x)")):
-            found = (self.evaluation or {}).get(name)
-            if isinstance(found, Mapping) and isinstance(found.get("mean"), float):
-                lines.append((text, f"{found['mean']:.3f} nats"))
+        known = self.evaluation or {}
+        points = known.get("at_points") is True  # then the "ELBO" is no bound
+        names = {"elbo": "log p(x, z)" if points else "ELBO", "log_likelihood": "log p(x)"}
+        for name, text in {**names, "distortion": "distortion"}.items():
+            found = known.get(name)
+            value = found.get("mean") if isinstance(found, Mapping) else None
+            needed = name != "distortion" or points
+            if isinstance(value, float) and math.isfinite(value) and needed:
+                lines.append((text, f"{value:.3f} nats"))
         return lines
 
 

@@ -251,7 +251,7 @@ def discrete_latents(
         found = session.layout.discrete
         if not categorical:
             return found
-        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(
+        trace = poutine.trace(ImproperStandIns(session.pair.model)(session.pair.model)).get_trace(
             *as_args(session.first)
         )
         return tuple(name for name in found if is_categorical(trace.nodes[name]))

@@ -24,6 +24,7 @@ class Outliers(RowResult):
         rate: Their KL(q(z | x) || p(z)): how far from the prior they are encoded.
         by: What they are sorted by.
         out_of: The number of all rows.
+        at_points: Whether the guide gives points: then `elbo` is log p(x, z) there.
     """
 
     index: Tensor
@@ -32,6 +33,7 @@ class Outliers(RowResult):
     rate: Estimate
     by: str
     out_of: int
+    at_points: bool = False
 
     @classmethod
     def of(
@@ -64,12 +66,13 @@ class Outliers(RowResult):
             rate=Estimate(evaluation.rate.values[order], missing=evaluation.rate.missing),
             by=by,
             out_of=len(badness),
+            at_points=evaluation.at_points,
         )
 
     def table(self) -> list[list[str]]:
         """One line for each row."""
-        columns = {"ELBO": self.elbo, "distortion": self.distortion, "rate": self.rate}
-        if self.elbo.missing:
+        columns = {"log p(x, z)" if self.at_points else "ELBO": self.elbo, "distortion": self.distortion,
+        "rate": self.rate} if self.elbo.missing:
             columns = {"distortion": self.distortion}
         numbers = zip(
             self.index.tolist(), *(e.values.tolist() for e in columns.values()), strict=True

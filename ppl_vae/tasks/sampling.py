@@ -155,9 +155,9 @@ def _blank(model: Program, given: Given) -> Batch:
         )
     beside = [_two(as_tensor(given[name], f"given['{name}']", arguments.dtype)) for name in others]
     with preserve_random_state(), evaluating(pair, seed=None):
-        free = poutine.trace(ImproperStandIns()(poutine.uncondition(pair.model))).get_trace(
-            torch.zeros(2, *shape), *beside
-        )
+        free = poutine.trace(
+            ImproperStandIns(pair.model)(poutine.uncondition(pair.model))
+        ).get_trace(torch.zeros(2, *shape), *beside)
     seen = [n for n, s in sample_sites(free).items() if s["infer"].get("was_observed")]
     rows = torch.zeros(2, *shape)
     try:
@@ -197,7 +197,8 @@ def unobserved(session: Session, x: Batch) -> Batch:
         return x
     first = session.first
     with preserve_random_state(), torch.no_grad():
-        trace = poutine.trace(ImproperStandIns()(session.pair.model)).get_trace(*as_args(first))
+        looked = ImproperStandIns(session.pair.model)(session.pair.model)
+        trace = poutine.trace(looked).get_trace(*as_args(first))
     seen: list[Any] = [trace.nodes[name]["value"] for name in session.layout.observed]
     arguments = dict(zip(places_of(first), tensors_of(first), strict=True))
     kept = {
@@ -240,7 +241,9 @@ class Draw:
         pair = session.pair
         warn_if_draws_follow_data(pair, session.first)
         require_proper(session.layout, "sample", given)
-        asked = poutine.trace(ImproperStandIns()(pair.model)).get_trace(*as_args(session.first))
+        asked = poutine.trace(ImproperStandIns(pair.model)(pair.model)).get_trace(
+            *as_args(session.first)
+        )
         self._data = data_sites(asked, session.layout.observed, tensors_of(session.first)[0], site)
         if self._data.steps:
             self._data = replace(self._data, names=_in_order(session, self._data.names))

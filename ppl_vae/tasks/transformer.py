@@ -222,6 +222,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean ELBO of the rows, in nats per row: the higher, the better.
 
+        Of a pair that has no ELBO, as an autoencoder's p(z) is improper, minus the distortion.
+
         Args:
             X: Rows, `(n, features)`.
             y: As in `fit`; with labels, the ELBO is that of log p(x, y), or of log p(x | y).
@@ -236,7 +238,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             seed=self._seed,
             progress=False,
         )
-        return found.elbo.mean
+        return -found.distortion.mean if found.elbo.missing else found.elbo.mean
 
     def _with_labels(self, model: Program, guide: Program, rows: torch.Tensor, y: object) -> Batch:
         """What the pair is called with: the rows, and their labels if it takes labels.

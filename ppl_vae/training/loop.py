@@ -145,6 +145,13 @@ class Training:
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
         objective = self.objective.of(layout, first)
+        self._judged_by_elbo = objective.judged_by_elbo
+        if layout.improper and isinstance(requested_objective.beta, Controller):
+            raise PairError(
+                f"{type(requested_objective.beta).__name__} sets beta by rate and distortion, but p(z) of "
+                f"'{layout.improper[0]}' is improper, so that there is no rate: give beta a number or a "
+                "schedule"
+            )
         of_pair = len(parameters)
         parameters = {n: p for n, p in parameters.items() if not objective.keeps(pair, n)}
         if not parameters:
@@ -482,7 +489,7 @@ class Training:
             step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
             step_scheduler(self.scheduler)
-        warm = progress.epoch >= self.objective.requested.warmup_epochs
+        warm = self._judged_by_elbo and progress.epoch >= self.objective.requested.warmup_epochs
         if self.patience is not None and warm and watched > progress.best_elbo:
             progress.best_elbo, progress.best_epoch = watched, progress.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
