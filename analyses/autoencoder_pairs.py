@@ -64,11 +64,15 @@ class Rows:
         name: What they are called.
         train: All rows that are not for the test, `(n, *shape)`.
         test: The rows of the test.
+        train_labels: A label for each training row; None if the data have none.
+        test_labels: The same for the test.
     """
 
     name: str
     train: Tensor
     test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
 
     @classmethod
     def of(cls, name: str, data_dir: Path, sizes: Sizes) -> Rows:
@@ -76,8 +80,10 @@ class Rows:
         data = load_data(name, data_dir=data_dir, max_rows=sizes.max_rows, seed=sizes.seed)
         # Pictures are k / 255 already; the digits are counts.
         most = data.levels - 1 if data.levels and float(data.train.max()) > 1 else 1
-        train = torch.cat([data.train, data.validation])
-        return cls(data.name, train / most, data.test / most)
+        train, labels = torch.cat([data.train, data.validation]), None
+        if data.train_labels is not None and data.validation_labels is not None:
+            labels = torch.cat([data.train_labels, data.validation_labels])
+        return cls(data.name, train / most, data.test / most, labels, data.test_labels)
 
     @property
     def shape(self) -> tuple[int, ...]:

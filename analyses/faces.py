@@ -51,7 +51,7 @@ def manifold(
 
     Args:
         data: Pictures in the order of a video, `(n, 1, height, width)` of bytes, in an `.npy` file; or a name
-            as for `load_data`, whose rows are taken in their order.
+            as for `load_data`, which has a split.
         runs: Folder that keeps the trained pairs; what was stopped goes on.
         training: Networks and trainings.
         size: Faces per side of the plane, at equal steps of the mass of N(0, I).
@@ -74,7 +74,7 @@ def manifold(
     with replacing(output, overwrite=overwrite) as file:
         plane_of(means, size=size).savefig(file)
     shown.step("picture")
-    print(f"\n{_told(rows, training)} The picture is {output}.")
+    print(f"\n{_told(data, rows, training)} The picture is {output}.")
 
 
 def moves(
@@ -98,7 +98,7 @@ def moves(
 
     Args:
         data: Pictures in the order of a video, `(n, 1, height, width)` of bytes, in an `.npy` file; or a name
-            as for `load_data`, whose rows are taken in their order.
+            as for `load_data`, which has a split.
         runs: Folder that keeps the trained pairs; what was stopped goes on.
         latent_dim: Number of latents.
         training: Networks and trainings.
@@ -152,8 +152,8 @@ def moves(
         picture_of_rows(sheet).savefig(file)
     shown.step("picture")
     print(
-        f"\n{_told(rows, training)} {latent_dim} latents. The picture is {output}: paths begin and end at "
-        "test faces."
+        f"\n{_told(data, rows, training)} {latent_dim} latents. The picture is {output}: paths begin and end "
+        "at test faces."
     )
 
 
@@ -228,23 +228,28 @@ def vae(rows: Rows, latent_dim: int, sizes: Sizes) -> Pair:
     )
 
 
-def frames(data: str, sizes: Sizes) -> Rows:
+def is_video(data: str) -> bool:
+    """Whether data are the frames of a video, and no name as for `load_data`."""
+    return data.endswith(".npy")
+
+
+def frames(data: str, sizes: Sizes, data_dir: Path = Path("data")) -> Rows:
     """The frames of a video, split by stretches: neighbors are nearly alike, and would be on both sides.
+
+    Data by name have a split of their own.
 
     Raises:
         ValueError: The file holds something else.
     """
-    if not data.endswith(".npy"):
-        rows = Rows.of(data, Path("data"), sizes)
-        x = torch.cat([rows.train, rows.test])
-    else:
-        pictures = np.load(data)
-        if pictures.ndim != 4 or pictures.dtype != np.uint8:
-            raise ValueError(
-                f"data: {data} must hold pictures of bytes, (n, 1, height, width), got {pictures.dtype} of "
-                f"shape {pictures.shape}"
-            )
-        x = torch.from_numpy(pictures)[: sizes.max_rows].float() / 255
+    if not is_video(data):
+        return Rows.of(data, data_dir, sizes)
+    pictures = np.load(data)
+    if pictures.ndim != 4 or pictures.dtype != np.uint8:
+        raise ValueError(
+            f"data: {data} must hold pictures of bytes, (n, 1, height, width), got {pictures.dtype} of "
+            f"shape {pictures.shape}"
+        )
+    x = torch.from_numpy(pictures)[: sizes.max_rows].float() / 255
     stretch = torch.arange(len(x)) // STRETCH
     for_test = stretch % EVERY == EVERY - 1
     if not bool(for_test.any()):  # few rows, for a quick trial
@@ -259,10 +264,13 @@ def _measured(model: Any, guide: Any, rows: Rows) -> list[str]:
     return [f"{len(rows.test)}", *(each.numbers(".2f") for each in numbers)]
 
 
-def _told(rows: Rows, training: Sizes) -> str:
+def _told(data: str, rows: Rows, training: Sizes) -> str:
+    what, which = "rows", "its test rows"
+    if is_video(data):
+        what, which = "frames", "of other stretches of the video for the test"
     return (
-        f"{len(rows.train)} frames of {rows.name} for training, {training.max_epochs} epochs; {len(rows.test)} "
-        "of other stretches of the video for the test."
+        f"{len(rows.train)} {what} of {rows.name} for training, {training.max_epochs} epochs; {len(rows.test)} "
+        f"{which}."
     )
 
 

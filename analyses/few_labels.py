@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from few_labels_encoders import ENCODERS, Setting, Sizes
 from kept_scores import Scores, Shares
+from numpy.typing import NDArray
 from progress import Table, chosen_rows, start
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from ppl_vae.guides import SemiSupervised
 from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.objectives import SemiSupervisedELBO
 from ppl_vae.stats import Estimate
+from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe
+
+Array = NDArray[Any]
 
 PIXELS, NEAREST, M2 = "pixels, logistic regression", "pixels, nearest neighbor", "M2"
 PROBE, TUNED = "probe", "fine-tuned"
@@ -135,8 +139,8 @@ def _beside(name: str) -> str:
 def methods_of(of: Setting, learning: Learning) -> dict[str, Callable[[int, int], Shares]]:
     """The lines of the table: from a number of labels and of draws, the shares of each draw."""
     found: dict[str, Callable[[int, int], Shares]] = {
-        PIXELS: partial(by_estimator, of, LogisticRegression(max_iter=1000)),
-        NEAREST: partial(by_estimator, of, KNeighborsClassifier(1)),
+        PIXELS: partial(by_pixels, of, learning),
+        NEAREST: partial(by_nearest, of),
     }
     for name in ENCODERS:
         found[f"{name}, {PROBE}"] = partial(by_probe, of, learning, name)
@@ -173,15 +177,37 @@ def by_fine_tuning(of: Setting, learning: Learning, name: str, labels: int, draw
     return _shares(found.accuracy.by_repeat)
 
 
-def by_estimator(of: Setting, estimator: Any, labels: int, draws: int) -> Shares:
-    """An estimator of scikit-learn that sees the rows with a label alone."""
+def by_pixels(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
+    """Logistic regression on rows as they are, with the scale and the choice of C that a probe has."""
+
+    def predict(x: Array, y: Array, held: Array, draw: int) -> Array:
+        rng = np.random.default_rng(draw)
+        return LogisticProbe.fit(x, y, STRENGTHS, rng, learning.scale_each).predict(held)
+
+    return _of_rows(of, predict, labels, draws)
+
+
+def by_nearest(of: Setting, labels: int, draws: int) -> Shares:
+    """The label of the nearest row that has one."""
+
+    def predict(x: Array, y: Array, held: Array, draw: int) -> Array:
+        found: Array = KNeighborsClassifier(1).fit(x, y).predict(held)
+        return found
+
+    return _of_rows(of, predict, labels, draws)
+
+
+def _of_rows(
+    of: Setting, predict: Callable[[Array, Array, Array, int], Array], labels: int, draws: int
+) -> Shares:
+    """Of a classifier that sees the rows with a label alone: rows, labels, test rows, draw -> classes."""
     (x, y), (held, truth) = _labelled(of)
-    scale, found = float(x.max()), []
+    rows, test = (each.flatten(1).double().numpy() for each in (x, held))
+    found = []
     for draw in range(draws):
-        known = few_labels(y, labels, draw) >= 0
-        estimator.fit(x[known].flatten(1) / scale, y[known])
-        predicted = torch.from_numpy(estimator.predict(held.flatten(1) / scale))
-        found.append(float((predicted == truth).double().mean()))
+        known = (few_labels(y, labels, draw) >= 0).numpy()
+        right = predict(rows[known], y.numpy()[known], test, draw) == truth.numpy()
+        found.append(float(right.mean()))
     return found
 
 
@@ -193,7 +219,6 @@ def by_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
         "classes": 1 + int(y.max()),
         "network": of.sizes.network,
     }
-    weight = learning.m2_weight * len(x) / labels
     found = []
     for draw in range(draws):
         torch.manual_seed(of.sizes.seed + draw)
@@ -201,6 +226,7 @@ def by_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
         guide = SemiSupervised(of.data.shape, **options)
         told = few_labels(y, labels, draw)
         keep = (told >= 0) | (torch.arange(len(x)) < len(of.rows))
+        weight = learning.m2_weight * int(keep.sum()) / labels
         of.fit(
             *(model, guide, (x[keep], told[keep]), None, learning.m2_epochs),
             objective=SemiSupervisedELBO(classification=weight),

@@ -23,7 +23,7 @@ from faces import frames
 from progress import Table, chosen_rows, start
 from torch import Tensor
 
-from ppl_vae import classification_accuracy_score, evaluate, load_data, refit_guide
+from ppl_vae import classification_accuracy_score, evaluate, refit_guide
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import VAE, VAEGAN
@@ -152,10 +152,12 @@ def main(
     fitted to it, in turn. The feature distance is |Dis_l(x) - Dis_l(x')|^2, as a share of the variance of
     Dis_l(x), for a row x and its reconstruction x', by the discriminator of a GAN of another seed, which no
     line was trained with. The spread of the draws is their variance as a share of that of the rows: below a
-    half, the line counts as collapsed. All seeds are printed.
+    half, the line counts as collapsed. All seeds are printed. Rows are unreliable if their log p(x) is not to
+    be trusted, even with better proposals than the guide.
 
     Args:
-        data: A video in an `.npy` file, which is split by stretches, or a name as for `load_data`.
+        data: A video in an `.npy` file, which is split by stretches, or a name as for `load_data`, which has a
+            split.
         data_dir: Folder of the data, in torchvision's layout.
         runs: Folder that keeps the trained pairs; what was stopped goes on.
         models: Which lines, by their names; all by default.
@@ -174,10 +176,17 @@ def main(
     """
     require_output(output, overwrite=overwrite)
     chosen = chosen_rows(models, MODELS)
-    rows = frames(data, sizes) if data.endswith(".npy") else Rows.of(data, data_dir, sizes)
+    rows = frames(data, sizes, data_dir)
+    if accuracy:
+        labels_of(rows)  # before anything is trained
     of = Setting(rows, latent_dim, sizes, gamma, layer, runs)
-    columns = ["model", "seed", "ELBO", "log p(x)", "squared error", "feature distance"]
-    columns += ["spread of draws", "collapsed", *(["accuracy"] if accuracy else [])]
+    columns = ["model", "seed", "ELBO", "log p(x)", "unreliable", "squared error"]
+    columns += [
+        "feature distance",
+        "spread of draws",
+        "collapsed",
+        *(["accuracy"] if accuracy else []),
+    ]
     shown = Table(columns, steps=len(chosen) * seeds + 1)
     shown.head()
     judge = replace(of, sizes=replace(sizes, seed=sizes.seed + 1000)).gan()[0].discriminator
@@ -194,7 +203,7 @@ def main(
             found = evaluate(
                 *(model, guide, rows.test[:test_rows]),
                 num_samples=num_samples,
-                method="guide",
+                method="auto",
                 seed=0,
                 progress=False,
             )
@@ -202,13 +211,14 @@ def main(
             spread = _variance(drawn) / _variance(rows.test)
             cells = [name, f"{seed}", _of(found.elbo.values), _of(found.log_likelihood.values)]
             cells += [
+                f"{found.unreliable.double().mean():.1%}",
                 _of(squared_errors(rows.test, seen)),
                 f"{distance(judge, rows.test, seen):.3f}",
             ]
             cells += [f"{spread:.2f}", "yes" if spread < SPREAD else "no"]
             if accuracy:
                 encoder = guide if name == "GAN" else own
-                cells.append(accuracy_of(data, data_dir, sizes, (model, encoder), classifier_steps))
+                cells.append(accuracy_of(rows, (model, encoder), classifier_steps))
             shown.row(cells)
             shown.step(f"{name}, seed {seed}")
             if seed == sizes.seed:
@@ -253,16 +263,27 @@ def distance(judge: Any, x: Tensor, seen: Tensor) -> float:
     )
 
 
-def accuracy_of(data: str, data_dir: Path, sizes: Sizes, pair: Pair, steps: int) -> str:
+def labels_of(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Labels of the training rows and of the test rows.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if rows.train_labels is None or rows.test_labels is None:
+        raise ValueError(
+            f"--accuracy needs labels, and {rows.name} has none: leave it out, or choose data with labels, "
+            "such as digits or MNIST"
+        )
+    return rows.train_labels, rows.test_labels
+
+
+def accuracy_of(rows: Rows, pair: Pair, steps: int) -> str:
     """The accuracy on real test rows of classifiers that were trained on reconstructions, percent."""
-    loaded = load_data(
-        data, data_dir=data_dir, labels=True, max_rows=sizes.max_rows, seed=sizes.seed
-    )
-    seen = reconstructed(pair, loaded.train[0])
+    labels, test_labels = labels_of(rows)
     found = classification_accuracy_score(
-        (seen, loaded.train[1]),
-        loaded.train,
-        loaded.test,
+        (reconstructed(pair, rows.train), labels),
+        (rows.train, labels),
+        (rows.test, test_labels),
         classifier=NetworkClassifier(num_steps=steps),
         seeds=2,
         progress=False,

@@ -40,7 +40,7 @@ from ppl_vae.models import (
 )
 from ppl_vae.networks import MLP, Labels, Slots
 from ppl_vae.pairs import PairError
-from ppl_vae.tasks.probing import STRENGTHS, _folds
+from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe, _folds
 
 D = 4
 SPREAD = torch.tensor([3.0, 1.0, 0.5, 0.5])
@@ -96,6 +96,14 @@ def test_a_probe_is_logistic_regression_on_standardized_encodings() -> None:
     assert found.accuracy.mean == pytest.approx((expected == TEST[1].numpy()).mean())
     assert found.num_labels == 30
     assert found.dimensions == 2
+    # Other scales give other weights long before they give other classes.
+    own = LogisticProbe.fit(
+        z, rows[1][known].numpy(), [0.3], np.random.default_rng(0), scale_each=True
+    )
+    assert own.weight[1] - own.weight[0] == pytest.approx(by_hand.coef_[0], rel=1e-3)
+    assert own.bias[1] - own.bias[0] == pytest.approx(by_hand.intercept_[0], rel=1e-3)
+    assert own.scale == pytest.approx(scale)
+    assert np.array_equal(own.predict(held), found.predicted[0].numpy())
 
 
 def test_a_probe_of_several_classes_is_scikit_learn_s() -> None:
@@ -228,14 +236,18 @@ def test_codes_are_probed_by_their_vectors() -> None:
     network = Slots(3, MLP(hidden=(8,)))
     model = VQVAE((D,), VectorQuantizer(codes=8, dim=2), network, Gaussian(1.0))
     guide = QuantizingEncoder(model, network)
-    found = probe(model, guide, TRAIN, TEST, strengths=[1.0])
+    found = probe(model, guide, TRAIN, TEST, strengths=[1e-3])
     assert found.dimensions == 6
     z = model.quantizer.embed(guide.codes(TRAIN[0])).detach().flatten(1).double().numpy()
     held = model.quantizer.embed(guide.codes(TEST[0])).detach().flatten(1).double().numpy()
-    scale = np.where(z.std(0) > 0, z.std(0), 1.0)
-    by_hand = LogisticRegression(max_iter=1000).fit((z - z.mean(0)) / scale, TRAIN[1])
-    agree = by_hand.predict((held - z.mean(0)) / scale) == found.predicted[0].numpy()
-    assert agree.mean() > 0.999
+
+    def by_hand(scale: Any) -> Any:
+        fitted = LogisticRegression(C=1e-3).fit((z - z.mean(0)) / scale, TRAIN[1])
+        return fitted.predict((held - z.mean(0)) / scale)
+
+    assert np.array_equal(by_hand(np.sqrt(z.var(0).mean())), found.predicted[0])
+    own = np.where(z.std(0) > 0, z.std(0), 1.0)
+    assert not np.array_equal(by_hand(own), found.predicted[0])  # so that the scale is seen
 
 
 # -- fine_tune --------------------------------------------------------------------------------------------

@@ -207,13 +207,14 @@ def _vectors_of_codes(rows: RowDensities) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class LogisticProbe:
-    """Standardization and logistic regression, fitted.
+    """Shift, scale and logistic regression, fitted.
 
     Attributes:
         center: Mean of each number of a row.
-        scale: Its standard deviation, 1 if that is 0.
+        scale: What it is divided by: the standard deviation of all numbers together, or with `scale_each` its
+            own; 1 if that is 0.
         strength: C.
-        weight: Of the standardized numbers, one line for each class that was there, `(k, dimensions)`.
+        weight: Of the scaled numbers, one line for each class that was there, `(k, dimensions)`.
         bias: `(k,)`.
         classes: The classes that were there, `(k,)`.
     """
