@@ -282,6 +282,7 @@ def _loaded(
     model = dict(config["model"]) if isinstance(config.get("model"), Mapping) else {}
     model["init_args"] = {**(model.get("init_args") or {}), "prior": copy.deepcopy(spec)}
     left_out = ("versions", "made_by", "refit_of", "model", "prior", "fit_of_prior")
+    left_out += ("start_from", "start_parts")
     new = {
         **{name: value for name, value in config.items() if name not in left_out},
         "model": model,
