@@ -163,8 +163,8 @@ def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         CorruptFileError: An option has a value that it cannot have.
     """
     parser = Parser()
-    own = {"data": str, "seed": int, "num_samples": int}
-    own |= dict.fromkeys(("start_from", "start_parts"), str | None)
+    own: dict[str, Any] = {"data": str, "seed": int, "num_samples": int}
+    own |= {"start_from": str | None, "start_parts": str | None}
     for name, kind in own.items():
         parser.add_argument(f"--{name}", type=kind)
     data = PATCHES if of_photos(config) else DATA

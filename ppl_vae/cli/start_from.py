@@ -81,12 +81,10 @@ class StartFrom:
         """
         pair = _known_pair(setup)
         comparison = _Comparison(self.run, pair)
-        if self.parts:
-            taken = {part: comparison.of_part(part) for part in self.parts}
-        else:
-            taken = comparison.of_all()
+        parts = {part: comparison.of_part(part) for part in self.parts}
+        taken = parts or comparison.of_all()
         names = {name for part in taken.values() for name in part}
-        pair.load_state(
+        pair.load_state(  # in the precision of the new pair
             {name: comparison.there[name].to(comparison.here[name].dtype) for name in names}
         )
         model, guide = pair.bound()
@@ -105,8 +103,8 @@ def random_judge(setup: Setup, start: StartFrom | None) -> str:
     model = str(setup.config["model"]["class_path"]).removeprefix("ppl_vae.models.")
     return (
         f"FeatureELBO judges by the features of {_JUDGE}, which are those of random weights here, and does not "
-        f"train them: train it first, by `ppl-vae train --model {model} --objective GANLoss --run_dir runs/gan` "
-        f"with the same data and options of the discriminator, then add --start_from runs/gan --start_parts {_JUDGE}"
+        f"train them. Train it first, with the same data and model, `ppl-vae train --model {model} --objective "
+        f"GANLoss --run_dir runs/gan`; then add --start_from runs/gan --start_parts {_JUDGE}"
     )
 
 
@@ -145,7 +143,8 @@ class _Comparison:
             UsageError: The two are not alike.
         """
         if wrong := self._difference([*self.here, *self.there]):
-            alike = ",".join(self._alike())
+            found = self._alike()
+            alike = ",".join(p for p in found if p.rpartition(".")[0] not in found)
             parts = f", or take the parts that are alike: --start_parts {alike}" if alike else ""
             raise UsageError(
                 f"--start_from {self.run}: {wrong}. Build the new pair with the options of that run (--config "
@@ -162,27 +161,12 @@ class _Comparison:
         """
         here, there = _names(part, self.here), _names(part, self.there)
         if not here or not there:
-            has = (
-                f", but {self.run} has it"
-                if there
-                else f", but the new pair has it"
-                if here
-                else ""
-            )
-            who = (
-                "the new pair"
-                if there
-                else f"{self.run}"
-                if here
-                else f"neither the new pair nor {self.run}"
-            )
-            no = "has a" if not (here or there) else "has no"
-            common = {p for p in _parts(self.here) if _names(p, self.there)}
-            hint = did_you_mean(part, sorted(common))
-            listed = ", ".join(sorted(p for p in common if p.count(".") <= 1))
-            both = f"both have {listed}" if listed else "the two have no part in common"
+            # A hint at another part helps against a slip alone, and not where one of the two has this one.
+            hint = "" if here or there else did_you_mean(part, _parts(self.here))
+            alike = ", ".join(self._alike())
+            parts = f"alike in both are {alike}" if alike else "no part is alike in both"
             raise UsageError(
-                f"--start_parts {part}: {who} {no} part of this name{has}{hint}; {both}"
+                f"--start_parts {part}: {self._who_lacks(bool(here), bool(there))}{hint}; {parts}"
             )
         if wrong := self._difference([*here, *there]):
             raise UsageError(
@@ -191,15 +175,22 @@ class _Comparison:
             )
         return here
 
+    def _who_lacks(self, here: bool, there: bool) -> str:
+        """Which of the two has no part of a name, by whether it has one."""
+        if here:
+            return f"{self.run} has no such part, and the new pair has it"
+        if there:
+            return f"the new pair has no such part, and {self.run} has it"
+        return f"neither the new pair nor {self.run} has such a part"
+
     def _alike(self) -> list[str]:
-        """The largest parts that both have alike: programs, or parts of them."""
-        found: list[str] = []
-        for part in sorted(_parts(self.here), key=lambda name: name.count(".")):
-            names = {*_names(part, self.here), *_names(part, self.there)}
-            above = any(part.startswith(f"{other}.") for other in found)
-            if part.count(".") <= 1 and not above and not self._difference(names):
-                found.append(part)
-        return found
+        """The parts that both have alike: programs, and the parts that these consist of."""
+        return [
+            part
+            for part in _parts(self.here)
+            if part.count(".") <= 1
+            and not self._difference([*_names(part, self.here), *_names(part, self.there)])
+        ]
 
     def _difference(self, names: Collection[str]) -> str:
         """The first difference between tensors of these names, in words; empty if there is none."""
