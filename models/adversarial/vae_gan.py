@@ -24,7 +24,8 @@ class VAEGAN(LatentDecoder):
     - `VAEGANLoss`, which the default objective `ELBO` selects for it: VAE/GAN;
     - `GANLoss`: a GAN; a guide is fitted afterwards, by `refit_guide`;
     - `FeatureELBO`: VAE_Dis, with the features of a GAN's discriminator:
-      `model.discriminator.load_state_dict(gan.discriminator.state_dict())`.
+      `model.discriminator.load_state_dict(gan.discriminator.state_dict())`, on the command line
+      `--start_from RUN --start_parts model.discriminator`.
 
     The VAE to compare them with is `VAE(..., likelihood=OptimalGaussian())`.
 

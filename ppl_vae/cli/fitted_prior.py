@@ -281,7 +281,10 @@ def _loaded(
     warn_of_other_rows(source, data)
     model = dict(config["model"]) if isinstance(config.get("model"), Mapping) else {}
     model["init_args"] = {**(model.get("init_args") or {}), "prior": copy.deepcopy(spec)}
-    left_out = ("versions", "made_by", "refit_of", "model", "prior", "fit_of_prior")
+    left_out = (
+        *("versions", "made_by", "refit_of", "start_from", "start_parts"),
+        *("model", "prior", "fit_of_prior"),
+    )
     new = {
         **{name: value for name, value in config.items() if name not in left_out},
         "model": model,

@@ -241,6 +241,13 @@ def describe(command: str, options: Options) -> None:
 def _train(options: Options) -> None:
     _add_config(options)
     _add_resume(options, "train", "max_epochs")
+    what = "run whose trained weights the new pair starts from; it is built from the options here"
+    options.add_argument("--start_from", type=str, metavar="RUN", help=what)
+    what = (
+        "only these parts of both programs start from there, such as model.discriminator or "
+        "guide.encoder,model.decoder (default: all of both programs)"
+    )
+    options.add_argument("--start_parts", type=str, metavar="A,B", help=what)
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     _add_posterior(options)

@@ -70,7 +70,7 @@ def _options_for(
         raise UsageError(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
         )
-    left_out = ("guide", "versions", "refit_of", "made_by")
+    left_out = ("guide", "versions", "refit_of", "made_by", "start_from", "start_parts")
     kept = {n: v for n, v in checked(source, run.config).items() if n not in left_out}
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])

@@ -163,11 +163,13 @@ def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         CorruptFileError: An option has a value that it cannot have.
     """
     parser = Parser()
-    for name, kind in (("data", str), ("seed", int), ("num_samples", int)):
+    own: dict[str, Any] = {"data": str, "seed": int, "num_samples": int}
+    own |= {"start_from": str | None, "start_parts": str | None}
+    for name, kind in own.items():
         parser.add_argument(f"--{name}", type=kind)
     data = PATCHES if of_photos(config) else DATA
     add_functions(parser, (*data, *TRAINING))
-    values = [n for n in ("data", "seed", "num_samples", *names(data)) if n in config]
+    values = [n for n in (*own, *names(data)) if n in config]
     objects = [n for n in names(TRAINING) if n in config]  # which set_up makes
     try:
         parsed = parser.parse_object({name: config[name] for name in (*values, *objects)})

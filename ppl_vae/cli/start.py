@@ -122,10 +122,10 @@ def config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dic
         again = command_again(config, path)
         does = "continues it" if "--resume" in again else "fits it anew"
         raise UsageError(f"{path} was made by `ppl-vae {maker}`, which {does}: {again}")
-    has_checkpoints = _has_checkpoints(path)
+    goes_on = has_checkpoints(path)
     # A refit writes weights, those of its model, before it begins.
     last = EVALUATION if command == "refit" else WEIGHTS
-    if not has_checkpoints and (path / last).exists():
+    if not goes_on and (path / last).exists():
         raise UsageError(
             f"{path} holds a finished run without checkpoints: there is nothing to continue, and nothing was "
             f"changed; to train it again from the start, use --run_dir {as_typed(path)} --overwrite"
@@ -133,7 +133,8 @@ def config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dic
     return config
 
 
-def _has_checkpoints(path: Path) -> bool:
+def has_checkpoints(path: Path) -> bool:
+    """Whether a run folder holds what a training can go on from."""
     folder = path / CHECKPOINTS  # `glob` would find none in one that may not be read
     return folder.is_dir() and any(name.startswith("step-") for name in os.listdir(folder))
 
@@ -212,7 +213,7 @@ def started(
                     _require_apart_from_data(path, setup.config)
                 if processes is not None:
                     path = processes.from_first(path)  # the name contains the time
-                resume = given.get("resume") is not None and _has_checkpoints(path)
+                resume = given.get("resume") is not None and has_checkpoints(path)
                 if processes is not None:
                     resume = processes.from_first(resume)
                 if is_first:

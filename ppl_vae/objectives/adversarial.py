@@ -246,7 +246,7 @@ class FeatureELBO(Objective):
     in nats per row (Larsen et al., arXiv:1512.09300). The discriminator is that of a GAN that was trained
     before (`GANLoss`), in evaluation mode; it is neither moved nor given to the optimizer. Parameters of
     `model.likelihood` are trained by the distortion alone, as `VAEGANLoss` says. It is a single loss without
-    turns.
+    turns. On the command line, `--start_from RUN --start_parts model.discriminator` takes it from RUN.
 
     Raises:
         PairError: As from `VAEGANLoss`.

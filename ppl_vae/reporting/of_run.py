@@ -306,6 +306,8 @@ def _made(content: Content, history: Sequence[Mapping[str, float]]) -> Markup:
         facts.append(("command", f"ppl-vae {maker}"))
     if "refit_of" in config:
         facts.append(("pair of" if maker == "refit-prior" else "model of", config["refit_of"]))
+    if config.get("start_from") is not None:
+        facts.append(("started from", config["start_from"]))
     facts += [(name, config[name]) for name in ("data", "seed", "device") if name in config]
     facts.append(("begun", _date(run / CONFIG)))
     if content.weights is not None:

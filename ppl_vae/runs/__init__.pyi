@@ -72,7 +72,9 @@ from .trust import (
 )
 from .weights import (
     ReplacedError as ReplacedError,
+    constraints_of as constraints_of,
     read_history as read_history,
+    read_state as read_state,
     require_weights as require_weights,
     what_history_lacks as what_history_lacks,
     write_weights as write_weights,

@@ -49,15 +49,25 @@ def write_weights(path: Path, model: Program, guide: Program, *, epochs: int | N
         A digest of names, values and constraints. It is written into the results that belong to them.
     """
     pair = Pair.of(model, guide)
-    constraints = {}
-    for name in pair.store["params"]:
-        try:
-            constraints[name] = _describe_constraint(pair.store["constraints"][name])
-        except TypeError as error:
-            raise TypeError(f"pyro.param '{name}' cannot be saved: {error}") from error
+    constraints = constraints_of(pair)
     known = {} if epochs is None else {_EPOCHS: epochs}
     write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints, **known})
     return content_digest(path / WEIGHTS)
+
+
+def constraints_of(pair: Pair) -> dict[str, dict[str, Any]]:
+    """The constraints of the `pyro.param` values of a pair by name, as `read_state` finds them in a file.
+
+    Raises:
+        TypeError: One of them cannot be written as names and numbers.
+    """
+    found = {}
+    for name in pair.store["params"]:
+        try:
+            found[name] = _describe_constraint(pair.store["constraints"][name])
+        except TypeError as error:
+            raise TypeError(f"pyro.param '{name}' cannot be saved: {error}") from error
+    return found
 
 
 def require_weights(path: Path, weights: str) -> None:
@@ -123,20 +133,18 @@ def what_history_lacks(path: Path) -> str:
     )
 
 
-def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> str:
-    """Loads the saved state into a pair.
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The numbers in a run's folder, as `Pair.state` names them. Nothing that the folder names is imported.
 
     Returns:
-        Its digest.
+        The tensors, and the description of the constraint of each `pyro.param` value, by its name.
+
+    Raises:
+        FileNotFoundError: The run has no weights.
+        CorruptFileError: They are damaged, or something else.
     """
-    file = path / WEIGHTS
-    if (path / CHECKPOINTS).is_dir():
-        command = f"ppl-vae train --resume {as_typed(path)}"
-        remedy = f"`{command}` finishes the run from its checkpoints and writes it again"
-    else:
-        remedy = "save or train the run again"
+    file, remedy = path / WEIGHTS, _remedy(path)
     try:
-        weights = content_digest(file)
         state, metadata = read_tensors(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} has no {WEIGHTS}: {remedy}") from error
@@ -144,10 +152,30 @@ def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> st
         raise CorruptFileError(file, f"{str(error).removeprefix(f'{file}: ')}; {remedy}") from error
     if "constraints" not in metadata:
         raise CorruptFileError(file, f"the file holds something else than weights; {remedy}")
-    pair = Pair.of(model, guide)
     constraints = metadata.get("constraints")
     if not isinstance(constraints, dict) or not all(_PARAM + name in state for name in constraints):
         raise CorruptFileError(file, f"it lacks the constraints of its parameters; {remedy}")
+    return state, constraints
+
+
+def _remedy(path: Path) -> str:
+    """What to do about weights that cannot be read."""
+    if (path / CHECKPOINTS).is_dir():
+        command = f"ppl-vae train --resume {as_typed(path)}"
+        return f"`{command}` finishes the run from its checkpoints and writes it again"
+    return "save or train the run again"
+
+
+def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> str:
+    """Loads the saved state into a pair.
+
+    Returns:
+        Its digest.
+    """
+    file = path / WEIGHTS
+    state, constraints = read_state(path)
+    weights = content_digest(file)
+    pair = Pair.of(model, guide)
     trust.check_constraints(
         file, [c for described in constraints.values() for c in _classes(file, described)]
     )
