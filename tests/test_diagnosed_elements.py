@@ -296,7 +296,11 @@ def test_few_elements_are_still_dimensions_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "rung", [IndependentSegments, pytest.param(ScanLineSegments, marks=pytest.mark.slow)]
+    "rung",
+    [
+        pytest.param(IndependentSegments, marks=pytest.mark.slow),
+        pytest.param(ScanLineSegments, marks=pytest.mark.slow),
+    ],
 )
 def test_a_prior_that_has_fallen_on_one_value(
     rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]

@@ -176,7 +176,7 @@ def test_a_thousand_random_pairs() -> None:
     assert found.reliable >= 0.99 * found.rows, found
 
 
-@pytest.mark.parametrize("seed", [599, 767, 951])
+@pytest.mark.parametrize("seed", [pytest.param(599, marks=pytest.mark.slow), 767, 951])
 def test_pairs_that_once_were_wrong(seed: int) -> None:
     """A guide ten times too wide among 256 latents; a tenth of the mass unseen; a mode that was left alone."""
     found = total(tallies(range(seed, seed + 1)))["all"]
