@@ -181,7 +181,7 @@ def test_early_stopping_does_not_keep_weights_that_miss_the_target() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TargetRate")
-@pytest.mark.parametrize("epochs", [3, 7])
+@pytest.mark.parametrize("epochs", [pytest.param(3, marks=pytest.mark.slow), 7])
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int) -> None:
     """Also where it is stopped between two settings of beta: an epoch has 8 steps."""
 

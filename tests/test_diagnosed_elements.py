@@ -149,9 +149,8 @@ class FromThePrior(SegmentationEncoder):
         return dist.Independent(dist.Categorical(logits=logits, validate_args=False), 2)
 
 
-@pytest.mark.parametrize(
-    "colors", [Palette(), pytest.param(PictureColors(SMALL), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("colors", [Palette(), PictureColors(SMALL)])
 def test_a_weight_of_the_kl_that_is_too_large_is_named_and_mended(
     colors: Any, pictures: tuple[Tensor, Tensor]
 ) -> None:

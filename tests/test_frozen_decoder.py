@@ -50,7 +50,7 @@ def agrees(found: Estimate, truth: Tensor, sigmas: float = 4.0) -> None:
 
 def test_the_curve_of_a_linear_decoder() -> None:
     model, x = programs.pca(n=20)
-    curve = frozen_decoder_curve(model, x, slopes=SLOPES, num_chains=64, num_steps=250, seed=0)
+    curve = frozen_decoder_curve(model, x, slopes=SLOPES, num_chains=64, num_steps=500, seed=0)
     for slope, point in zip(SLOPES, curve, strict=True):
         assert point.slope == slope
         rate, distortion = exact(model, x, slope)
@@ -150,7 +150,7 @@ def test_chains_in_parts_and_rows_in_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**14)
     model, x = programs.pca(n=2)
     curve = frozen_decoder_curve(
-        model, x, slopes=[0.5, 1.0], num_chains=40, num_steps=30, num_leapfrog=4, seed=0
+        model, x, slopes=[0.5, 1.0], num_chains=40, num_steps=60, num_leapfrog=4, seed=0
     )
     for point in curve:
         rate, distortion = exact(model, x, point.slope)

@@ -119,7 +119,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     """Guide, objective, classes and the weight of the labels are filled in; the pictures are drawn."""
     run = tmp_path / "run"
     options = ("--labels", "30", "--model", "SemiSupervisedVAE", "--model.latent_dim", "2")
-    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, *BARE, "--max_epochs", "2", "--quiet"]
     assert main([*command, "--run_dir", str(run)]) == 0
     printed = capsys.readouterr()
     assert "the curve of training cannot be compared" in " ".join(printed.out.split())
@@ -271,7 +271,7 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
 ) -> None:
     run = tmp_path / "run"
     options = ("--labels", "true", "--model", "ConditionalVAE", "--guide", "FullCovariance")
-    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, *BARE, "--max_epochs", "2", "--quiet"]
     assert main([*command, "--run_dir", str(run)]) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     for role in ("model", "guide"):

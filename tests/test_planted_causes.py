@@ -69,7 +69,7 @@ def test_planted_causes_are_named_in_14_of_15_pairs(cause: str) -> None:
 
 TRAINED = ["--max_rows", "400", "--num_samples", "5", "--model.latent_dim", "3", "--quiet"]
 TRAINED += ["--model.network.hidden", "[32]", "--guide.network.hidden", "[32]"]
-TRAINED += ["--posterior", "never", "--learning_rate", "0.005"]
+TRAINED += ["--posterior", "never", "--report", "false", "--learning_rate", "0.005"]
 
 WARMING = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", "100"]
 WARMING += ["--objective.beta.end", "5000", "--max_epochs", "20"]
@@ -101,6 +101,7 @@ def test_the_command_works_as_it_is_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     assert main(["train", "--run_dir", "run", *TRAINED, *options]) == 0
     (line,) = [x.strip() for x in capsys.readouterr().out.splitlines() if "  ppl-vae " in x]
     before: Any = load_run("run").diagnosis
