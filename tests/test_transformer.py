@@ -67,7 +67,7 @@ def test_arrays_that_are_not_writable() -> None:
 
 
 def test_numbers_are_those_of_the_model() -> None:
-    found = PairTransformer(exact_pair, max_epochs=250, learning_rate=0.05, random_state=0).fit(X)
+    found = PairTransformer(exact_pair, max_epochs=400, learning_rate=0.05, random_state=0).fit(X)
     model: Any = found.model_
     x = torch.as_tensor(X, dtype=torch.float32)
     z = found.transform(X)
