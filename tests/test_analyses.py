@@ -464,6 +464,8 @@ SLOW = (  # half a minute each
         "collapse.py",
         "context_window.py",
         "inference_gaps.py",
+        "lagging.py",
+        "mnist.py",
         "planted_causes.py",
         "priors.py",
     ),

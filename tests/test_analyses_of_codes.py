@@ -474,8 +474,12 @@ def test_two_rows_of_the_table_in_nats(tmp_path: Path) -> None:
         run("vq_vae.py", "table", "--quick", '--rows=["VAE"]', cwd=tmp_path)
 
 
+SLOW = ("classification_accuracy.py", "vq_vae.py")
+
+
 @pytest.mark.parametrize(
-    "script", [pytest.param(n, marks=pytest.mark.slow if n == "vq_vae.py" else ()) for n in CHECKS]
+    "script",
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CHECKS],
 )
 def test_script(script: str, tmp_path: Path) -> None:
     CHECKS[script](tmp_path)

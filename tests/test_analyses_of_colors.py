@@ -126,6 +126,12 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("script", list(CHECKS))
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n == "colorization_inference.py" else ())
+        for n in CHECKS
+    ],
+)
 def test_script(script: str, tmp_path: Path) -> None:
     CHECKS[script](tmp_path)

@@ -126,7 +126,10 @@ def test_loo_is_the_sum_of_log_p_of_the_rows() -> None:
     np.testing.assert_allclose(np.asarray(rows), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("num_draws", [30, 100, 400])
+@pytest.mark.parametrize(
+    "num_draws",
+    [30, pytest.param(100, marks=pytest.mark.slow), pytest.param(400, marks=pytest.mark.slow)],
+)
 def test_loo_does_not_warn(num_draws: int) -> None:
     model, x = pca(n=10)
     data = to_arviz(model, Exact(model), 100 * x, num_samples=2, num_draws=num_draws)
@@ -136,7 +139,7 @@ def test_loo_does_not_warn(num_draws: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
-@pytest.mark.parametrize("num_draws", [30, 100, 400])
+@pytest.mark.parametrize("num_draws", [30, 100, pytest.param(400, marks=pytest.mark.slow)])
 def test_loo_does_not_praise_unreliable_rows(num_draws: int) -> None:
     """All draws of a row are equal, which is the best k-hat there could be."""
     model, x = pca(n=40)

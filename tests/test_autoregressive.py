@@ -87,7 +87,13 @@ def test_the_jacobian_is_strictly_lower_triangular(shape: tuple[int, ...], categ
     assert (slopes[torch.ones(size, size, dtype=torch.bool).tril(-1)] > 0).all()
 
 
-@pytest.mark.parametrize("objective", [ELBO(), TraceELBO(num_particles=2)], ids=["ELBO", "Trace"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(ELBO(), id="ELBO"),
+        pytest.param(TraceELBO(num_particles=2), id="Trace", marks=pytest.mark.slow),
+    ],
+)
 def test_fit_learns_the_frequencies(objective: Objective) -> None:
     """Trained on all rows with multiplicities, the best log p(x) is minus the entropy of those."""
     weights = torch.tensor([9, 1, 3, 3, 1, 5, 7, 3])  # of the 8 binary rows of three values

@@ -619,6 +619,7 @@ def test_help_lists_what_networks_in_networks_take(capsys: pytest.CaptureFixture
     assert "--model.network.base.window" not in shown
 
 
+@pytest.mark.slow
 def test_a_decoder_that_needs_no_z_learns_the_density_and_ignores_z() -> None:
     """Each pixel is that on its left with probability 0.9: log p(x) is known, and a window of 1 is enough."""
     torch.manual_seed(0)

@@ -147,7 +147,7 @@ def test_word_dropout_keeps_z_in_use() -> None:
         description = AutoregressiveDecoder(MLP((16,)), 8, 2, 6, dropout, categories=2)
         model: Any = VAE((6,), 1, description, Categorical(2))
         guide = MeanField((6,), 1, description)
-        fit(model, guide, x, max_epochs=60, batch_size=64, learning_rate=0.01, seed=0)
+        fit(model, guide, x, max_epochs=30, batch_size=64, learning_rate=0.02, seed=0)
         found = evaluate(model, guide, x, num_samples=100, method="guide", seed=0)
         rates.append(found.rate.mean)
     assert rates[0] < 0.15

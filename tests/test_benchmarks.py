@@ -107,10 +107,11 @@ def colorize(folder: Path) -> None:
 
 
 SLOW = [
-    pytest.param(check, marks=pytest.mark.slow) for check in (training, evaluation, live, colorize)
+    pytest.param(check, marks=pytest.mark.slow)
+    for check in (training, evaluation, live, colorize, em)
 ]
 
 
-@pytest.mark.parametrize("check", [*SLOW, em, coding])
+@pytest.mark.parametrize("check", [*SLOW, coding])
 def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
     check(tmp_path)

@@ -748,6 +748,7 @@ def test_a_compiled_step_may_choose_other_codes_for_vectors_between_two(
         assert not next(iter(step._cache.values())).recording.chooses
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_a_compiled_step_agrees_to_float_precision() -> None:
     x = rows(5)  # as in the next test of Inductor, which then finds it compiled

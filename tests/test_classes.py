@@ -311,7 +311,10 @@ def test_the_warning_is_of_labels_and_of_plain_objectives_alone() -> None:
 
 
 @pytest.mark.filterwarnings("always::ppl_vae.checks.PairWarning")
-def test_the_command_line_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     file = saved(tmp_path, np.array([0, 5, 9])[WHOLE])
     command = ["train", "--data", str(file), "--labels", "9", "--model", "SemiSupervisedVAE"]
     plain = (

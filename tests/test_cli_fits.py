@@ -70,7 +70,8 @@ def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
 def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> None:
     prior = ("--model.prior", "VampPrior", "--model.prior.components", "3")
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
-        options = ("--max_epochs", "1", "--model.latent_dim", "2", *SMALL, *NETWORK, *prior)
+        bare = ("--posterior", "never", "--report", "false")
+        options = ("--max_epochs", "1", "--model.latent_dim", "2", *SMALL, *NETWORK, *prior, *bare)
         assert main(["train", "--run_dir", str(tmp_path / "first"), *options]) == 0
     z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     of_run: Any = load_run(tmp_path / "first").model
@@ -222,8 +223,9 @@ def test_em_leaves_a_run_that_is_evaluated_exactly(
 
 
 def test_em_warns_of_a_model_that_overfits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ppl_vae.cli.em._draw", lambda *_, **__: [])
     short = ("--max_iterations", "5", "--quiet", "--run_dir")
     assert main(["em", "--model.components", "4", *short, str(tmp_path / "full")]) == 0
     (line,) = (w for w in capsys.readouterr().out.splitlines() if "overfits" in w)

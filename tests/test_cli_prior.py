@@ -253,7 +253,7 @@ def test_vectors_have_a_prior_of_vectors(
     assert "--prior MixturePrior --prior.components 3" in again
 
 
-@pytest.mark.parametrize("source", ["labels", "levels"])
+@pytest.mark.parametrize("source", ["labels", pytest.param("levels", marks=pytest.mark.slow)])
 def test_a_fit_that_was_killed_goes_on(
     source: str,
     place: Path,

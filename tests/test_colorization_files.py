@@ -113,6 +113,7 @@ def test_the_annealed_mean_at_one_is_the_mean(annealing: Any, model: Any, photo:
     assert torch.equal(in_tiles, found)
 
 
+@pytest.mark.slow
 def test_a_cold_annealed_mean_is_the_likeliest_entry(annealing: Any, photo: Photo) -> None:
     model = moved(IndependentSegments(3, Palette(), SMALL))
     found = annealing.annealed_mean(model, photo.luma, 1e-4)

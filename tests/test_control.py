@@ -99,7 +99,7 @@ def trained(control: Controller, epochs: int = 200) -> Any:
     ("kind", "level"),
     [
         ("rate", 0.2),
-        ("distortion", 1.5),
+        pytest.param(*("distortion", 1.5), marks=pytest.mark.slow),
         pytest.param("rate", 1.5, marks=pytest.mark.slow),
         pytest.param("distortion", 0.2, marks=pytest.mark.slow),
     ],
@@ -181,7 +181,7 @@ def test_early_stopping_does_not_keep_weights_that_miss_the_target() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TargetRate")
-@pytest.mark.parametrize("epochs", [3, 7])
+@pytest.mark.parametrize("epochs", [pytest.param(3, marks=pytest.mark.slow), 7])
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int) -> None:
     """Also where it is stopped between two settings of beta: an epoch has 8 steps."""
 
@@ -283,7 +283,7 @@ def test_a_target_that_is_missed_is_told(control: Controller, epochs: int, said:
 
 
 def test_a_target_that_is_reached_is_not() -> None:
-    assert trained(TargetRate(nats=4.0)).warnings == ()
+    assert trained(TargetRate(nats=4.0), epochs=60).warnings == ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,9 +309,13 @@ def test_an_error_of_ones_own_must_be_a_number() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TargetRate")
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     folder = tmp_path / "run"
     options = ["--max_rows", "60", "--num_samples", "5", "--batch_size", "5", "--max_epochs", "4"]
+    options += ["--posterior", "never", "--report", "false"]
     options += [
         "--model.latent_dim",
         "2",

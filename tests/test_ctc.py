@@ -200,7 +200,11 @@ def summed_out(model: CTC) -> tuple[Program, Program]:
 
 
 @pytest.mark.parametrize(
-    ("pair", "max_epochs"), [(sampled, 300), (summed_out, 100)], ids=["sampled", "summed-out"]
+    ("pair", "max_epochs"),
+    [
+        pytest.param(sampled, 300, id="sampled", marks=pytest.mark.slow),
+        pytest.param(summed_out, 100, id="summed-out"),
+    ],
 )
 def test_fit_reaches_the_optimum(
     pair: Callable[[CTC], tuple[Program, Program]], max_epochs: int

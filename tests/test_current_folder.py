@@ -241,6 +241,7 @@ def by_itself(*words: str, flags: tuple[str, ...] = ("-P",), path: Path = ROOT) 
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @promise(11, 17)
 @pytest.mark.parametrize(
     "how",
@@ -301,7 +302,10 @@ RC = [
     pytest.param(
         *("sample . --output OUT.png", "matplotlibrc", b"\xff\xfe\x00text"), marks=pytest.mark.slow
     ),  # that of arviz is no text either
-    ("export . --output OUT.nc --num_samples 3", "arvizrc", b"\xff\xfe\x00text"),
+    pytest.param(
+        *("export . --output OUT.nc --num_samples 3", "arvizrc", b"\xff\xfe\x00text"),
+        marks=pytest.mark.slow,
+    ),
 ]
 DRAWING = """
 import sys
@@ -351,6 +355,7 @@ def drawn(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 @promise(18)
 @pytest.mark.parametrize(
     ("variable", "relative"),

@@ -312,8 +312,17 @@ HEALTHY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", HEALTHY)
+QUICK = ("many", "SimVQ", "cosine", "residual", "FSQ")
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        pytest.param(name, seed, marks=() if name in QUICK and seed == 0 else pytest.mark.slow)
+        for name in HEALTHY
+        for seed in (0, 1)
+    ],
+)
 def test_healthy_pairs_are_not_accused(name: str, seed: int) -> None:
     x, quantizer, slots = HEALTHY[name]()
     model, guide, fitted = trained(x, quantizer, slots, seed, epochs=40)
@@ -396,6 +405,7 @@ def mended(cause: str, seed: int) -> tuple[str, UseOfCodes, Diagnosis]:
     return found.cause, one(found), typed(found, model, guide, x)
 
 
+@pytest.mark.slow
 def test_a_planted_cause_is_mended_by_the_line_that_is_printed() -> None:
     named, before, after = mended("codes out of reach", 0)
     assert named == "codes out of reach"
@@ -771,6 +781,7 @@ def test_lines_against_drift_and_weak_commitment_are_taken_by_the_command_line(
     learner: str, weak: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     quick = ["--max_epochs", "1", "--report", "false", "--posterior", "never", "--quiet"]
     lag = UseOfCodes("z", 2, 8, 999, 4, 4, 4.0, 1.4, 2.1, 9.0, True, 1.0, 0.1, 0.5, 0.2)
     options = [*RUN, "--model.quantizer.learner", learner, *quick]

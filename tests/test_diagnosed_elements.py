@@ -149,9 +149,8 @@ class FromThePrior(SegmentationEncoder):
         return dist.Independent(dist.Categorical(logits=logits, validate_args=False), 2)
 
 
-@pytest.mark.parametrize(
-    "colors", [Palette(), pytest.param(PictureColors(SMALL), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("colors", [Palette(), PictureColors(SMALL)])
 def test_a_weight_of_the_kl_that_is_too_large_is_named_and_mended(
     colors: Any, pictures: tuple[Tensor, Tensor]
 ) -> None:
@@ -296,7 +295,11 @@ def test_few_elements_are_still_dimensions_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "rung", [IndependentSegments, pytest.param(ScanLineSegments, marks=pytest.mark.slow)]
+    "rung",
+    [
+        pytest.param(IndependentSegments, marks=pytest.mark.slow),
+        pytest.param(ScanLineSegments, marks=pytest.mark.slow),
+    ],
 )
 def test_a_prior_that_has_fallen_on_one_value(
     rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]

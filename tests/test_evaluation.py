@@ -266,7 +266,7 @@ def test_a_guide_with_parameters_for_each_row_stays_in_the_budget_too(
     """All rows have to run at once, so fewer samples do."""
     sizes = record_chunks(monkeypatch, budget=2**18)
     x, guide = torch.randn(500), AutoNormal(scalar)
-    found = evaluate(scalar, guide, x, num_samples=200, seed=0, capture=False)
+    found = evaluate(scalar, guide, x, num_samples=70, seed=0, capture=False)
     assert found.num_rows == 500
     chunks = sizes[3:]
     assert {n for _, n in chunks} == {500}
@@ -334,7 +334,7 @@ def test_several_latent_sites_and_other_names() -> None:
     assert_agrees(found, normal_evidence(x, 3.0))
 
 
-@pytest.mark.parametrize("n", [3, 4, 9])
+@pytest.mark.parametrize("n", [3, 4, pytest.param(9, marks=pytest.mark.slow)])
 def test_plates_inside_of_the_rows(n: int) -> None:
     """z of a row, and a local v and an x for each of three pixels; also with three rows."""
 

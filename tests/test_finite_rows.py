@@ -83,7 +83,9 @@ def test_what_exact_posteriors_tell(kind: str, beta: float) -> None:
     assert each == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k == "one-hot" else ()) for k in KINDS]
+)
 def test_a_lagging_guide_of_few_values_is_named_and_mended(kind: str) -> None:
     torch.manual_seed(0)
     model, guide, x = Channel(kind), Guide(kind), rows(400)

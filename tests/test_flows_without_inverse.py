@@ -87,7 +87,13 @@ def test_many_samples_run_at_once(kind: str) -> None:
         assert not session.layout.vectorizes
 
 
-@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind == "NeuralAutoregressive" else pytest.mark.slow)
+        for kind in FLOWS
+    ],
+)
 def test_what_their_own_draws_tell(kind: str) -> None:
     flow = Flow(kind)
     found = diagnose(flow.model, flow.guide, X, seed=0)

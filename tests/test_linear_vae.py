@@ -87,7 +87,12 @@ def beta_elbo(model: ProbabilisticPCA, guide: MeanField, beta: float) -> float:
 
 
 @pytest.mark.parametrize(
-    "beta", [1.0, 4.0, *(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.5, 2.0))]
+    "beta",
+    [
+        pytest.param(1.0, marks=pytest.mark.slow),
+        4.0,
+        *(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.5, 2.0)),
+    ],
 )
 def test_a_linear_vae_reaches_the_optimum_and_collapses_exactly_where_it_must(beta: float) -> None:
     """Fixed sigma^2 = 1/2 and five dimensions: 5, 4, 3 and 2 of them have l_i > beta sigma^2."""
@@ -119,8 +124,11 @@ def maximum_likelihood(latent_dim: int) -> tuple[float, float]:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("mean field", "importance weighted"),
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full covariance", "exact")),
+        "mean field",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("importance weighted", "full covariance", "exact")
+        ),
     ],
 )
 def test_a_linear_vae_that_learns_its_noise_reaches_the_maximum_likelihood(kind: str) -> None:

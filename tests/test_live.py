@@ -138,17 +138,17 @@ def test_many_rows_make_up_for_few_draws() -> None:
 
 
 def test_the_error_of_a_kl_is_its_spread_over_draws() -> None:
-    """Over 60 seeds, of a dimension that carries nothing."""
+    """Over 24 seeds, of a dimension that carries nothing."""
     found = torch.tensor(
         [
             [epoch["kl_z[1]"], epoch["error_of_kl"]]
-            for seed in range(60)
+            for seed in range(24)
             for epoch in still(of_two, Unstated(), validation=HELD_OUT, seed=seed).history
         ]
     )
     spread, error = found[:, 0].std(), found[0, 1]
-    assert 0.75 < float(spread / error) < 1.25
-    assert abs(float(found[:, 0].mean())) < 3 * float(error) / 60**0.5
+    assert 0.6 < float(spread / error) < 1.4
+    assert abs(float(found[:, 0].mean())) < 3 * float(error) / 24**0.5
 
 
 def above(x: Tensor) -> None:

@@ -50,8 +50,14 @@ def with_streams(
     return code, said.read_text()
 
 
-@pytest.mark.parametrize("file", RESULTS)
-@pytest.mark.parametrize("out", ["/dev/full", None])
+@pytest.mark.parametrize(
+    ("file", "out"),
+    [
+        pytest.param(file, out, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for i, file in enumerate(RESULTS)
+        for j, out in enumerate(("/dev/full", None))
+    ],
+)
 def test_a_result_that_cannot_be_shown_is_kept(file: str, out: str | None, run: Path) -> None:
     before = (run / file).read_bytes() if (run / file).exists() else b""
     code, said = with_streams(lambda: command(*RESULTS[file]), Path("said"), out)
@@ -62,7 +68,14 @@ def test_a_result_that_cannot_be_shown_is_kept(file: str, out: str | None, run: 
     assert (where / file).read_bytes() != before
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--version",), ("--print_completion", "zsh")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("--version",),
+        pytest.param(("--print_completion", "zsh"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_text_that_cannot_be_shown(words: tuple[str, ...], tmp_path: Path) -> None:
     code, said = with_streams(lambda: main(list(words)), tmp_path / "said", "/dev/full")
     assert code == 1

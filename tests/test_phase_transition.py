@@ -43,7 +43,15 @@ def test_the_start_is_the_posterior_of_the_best_weights(
     )
 
 
-@pytest.mark.parametrize("alive", [pytest.param(6, marks=pytest.mark.slow), 4, 3, 0])
+@pytest.mark.parametrize(
+    "alive",
+    [
+        pytest.param(6, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+        3,
+        pytest.param(0, marks=pytest.mark.slow),
+    ],
+)
 def test_latents_die_at_their_eigenvalues(collapse: ModuleType, digits: Tensor, alive: int) -> None:
     """Between two distant thresholds l_i / s^2 those above are active, and the rate is that of the best VAE."""
     values, noise = spectrum(digits)

@@ -36,7 +36,13 @@ def mended(cause: str, family: str, seed: int) -> tuple[str, int | None]:
     return found.cause, None if after is None else int((after.active & ~found.active).sum())
 
 
-@pytest.mark.parametrize(("cause", "family"), QUICK.items())
+@pytest.mark.parametrize(
+    ("cause", "family"),
+    [
+        pytest.param(*pair, marks=() if pair[0] == "still training" else pytest.mark.slow)
+        for pair in QUICK.items()
+    ],
+)
 def test_a_planted_cause_is_named_and_mended(cause: str, family: str) -> None:
     named, back = mended(cause, family, 0)
     assert named == cause
@@ -63,7 +69,7 @@ def test_planted_causes_are_named_in_14_of_15_pairs(cause: str) -> None:
 
 TRAINED = ["--max_rows", "400", "--num_samples", "5", "--model.latent_dim", "3", "--quiet"]
 TRAINED += ["--model.network.hidden", "[32]", "--guide.network.hidden", "[32]"]
-TRAINED += ["--posterior", "never", "--learning_rate", "0.005"]
+TRAINED += ["--posterior", "never", "--report", "false", "--learning_rate", "0.005"]
 
 WARMING = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", "100"]
 WARMING += ["--objective.beta.end", "5000", "--max_epochs", "20"]
@@ -74,10 +80,11 @@ EARLY = ["--binarize", "threshold", "--max_epochs", "6", "--learning_rate", "0.0
 @pytest.mark.parametrize(
     ("options", "cause", "typed"),
     [
-        (
+        pytest.param(
             ["--objective.beta", "200", "--max_epochs", "40"],
             "large beta",
             "train --config RUN/config.yaml",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             *(WARMING, "large beta", "train --config RUN/config.yaml"), marks=pytest.mark.slow
@@ -94,6 +101,7 @@ def test_the_command_works_as_it_is_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     assert main(["train", "--run_dir", "run", *TRAINED, *options]) == 0
     (line,) = [x.strip() for x in capsys.readouterr().out.splitlines() if "  ppl-vae " in x]
     before: Any = load_run("run").diagnosis
@@ -109,6 +117,7 @@ def test_the_command_works_as_it_is_printed(
         assert after["active_units"] > before["active_units"]
 
 
+@pytest.mark.slow
 def test_the_command_against_surplus_dimensions_works_as_it_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from ppl_vae.stats import Estimate
 Case = tuple[ProbabilisticPCA, MeanField, Tensor, PosteriorGrid]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def case() -> Case:
     torch.manual_seed(0)
     model = ProbabilisticPCA((4,), 2, sigma=1.0)
@@ -95,7 +95,7 @@ def test_guides_stand_side_by_side_over_one_posterior(case: Case) -> None:
         guides_over_posterior(grid, {})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def gaps() -> dict[str, Gaps]:
     torch.manual_seed(0)
     model = ProbabilisticPCA((4,), 2, sigma=0.5)

@@ -161,8 +161,8 @@ def test_gibbs_draws_of_wide_pictures() -> None:
     field = PottsGrid(start.unary, 0.3 * start.across, 0.3 * start.down)
     every, score = scores(field)
     marginals = (score.softmax(0)[:, None, None, None] * one_hot(every, 2)).sum(0)
-    draws = field.sample(torch.Size([20_000]))
-    assert torch.allclose(one_hot(draws, 2).double().mean(0), marginals, atol=0.02)
+    draws = field.sample(torch.Size([5000]))
+    assert torch.allclose(one_hot(draws, 2).double().mean(0), marginals, atol=0.04)
 
 
 @pytest.mark.usefixtures("wide")

@@ -125,7 +125,7 @@ def test_a_call_that_was_killed_goes_on(epoch: int, seed: int | None, tmp_path: 
     assert len(history(found)[0]) == 4
 
 
-@pytest.mark.parametrize("epoch", [2, 4, 5])
+@pytest.mark.parametrize("epoch", [pytest.param(2, marks=pytest.mark.slow), 4, 5])
 def test_levels_go_on_where_they_were(epoch: int, tmp_path: Path) -> None:
     """The first one has three epochs: in the fourth, it has ended and the next one has no checkpoint."""
     priors = [TransformerPrior(width=8, layers=1, heads=2), PRIOR]

@@ -230,7 +230,7 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_loses_the_other_says_so_and_the_run_resumes(
     tmp_path: Path, never_killed: Path, rank: int
 ) -> None:

@@ -55,7 +55,9 @@ def test_the_published_iwae_goes_on_where_it_was_stopped(
     assert rates[-1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["standard_prior", "vampprior"])
+@pytest.mark.parametrize(
+    "name", ["vampprior", pytest.param("standard_prior", marks=pytest.mark.slow)]
+)
 def test_the_published_vampprior(tmp_path: Path, name: str) -> None:
     write_mnist(tmp_path / "data", 60, 10)
     options = ("--theirs.num_samples=120", "--trusted_samples=110", "--components=4")
@@ -67,6 +69,7 @@ def test_the_published_vampprior(tmp_path: Path, name: str) -> None:
     assert mean(row["ELBO"]) < mean(row["log p(x), their way"])
 
 
+@pytest.mark.slow
 def test_the_published_collapse(tmp_path: Path) -> None:
     options = ("--sigmas=[0.6,1.8]", "--latent_dim=6", "--max_rows=400", "--max_epochs=60")
     wide, narrow = rows(run("published/ppca.py", *options, "--num_samples=200", cwd=tmp_path))
@@ -79,7 +82,8 @@ def test_the_published_collapse(tmp_path: Path) -> None:
         assert mean(row["ELBO"]) <= exact + 1e-3
 
 
-@pytest.mark.parametrize("name", ["gaussian", pytest.param("flow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gaussian", "flow"])
 def test_the_published_gaps(tmp_path: Path, name: str) -> None:
     write_mnist(tmp_path / "data", 60, 10)
     options = ("--theirs.num_samples=120", "--trusted_samples=110", "--max_test_rows=8")

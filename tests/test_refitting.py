@@ -99,7 +99,7 @@ def other_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(slope * x, width))
 
 
-@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("capture", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_values_of_pyro_param_are_held_at_what_was_trained(capture: bool) -> None:
     torch.manual_seed(0)
     x = 3 * torch.randn(64)

@@ -386,7 +386,11 @@ class Correlated(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("beta", "sigma", "cause"), [(300.0, 0.5, "large beta"), (1.0, 8.0, "decoder noise")]
+    ("beta", "sigma", "cause"),
+    [
+        (300.0, 0.5, "large beta"),
+        pytest.param(*(1.0, 8.0, "decoder noise"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_guide_that_cannot_be_the_prior_has_the_same_causes(
     beta: float, sigma: float, cause: str
@@ -437,6 +441,7 @@ def quantized(rows: int) -> Tensor:
     return (255 * x.clamp(0, 1)).round() / 255
 
 
+@pytest.mark.slow
 def test_a_decoder_that_learns_its_scale_recovers_from_a_large_beta() -> None:
     """Two hundred steps with beta = 1 from the start bring no dimension back: the scale grows instead."""
     x = quantized(200)
@@ -514,7 +519,10 @@ def test_a_small_beta_does_for_a_model_of_the_users_what_a_smaller_noise_would(k
     assert diagnose(hidden, guide, x, seed=0).active_units == 3
 
 
-@pytest.mark.parametrize("kind", DENSITIES)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind == "normal" else pytest.mark.slow) for kind in DENSITIES],
+)
 def test_what_is_printed_for_a_noise_of_the_users_brings_dimensions_back(kind: str) -> None:
     p, power = DENSITIES[kind]
     generator = torch.Generator().manual_seed(0)

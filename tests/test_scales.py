@@ -127,7 +127,7 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor | float], Any]] = {
     [
         ("normal", 5),
         ("laplace", 50),
-        ("normal", 300),
+        pytest.param(*("normal", 300), marks=pytest.mark.slow),
         *(
             pytest.param(*of, marks=pytest.mark.slow)
             for of in (("laplace", 5), ("normal", 50), ("laplace", 300))

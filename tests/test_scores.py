@@ -154,8 +154,14 @@ SCALED: dict[str, Callable[[Tensor, float], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SCALED)
-@pytest.mark.parametrize("factor", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [
+        pytest.param(kind, factor, marks=() if factor or "normal" in kind else pytest.mark.slow)
+        for kind in SCALED
+        for factor in (0.0, 0.3)
+    ],
+)
 def test_a_wide_scale_hides_what_the_data_would_pay_for(kind: str, factor: float) -> None:
     """With a fifth of the decoder's scale the data have a factor, or none."""
     torch.manual_seed(0)

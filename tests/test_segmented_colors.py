@@ -331,6 +331,7 @@ def test_segments_emerge_in_simulated_pictures() -> None:
     assert from_gray > 0.6  # without the colors
 
 
+@pytest.mark.slow
 def test_a_decoder_that_sees_all_of_the_picture_can_do_without_segments() -> None:
     """Colors that the gray picture tells: z collapses under `PictureColors`; the remedy that is named works."""
     _, x = simulated_regions(count=140, size=16, segments=4, seed=0)

@@ -27,7 +27,14 @@ from ppl_vae.objectives import EnumELBO, SemiSupervisedELBO
 from ppl_vae.pairs import Batches, Layouts, Pair, PairError
 
 
-@pytest.mark.parametrize("labels", ["some", "all", "none"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "some",
+        pytest.param("all", marks=pytest.mark.slow),
+        pytest.param("none", marks=pytest.mark.slow),
+    ],
+)
 def test_log_p_of_rows_with_and_without_labels_is_exact(labels: str) -> None:
     model, guide = semi_supervised(exact=True)
     x, y = rows()

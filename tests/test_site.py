@@ -211,8 +211,15 @@ def test_what_is_public_is_in_the_reference(site: Path) -> None:
 
 
 @in_browser
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        pytest.param(1280, False, id="1280-light"),
+        pytest.param(400, True, id="400-dark"),
+        pytest.param(1280, True, id="1280-dark", marks=pytest.mark.slow),
+        pytest.param(400, False, id="400-light", marks=pytest.mark.slow),
+    ],
+)
 def test_pages_in_a_browser(site: Path, browser: Browser, width: int, dark: bool) -> None:
     pages = [
         *("index.html", "start.html", "gallery.html", "guides.html", "reference/functions.html"),

@@ -148,29 +148,48 @@ def require_same(one: tuple[Fit, dict[str, Tensor]], other: tuple[Fit, dict[str,
         assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "a transform of the user's": {"transform": lambda x: (torch.rand_like(x) < x).float()},
+    "batch norm and dropout": {"norm": True},
+    "beta": {"objective": ELBO(beta=LinearWarmup(4, start=0.1))},
+    "particles": {"objective": ImportanceWeightedELBO(num_particles=3)},
+    "clipped": {"clip_grad_norm": 0.05},
+    "a schedule": {"lr_scheduler": partial(StepLR, step_size=2, gamma=0.5)},
+    "AMSGrad, decay, float64 rate": {
+        "optimizer": partial(Adam, fused=True, amsgrad=True, weight_decay=0.1, eps=1e-3)
+    },
+    "AdamW": {"optimizer": partial(AdamW, fused=True)},
+    "Adam by default": {"optimizer": Adam},
+    "SGD": {"optimizer": partial(SGD, momentum=0.9), "learning_rate": 0.1},
+    "one batch": {"batch_size": ROWS, "max_epochs": 30},
+}
+LOOP_ALONE = {
+    "a transform of the user's",
+    "clipped",
+    "AMSGrad, decay, float64 rate",
+    "AdamW",
+    "one batch",
+}
+GRAPH_ALONE = {"particles", "Adam by default", "SGD", "a schedule"}
+"""What the fast suite takes with one engine."""
+
+
 @pytest.mark.parametrize(
-    "options",
-    {
-        "as it is": {},
-        "a transform of the user's": {"transform": lambda x: (torch.rand_like(x) < x).float()},
-        "batch norm and dropout": {"norm": True},
-        "beta": {"objective": ELBO(beta=LinearWarmup(4, start=0.1))},
-        "particles": {"objective": ImportanceWeightedELBO(num_particles=3)},
-        "clipped": {"clip_grad_norm": 0.05},
-        "a schedule": {"lr_scheduler": partial(StepLR, step_size=2, gamma=0.5)},
-        "AMSGrad, decay, float64 rate": {
-            "optimizer": partial(Adam, fused=True, amsgrad=True, weight_decay=0.1, eps=1e-3)
-        },
-        "AdamW": {"optimizer": partial(AdamW, fused=True)},
-        "Adam by default": {"optimizer": Adam},
-        "SGD": {"optimizer": partial(SGD, momentum=0.9), "learning_rate": 0.1},
-        "one batch": {"batch_size": ROWS, "max_epochs": 30},
-    }.items(),
-    ids=lambda item: item[0],
+    ("engine", "options"),
+    [
+        pytest.param(
+            *(engine, (name, options)),
+            id=f"{engine}-{name}",
+            marks=pytest.mark.slow if name in elsewhere else (),
+        )
+        for engine, elsewhere in (("loop", GRAPH_ALONE), ("graph", LOOP_ALONE))
+        for name, options in OPTIONS.items()
+    ],
+    indirect=["engine"],
 )
-@pytest.mark.usefixtures("engine")
 def test_strides_give_the_bits_of_single_steps(
-    options: tuple[str, dict[str, Any]], strides: list[int]
+    engine: str, options: tuple[str, dict[str, Any]], strides: list[int]
 ) -> None:
     found = trained(**options[1])
     assert sum(strides) > 15
@@ -303,17 +322,28 @@ def counting(leaves: list[Tensor]) -> Adam:
     return made
 
 
+HOOKS: dict[str, Any] = {
+    "Adam": partial(Adam, lr=0.02, fused=True),
+    "a hook": counting,
+    "ClippedAdam": pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99}),
+}
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    ("engine", "optimizer"),
     [
-        partial(Adam, lr=0.02, fused=True),
-        counting,
-        pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99}),
+        ("loop", "Adam"),
+        ("loop", "a hook"),
+        ("graph", "ClippedAdam"),
+        pytest.param("loop", "ClippedAdam", marks=pytest.mark.slow),
+        pytest.param("graph", "Adam", marks=pytest.mark.slow),
+        pytest.param("graph", "a hook", marks=pytest.mark.slow),
     ],
-    ids=["Adam", "a hook", "ClippedAdam"],
+    indirect=["engine"],
 )
-@pytest.mark.usefixtures("engine")
-def test_a_loss_that_is_not_finite_is_found_in_its_step(optimizer: Any, strides: list[int]) -> None:
+def test_a_loss_that_is_not_finite_is_found_in_its_step(
+    engine: str, optimizer: str, strides: list[int]
+) -> None:
     ends = []
     for single in (False, True):
         pair = Fragile(), Guide()
@@ -327,7 +357,7 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step(optimizer: Any, strides:
                 batch_size=BATCH,
                 seed=1,
                 progress=False,
-                optimizer=optimizer,
+                optimizer=HOOKS[optimizer],
             )
         ends.append((str(raised.value), torch.get_rng_state(), Pair(*pair).state()))
     assert sum(strides) > 15
@@ -336,7 +366,7 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step(optimizer: Any, strides:
         assert torch.equal(value, ends[1][2][name]), name
 
 
-@pytest.mark.parametrize("killed_after", [2, 4])
+@pytest.mark.parametrize("killed_after", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_resumed_training_divides_its_steps_in_another_way(
     killed_after: int, strides: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,7 +233,9 @@ def documents(part: int | None) -> tuple[Any, Any]:
     return model, guide
 
 
-@pytest.mark.parametrize("number", [12, 5])  # 5: as many documents as words
+@pytest.mark.parametrize(
+    "number", [pytest.param(12, marks=pytest.mark.slow), 5]
+)  # 5: as many documents as words
 def test_documents_that_the_model_draws(number: int) -> None:
     """Against quadrature over the weight of the first topic."""
     x = torch.randint(6, (number, 5), generator=torch.Generator().manual_seed(0))

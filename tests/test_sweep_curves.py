@@ -42,6 +42,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepSpec:
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.random.default_rng(0).normal(size=(300, 4)) * [3.0, 2.0, 1.0, 0.2])
     spec = SweepSpec.of(TEXT)
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     for run in spec.runs():
         place = Path("swept") / run.name
         quick = ["--quiet", "--report=false", "--posterior=never", "--num_samples=20"]

@@ -201,7 +201,7 @@ def test_components_that_are_summed_out_are_drawn() -> None:
     torch.manual_seed(0)
     model = MixtureOfPCA((3,), latent_dim=1, components=3)
     x = torch.randn(15, 3)
-    found = reconstruct(model, Exact(model), x, num_samples=2000, seed=0, progress=False)
+    found = reconstruct(model, Exact(model), x, num_samples=600, seed=0, progress=False)
     weights = model.responsibilities(x).probs.detach()
     noise = (2 * model.log_sigma).exp().detach()
     exact = torch.zeros(15, 3)
@@ -209,7 +209,7 @@ def test_components_that_are_summed_out_are_drawn() -> None:
         w, mean = model.weight[k].detach(), model.mean[k].detach()
         gain = w @ torch.linalg.inv(w.T @ w + noise[k] * torch.eye(1)) @ w.T
         exact += weights[:, k, None] * (mean + (x - mean) @ gain.T)
-    assert float((found - exact).abs().max()) < 0.25
+    assert float((found - exact).abs().max()) < 0.45
 
 
 def test_a_class_above_the_latent_is_drawn() -> None:
@@ -230,12 +230,12 @@ def test_a_class_above_the_latent_is_drawn() -> None:
     found = reconstruct(above, guide, x, num_samples=20, seed=0, progress=False)
     torch.testing.assert_close(found, 0.8 * x, atol=0.02, rtol=0)
     found = reconstruct(
-        partial(above, apart=1.0), guide, x, num_samples=3000, seed=0, progress=False
+        partial(above, apart=1.0), guide, x, num_samples=400, seed=0, progress=False
     )
     z = 0.8 * x
     log_odds = torch.log(torch.tensor(7 / 3)) + 4 * z  # of N(z; 2, 1) against N(z; -2, 1)
     log_odds += ((x - z).square() - (x - z - 1).square()) / (2 * 0.25)
-    torch.testing.assert_close(found, z + log_odds.sigmoid(), atol=0.06, rtol=0)
+    torch.testing.assert_close(found, z + log_odds.sigmoid(), atol=0.16, rtol=0)
 
 
 def test_a_mixture_with_an_empty_guide_is_reconstructed() -> None:

@@ -31,6 +31,7 @@ CHOICES = {
     "SWALR": "--lr_scheduler torch.optim.swa_utils.SWALR --lr_scheduler.swa_lr 0.01",
 }
 SMALL = [*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--device", "cpu", "--quiet"]
+SMALL += ["--posterior", "never", "--report", "false"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(run / "weights.safetensors")[0]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+QUICK = ("AdamW", "both", "beta", "parts", "SWALR")
+"""Each kind of choice: an optimizer, one with a schedule, a schedule of beta, parts of the model, a path."""
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHOICES],
+)
 def test_a_training_goes_on_with_it_to_the_same_bits(choice: str, tmp_path: Path) -> None:
     whole, run = train(tmp_path / "whole", choice, 4), train(tmp_path / "run", choice, 2)
     before = weights(run)

@@ -217,9 +217,15 @@ def test_a_y_of_no_clear_use_is_refused(kind: Any, words: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize(
-    "dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "bool", "float64"]
+    ("pair", "dtype"),
+    [
+        pytest.param(pair, dtype, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for i, pair in enumerate((conditional_pair, classes_and_style))
+        for j, dtype in enumerate(
+            ("uint8", "uint16", "uint32", "uint64", "int8", "bool", "float64")
+        )
+    ],
 )
-@pytest.mark.parametrize("pair", [conditional_pair, classes_and_style])
 def test_labels_of_any_dtype_are_the_same_labels(pair: Any, dtype: str) -> None:
     y = (X.sum(1) > 24).astype(int)
     few: dict[str, Any] = {"max_epochs": 1, "random_state": 0}
