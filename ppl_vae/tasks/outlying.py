@@ -71,8 +71,9 @@ class Outliers(RowResult):
 
     def table(self) -> list[list[str]]:
         """One line for each row."""
-        columns = {"log p(x, z)" if self.at_points else "ELBO": self.elbo, "distortion": self.distortion,
-        "rate": self.rate} if self.elbo.missing:
+        measure = "log p(x, z)" if self.at_points else "ELBO"
+        columns = {measure: self.elbo, "distortion": self.distortion, "rate": self.rate}
+        if self.elbo.missing:
             columns = {"distortion": self.distortion}
         numbers = zip(
             self.index.tolist(), *(e.values.tolist() for e in columns.values()), strict=True
