@@ -750,7 +750,7 @@ def test_what_was_maximized_at_points_is_nowhere_called_an_elbo(tmp_path: Path) 
     assert worst.table()[0] == ["row", "log p(x, z)", "distortion", "rate"]
     for name, pair in (("sparse", sparse_pair()), ("plain", our_pair())):
         evaluation = evaluate(*pair, x, num_samples=4)
-        save_run(tmp_path / name, *pair, evaluation=evaluation)
+        save_run(tmp_path / name, *pair, evaluation=evaluation, rows=x)
     told = load_run(tmp_path / "sparse")._repr_html_()
     assert "log p(x, z)" in told
     assert "ELBO" not in told
