@@ -287,7 +287,7 @@ def of_functions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]
 
 
 def setup_of(model: Any, guide: Any) -> Setup:
-    data = replace(load_data("digits", max_rows=40), train=X, validation=X, transform=None)
+    data = replace(load_data("digits", max_rows=40), train=X, transform=None)
     return Setup(data, model, guide, ELBO(), {}, {})
 
 
