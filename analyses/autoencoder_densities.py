@@ -49,7 +49,7 @@ def densities(
     Args:
         data: Name of the data, as for `load_data`.
         data_dir: Folder of the data, in torchvision's layout.
-        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        runs: Folder that keeps the trained pairs; an interrupted training continues.
         code: Size of the code.
         components: Numbers of components of mixtures.
         training: Networks and trainings.

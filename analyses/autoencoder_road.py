@@ -45,13 +45,13 @@ def road(
 
     Only beta sigma^2 matters to encoder and decoder: a weight beta of the rate with the noise sigma is the same
     as a weight of 1 with the noise sqrt(beta) sigma. So this is also the road of beta -> 0. The linear VAE is
-    exact (reverse water-filling of the training rows): of each principal component with the variance l it
-    leaves min(l, sigma^2), at a rate of log(l / sigma^2) / 2 if that is positive.
+    exact (reverse water-filling of the training rows): of each of the first principal components with the
+    variance l it leaves min(l, sigma^2), at a rate of log(l / sigma^2) / 2 if that is positive.
 
     Args:
         data: Name of the data, as for `load_data`.
         data_dir: Folder of the data, in torchvision's layout.
-        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        runs: Folder that keeps the trained pairs; an interrupted training continues.
         code: Size of the code.
         sigmas: The noise, from the largest.
         training: Networks and trainings.

@@ -38,7 +38,7 @@ def sizes(
     Args:
         data: Name of the data, as for `load_data`.
         data_dir: Folder of the data, in torchvision's layout.
-        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        runs: Folder that keeps the trained pairs; an interrupted training continues.
         codes: Sizes of the code.
         training: Networks and training.
         output: Where to save the picture of reconstructions.

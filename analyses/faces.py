@@ -52,7 +52,7 @@ def manifold(
     Args:
         data: Pictures in the order of a video, `(n, 1, height, width)` of bytes, in an `.npy` file; or a name
             as for `load_data`, which has a split.
-        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        runs: Folder that keeps the trained pairs; an interrupted training continues.
         training: Networks and trainings.
         size: Faces per side of the plane, at equal steps of the mass of N(0, I).
         output: Where to save the picture.
@@ -99,7 +99,7 @@ def moves(
     Args:
         data: Pictures in the order of a video, `(n, 1, height, width)` of bytes, in an `.npy` file; or a name
             as for `load_data`, which has a split.
-        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        runs: Folder that keeps the trained pairs; an interrupted training continues.
         latent_dim: Number of latents.
         training: Networks and trainings.
         mouth: Where the mouth is: first and last row, first and last column; the last ones do not count.

@@ -159,7 +159,7 @@ def main(
         data: A video in an `.npy` file, which is split by stretches, or a name as for `load_data`, which has a
             split.
         data_dir: Folder of the data, in torchvision's layout.
-        runs: Folder that keeps the trained pairs; what was stopped goes on.
+        runs: Folder that keeps the trained pairs; an interrupted training continues.
         models: Which lines, by their names; all by default.
         seeds: How many seeds.
         latent_dim: Number of latents.

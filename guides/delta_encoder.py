@@ -18,7 +18,7 @@ class DeltaEncoder(Amortized[dist.Delta]):
     It is the encoder of an `Autoencoder`. The point has no density, so that there is no log p(x) by importance
     sampling, and no ELBO: `evaluate` says so. What is trained is log p(x | f(x)) + log p(f(x)), where the last
     term is a penalty on the code (a `LaplacePrior` makes it sparse), or nothing (a `FlatPrior`). With the prior
-    of a VAE, it is the most probable code.
+    of a VAE, what it aims at is the most probable code.
 
     Args:
         data_shape: Shape of one row of the data.

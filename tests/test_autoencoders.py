@@ -335,7 +335,7 @@ def test_a_penalty_is_cheated_unless_the_weights_are_held(held: bool) -> None:
 
 
 def test_unit_norm_refuses_what_scales_anew() -> None:
-    with pytest.raises(ValueError, match="has a _BatchNorm, whose weights would make up for"):
+    with pytest.raises(ValueError, match="has batch norm, whose weights would make up for"):
         UnitNorm(Convolutional(channels=(4, 8))).decoder(2, (1, 8, 8))
     with pytest.raises(TypeError, match=r"UnitNorm\.network"):
         UnitNorm(nn.Linear(2, 2))  # type: ignore[arg-type]

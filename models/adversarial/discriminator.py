@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         """What `fit` logs after each epoch: the shares of rows of the data, and of false ones, that were told
         right.
 
-        Then it begins to count anew.
+        Then it starts again from 0.
         """
         shares = {
             f"accuracy_{kind}": float(right / rows)

@@ -146,7 +146,7 @@ class Quantizer(Rebuildable, nn.Module, ABC):
     def epoch_metrics(self) -> dict[str, float]:
         """What `fit` logs after each epoch: how many codes were used in it, and their perplexity exp(entropy).
 
-        Then it begins to count anew.
+        Then it starts again from 0.
         """
         uses = self.usage().double().clone()  # in double precision it is the buffer itself
         self.reset_usage()

@@ -86,7 +86,7 @@ class Denoising(Network):
     q(z | x') is fitted for corrupted rows x'; each of them gives a bound on log p(x), so that the ELBO of the
     training rows is one, too ("Denoising Criterion for Variational Auto-Encoding Framework", arXiv:1511.06406).
 
-    With small Gaussian noise of scale s, the best reconstruction r(x') leads to the score of the density of the
+    With Gaussian noise of scale s, the best reconstruction r(x') leads to the score of the density of the
     corrupted rows: (r(x') - x') / s^2 = grad log p_s(x') ("A Connection Between Score Matching and Denoising
     Autoencoders", Neural Computation 23, 2011).
 

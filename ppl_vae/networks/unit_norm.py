@@ -30,7 +30,7 @@ class UnitNorm(Network):
 
     A penalty on the size of codes, such as that of a `LaplacePrior`, is cheated by small codes and large
     weights. A linear decoder then has a dictionary of unit vectors, as in sparse coding. In a deeper one, all
-    layers are held, because each could grow for those before it; batch norm scales anew, so that it is refused.
+    layers are held, because each could grow for those before it; batch norm rescales, so that it is refused.
 
     Args:
         network: What encoder and decoder are built from; of the encoder nothing changes.
@@ -68,9 +68,11 @@ class UnitNorm(Network):
             if inputs is not None:
                 parametrize.register_parametrization(part, "weight", _UnitColumns(inputs))
             elif any(True for _ in part.parameters(recurse=False)):
+                norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
+                kind = "batch norm" if norm else type(part).__name__
                 raise ValueError(
                     f"UnitNorm holds linear layers and convolutions, but the decoder of "
-                    f"{type(self.network).__name__} has a {type(part).__name__}, whose weights would make up "
+                    f"{type(self.network).__name__} has {kind}, whose weights would make up "
                     "for small codes: choose a network without it, such as MLP()"
                 )
         return decoder

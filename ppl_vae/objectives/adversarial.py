@@ -47,7 +47,7 @@ class VAEGANLoss(Alternating):
         decoder       = gamma like - log D(x') - log D(x'')
         discriminator = -log D(x) - log(1 - D(x')) - log(1 - D(x''))
 
-    Turn `pair` moves the guide by the first and the model, but for the discriminator, by the second, in one
+    Turn `pair` moves the guide by the first and the model, except the discriminator, by the second, in one
     pass (`routed`); turn `discriminator` moves the discriminator by the third. So the feature loss never trains
     the discriminator, and the guide never sees D. What D sees of the decoder is the mean of p(x | z), without
     noise.
@@ -62,12 +62,12 @@ class VAEGANLoss(Alternating):
     falls to 0, a smaller beta helps. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
     Attributes:
-        gamma: Weight of the features against D in the decoder's loss. There are as many nats in `like` as
-            features, so that its right size is that of one over their number.
+        gamma: Weight of the features against D in the decoder's loss. `like` is a sum over all features, and D
+            says a few nats: with thousands of features, gamma is small.
         saturating: The decoder minimizes log(1 - D), as the formula of the game says, in place of -log D, whose
             gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.
-        discriminator_every: The discriminator is moved in each so-many-th step.
+        discriminator_every: The discriminator is moved in every n-th step.
 
     Raises:
         PairError: The model has no `discriminator`, which maps rows to logits `(n,)` and features `(n, ...)`,
@@ -165,7 +165,7 @@ class GANLoss(Alternating):
         saturating: The generator minimizes log(1 - D), as the formula of the game says, in place of -log D,
             whose gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.
-        discriminator_every: The discriminator is moved in each so-many-th step.
+        discriminator_every: The discriminator is moved in every n-th step.
 
     Raises:
         PairError: The model has no `discriminator`, or several observed sites.

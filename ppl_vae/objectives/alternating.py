@@ -28,13 +28,13 @@ class Turn:
         moves: What gets gradients of this loss and is moved by them: modules, single parameters, and the pair's
             programs. `pair.model` stands for all parameters of the model, and `pair.guide` for those that the
             guide alone has, those of `pyro.param` too.
-        every: The turn is taken in the first step, and then in each so-many-th.
+        every: The turn is taken in the first step, and then in every n-th.
         options: Settings of the optimizer for these parameters, such as `{"lr": 3e-4, "betas": (0.5, 0.999)}`.
 
     Raises:
         TypeError: A part is of another type.
-        ValueError: The name has other signs than letters, digits and _, nothing is moved, or `every` is less
-            than 1.
+        ValueError: The name has other characters than letters, digits and _, nothing is moved, or `every` is
+            less than 1.
 
     Example:
         >>> Turn("wake", loss=print, moves=[nn.Linear(2, 1)], options={"lr": 3e-4}).every
@@ -195,8 +195,8 @@ def moved_by(
         found[turn.name] = tuple(name for name in leaves if name in moved)
     if all(turn.every > 1 for turn in turns):
         raise PairError(
-            f"{objective} has no turn with every=1, so that some steps would do nothing: divide all by the "
-            f"smallest"
+            f"{objective} has no turn with every=1, so that some steps would do nothing: set every=1 for "
+            "one of them"
         )
     return found
 
