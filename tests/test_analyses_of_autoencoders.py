@@ -100,6 +100,18 @@ def vae_gan(folder: Path) -> None:
     assert imread(folder / "vae_gan_quick.png").ndim == 3
 
 
+def test_accuracy_is_that_of_separable_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, if reconstructions are the rows; none, if each is like one of the other class."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    module: Any = importlib.import_module("vae_gan")
+    y = torch.arange(60) % 2
+    x = torch.where(y == 1, 0.9, 0.1)[:, None, None, None].expand(60, 1, 8, 8).clone()
+    both = module.Rows("separable", x, x, y, y)
+    for found, expected in ((x, "100.0 "), (1 - x, "0.0 ")):
+        monkeypatch.setattr(module, "reconstructed", lambda pair, rows, found=found: found)
+        assert module.accuracy_of(both, None, 20).startswith(expected)
+
+
 CHECKS: dict[str, Callable[[Path], None]] = {
     "autoencoders.py": autoencoders,
     "faces.py": faces,
