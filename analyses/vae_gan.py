@@ -28,7 +28,7 @@ from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import VAE, VAEGAN
 from ppl_vae.networks import Convolutional
-from ppl_vae.objectives import FeatureELBO, GANLoss, Objective, VAEGANLoss
+from ppl_vae.objectives import GANLoss, Objective, VAEDisLoss, VAEGANLoss
 from ppl_vae.runtime import replacing, require_output
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks import NetworkClassifier, sample
@@ -113,7 +113,7 @@ class Setting:
 
     def vae_dis(self) -> Pair:
         """A VAE of the features that the GAN's discriminator has."""
-        return self.adversarial("vae_dis", FeatureELBO(), features_of="gan")
+        return self.adversarial("vae_dis", VAEDisLoss(), features_of="gan")
 
     def vae_gan(self) -> Pair:
         """VAE/GAN."""

@@ -112,7 +112,6 @@ from ppl_vae.objectives import (
     ELBO,
     ElementwiseELBO,
     EnumELBO,
-    FeatureELBO,
     GANLoss,
     GumbelSoftmaxELBO,
     ImportanceWeightedELBO,
@@ -124,6 +123,7 @@ from ppl_vae.objectives import (
     SemiSupervisedELBO,
     StraightThroughELBO,
     TraceELBO,
+    VAEDisLoss,
     VAEGANLoss,
     WakeSleep,
 )
@@ -241,7 +241,7 @@ OBJECTIVES: dict[str, Objective] = {
     "QuantizedELBO": QuantizedELBO(gradient="rotation"),
     "VAEGANLoss": VAEGANLoss(gamma=0.1, num_particles=2, discriminator_lr=1e-4),
     "GANLoss": GANLoss(saturating=True),
-    "FeatureELBO": FeatureELBO(),
+    "VAEDisLoss": VAEDisLoss(),
     "WakeSleep": WakeSleep(),
 }
 
@@ -589,7 +589,7 @@ CHOSEN = (
     *(f"VQVAE-{part}" for part in (*QUANTIZERS, *CODE_PRIORS)),
 )
 WITH_DISCRIMINATOR = ("VAEGAN", "VAEGAN-MLP")
-GAMES = ("VAEGANLoss", "GANLoss", "FeatureELBO")
+GAMES = ("VAEGANLoss", "GANLoss", "VAEDisLoss")
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
     "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),

@@ -30,12 +30,12 @@ from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
     ELBO,
     Alternating,
-    FeatureELBO,
     GANLoss,
     Loss,
     Objective,
     TraceELBO,
     Turn,
+    VAEDisLoss,
     VAEGANLoss,
 )
 from ppl_vae.pairs import Pair, PairError, find_layout
@@ -154,7 +154,7 @@ def test_the_losses_of_a_gan() -> None:
 
 def test_the_loss_of_vae_dis() -> None:
     model, guide = pair()
-    loss = lost(model, guide, FeatureELBO())
+    loss = lost(model, guide, VAEDisLoss())
     hand = ByHand(model, guide)
     total = 0.7 * hand.kl + hand.like
     torch.testing.assert_close(loss.loss, total.detach())
@@ -166,7 +166,7 @@ def test_the_loss_of_vae_dis() -> None:
 
 @pytest.mark.parametrize(
     ("objective", "turn"),
-    [(VAEGANLoss(), "pair"), (GANLoss(), "generator"), (FeatureELBO(), None)],
+    [(VAEGANLoss(), "pair"), (GANLoss(), "generator"), (VAEDisLoss(), None)],
 )
 def test_noise_is_trained_by_the_distortion_and_a_prior_by_the_kl(
     objective: Objective, turn: str | None
@@ -215,7 +215,7 @@ def test_a_kl_without_a_formula_is_drawn() -> None:
     model, _ = pair()
     torch.manual_seed(1)
     guide = catalogue.AMORTIZED["NeuralSpline"]((D,), 2, NET).double()
-    found = lost(model, guide, FeatureELBO())
+    found = lost(model, guide, VAEDisLoss())
     q, p = (found.traces[0][i].nodes["z"] for i in (1, 0))
     kl = (q["fn"].log_prob(q["value"]) - p["fn"].log_prob(p["value"])).mean()
     torch.testing.assert_close(found.rate, kl.detach())
@@ -250,7 +250,7 @@ def as_it_is() -> tuple[VAEGAN, MeanField, float]:
         (VAEGANLoss(), "discriminator"),
         (GANLoss(), "generator"),
         (GANLoss(), "discriminator"),
-        (FeatureELBO(), None),
+        (VAEDisLoss(), None),
     ],
 )
 def test_the_elbo_is_that_of_the_rows(objective: Objective, turn: str | None) -> None:
@@ -508,7 +508,7 @@ def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
     for name, value in after.items():
         moved = name.startswith(("model.decoder", "model.discriminator", "model.likelihood"))
         assert torch.equal(value, before[name]) != (moved and "counts" not in name), name
-    fit(model, guide, ROWS, objective=FeatureELBO(), max_epochs=2, seed=0)
+    fit(model, guide, ROWS, objective=VAEDisLoss(), max_epochs=2, seed=0)
     last = weights(model, guide)
     for name, value in last.items():
         moved = name.startswith(("model.decoder", "guide", "model.likelihood"))
@@ -536,7 +536,7 @@ def test_vae_dis_is_captured_and_sees_the_discriminator_as_it_is_evaluated() -> 
         guide = MeanField((1, 4, 4), 2, MLP((4,)))
         options: dict[str, Any] = {"batch_size": 5, "max_epochs": 10, "seed": 0}
         with patch.object(CapturedLoss, "_record", noted):
-            fit(model, guide, x, objective=FeatureELBO(), capture=capture, compile=False, **options)
+            fit(model, guide, x, objective=VAEDisLoss(), capture=capture, compile=False, **options)
         assert int(model.discriminator.trunk.net[1].num_batches_tracked) == 0  # type: ignore[index, union-attr]
         return weights(model, guide)
 
@@ -605,7 +605,7 @@ class Wrong(nn.Module):
         return x.sum(1)
 
 
-@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss(), FeatureELBO()])
+@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss(), VAEDisLoss()])
 def test_pairs_that_do_not_suit(objective: Objective) -> None:
     guide = MeanField((D,), 2, NET)
     name = type(objective).__name__
@@ -616,7 +616,7 @@ def test_pairs_that_do_not_suit(objective: Objective) -> None:
         fit(model, guide, (3 * ROWS).floor(), objective=objective, max_epochs=1)
     model, _ = small()
     model.discriminator = Wrong()  # type: ignore[assignment]
-    if objective != FeatureELBO():  # which keeps no parameter of it
+    if objective != VAEDisLoss():  # which keeps no parameter of it
         with pytest.raises(PairError, match="moves nothing"):
             fit(model, guide, ROWS, objective=objective, max_epochs=1)
     model.discriminator.weight = nn.Parameter(torch.zeros(1))
@@ -647,7 +647,7 @@ def test_a_latent_without_a_gradient_is_refused() -> None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Categorical(logits=self.head(x)))
 
-    for objective in (None, FeatureELBO()):
+    for objective in (None, VAEDisLoss()):
         with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):
             fit(Discrete(), Chosen(), ROWS, objective=objective, max_epochs=1)
     with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):
@@ -667,7 +667,7 @@ def test_a_latent_without_a_gradient_is_refused() -> None:
         (GANLoss, {"discriminator_lr": -1.0}, "discriminator_lr must be finite and >= 0"),
         (GANLoss, {"beta": 2.0}, "leave beta at 1, got 2.0"),
         (GANLoss, {"num_particles": 2}, "leave num_particles at 1, got 2"),
-        (FeatureELBO, {"free_bits": 0.1}, "no free bits"),
+        (VAEDisLoss, {"free_bits": 0.1}, "no free bits"),
     ],
 )
 def test_settings(kind: Any, settings: dict[str, Any], told: str) -> None:
@@ -681,7 +681,7 @@ OPTIONS = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--quiet", "--max_epo
 
 
 @pytest.mark.parametrize(
-    "objective", ["ELBO", "GANLoss", pytest.param("FeatureELBO", marks=pytest.mark.slow)]
+    "objective", ["ELBO", "GANLoss", pytest.param("VAEDisLoss", marks=pytest.mark.slow)]
 )
 def test_the_command_line(objective: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -694,7 +694,7 @@ def test_the_command_line(objective: str, tmp_path: Path) -> None:
     assert type(model) is VAEGAN
     assert type(model.likelihood).__name__ == "OptimalGaussian"
     row = read_history(folder)[0]
-    assert ("loss_discriminator" in row) == (objective != "FeatureELBO")
+    assert ("loss_discriminator" in row) == (objective != "VAEDisLoss")
     assert main(["diagnose", str(folder), "--quiet", "--overwrite"]) == 0
     if objective == "GANLoss":
         other = ("--run_dir", str(tmp_path / "refitted"), "--max_epochs", "1", "--quiet")

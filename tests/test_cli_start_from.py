@@ -37,7 +37,7 @@ OPTIONS = ("--model.latent_dim", "2", "--quiet", "--max_epochs", "2", "--report"
 OF_JUDGE = ("--model.discriminator", "MLP", "--model.discriminator.hidden", "[8]")
 GAN = ("--model", "VAEGAN", *SMALL, "[16]", *OF_JUDGE, *OPTIONS)
 JUDGE = "model.discriminator"
-FEATURES = (*GAN, "--objective", "FeatureELBO", "--seed", "1")
+FEATURES = (*GAN, "--objective", "VAEDisLoss", "--seed", "1")
 
 State = dict[str, Tensor]
 
@@ -145,7 +145,7 @@ def test_parts_are_taken_and_the_others_are_those_of_the_seed(
     assert not same(then, fresh, "guide.encoder")
     # 64 x 16 + 16 into the hidden layer; 2 x 16 + 16 and 16 x 64 + 64 out of it
     assert f"starting from {gan}: guide.encoder, 2 tensors, 1,040 numbers; model.decoder, " in told
-    assert "FeatureELBO judges by the features of model.discriminator" in told
+    assert "VAEDisLoss judges by the features of model.discriminator" in told
 
 
 def test_random_features_are_told(

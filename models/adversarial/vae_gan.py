@@ -23,7 +23,7 @@ class VAEGAN(LatentDecoder):
 
     - `VAEGANLoss`, which the default objective `ELBO` selects for it: VAE/GAN;
     - `GANLoss`: a GAN; a guide is fitted afterwards, by `refit_guide`;
-    - `FeatureELBO`: VAE_Dis, with the features of a GAN's discriminator:
+    - `VAEDisLoss`: VAE_Dis, with the features of a GAN's discriminator:
       `model.discriminator.load_state_dict(gan.discriminator.state_dict())`, on the command line
       `--start_from RUN --start_parts model.discriminator`.
 

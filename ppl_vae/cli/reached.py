@@ -8,7 +8,7 @@ from typing import Any
 
 from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.output import warn
-from ppl_vae.objectives import Alternating, Controller, FeatureELBO, Objective
+from ppl_vae.objectives import Alternating, Controller, Objective, VAEDisLoss
 from ppl_vae.runs import (
     CONFIG,
     FIT,
@@ -139,7 +139,7 @@ def with_beta_held(spec: Any, run: Run, trust: Trust) -> Any:
     if not isinstance(spec, dict):
         return spec
     objective = objective_of(run, trust)
-    if isinstance(objective, Alternating | FeatureELBO):
+    if isinstance(objective, Alternating | VAEDisLoss):
         return {"class_path": DEFAULTS["objective"]}
     if not isinstance(objective.beta, Controller):
         return spec

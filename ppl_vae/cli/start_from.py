@@ -16,13 +16,13 @@ from ppl_vae.cli.mistakes import UsageError, did_you_mean
 from ppl_vae.cli.output import counted
 from ppl_vae.cli.setup import Setup
 from ppl_vae.cli.start import require_apart
-from ppl_vae.objectives import FeatureELBO
+from ppl_vae.objectives import VAEDisLoss
 from ppl_vae.pairs import Batches, Pair, transformed
 from ppl_vae.runs import CONFIG, config_file, constraints_of, read_state
 from ppl_vae.runtime import as_typed, preserve_random_state
 
 _JUDGE = "model.discriminator"
-"""The part that `FeatureELBO` needs trained, and does not train."""
+"""The part that `VAEDisLoss` needs trained, and does not train."""
 
 _PARAM = "param."
 
@@ -98,11 +98,11 @@ class StartFrom:
 
 def random_judge(setup: Setup, start: StartFrom | None) -> str:
     """What is wrong with a discriminator that was not trained and will not be; empty if nothing is."""
-    if not isinstance(setup.objective, FeatureELBO) or (start is not None and start.covers(_JUDGE)):
+    if not isinstance(setup.objective, VAEDisLoss) or (start is not None and start.covers(_JUDGE)):
         return ""
     model = str(setup.config["model"]["class_path"]).removeprefix("ppl_vae.models.")
     return (
-        f"FeatureELBO judges by the features of {_JUDGE}, which are those of random weights here, and does not "
+        f"VAEDisLoss judges by the features of {_JUDGE}, which are those of random weights here, and does not "
         f"train them. Train it first, with the same data and model, `ppl-vae train --model {model} --objective "
         f"GANLoss --run_dir runs/gan`; then add --start_from runs/gan --start_parts {_JUDGE}"
     )

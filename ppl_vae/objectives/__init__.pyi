@@ -1,6 +1,6 @@
 from .adversarial import (
-    FeatureELBO as FeatureELBO,
     GANLoss as GANLoss,
+    VAEDisLoss as VAEDisLoss,
     VAEGANLoss as VAEGANLoss,
 )
 from .alternating import (

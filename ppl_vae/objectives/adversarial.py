@@ -238,7 +238,7 @@ class GANLoss(Alternating):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureELBO(Objective):
+class VAEDisLoss(Objective):
     r"""VAE_Dis: a VAE whose reconstructions are judged by the features of a discriminator that stays as it is.
 
         beta KL(q(z | x) || p(z)) - log N(Dis_l(x); Dis_l(x'), I),    x' = E[x | z], z ~ q(z | x)
@@ -259,8 +259,8 @@ class FeatureELBO(Objective):
         >>> model = VAEGAN((6,), 2, MLP((8,)), discriminator=MLP((8,)))
         >>> model.discriminator.load_state_dict(gan.discriminator.state_dict())
         <All keys matched successfully>
-        >>> FeatureELBO(beta=0.5)  # for fit(model, guide, x, objective=...)
-        FeatureELBO(beta=0.5, free_bits=0.0, num_particles=1)
+        >>> VAEDisLoss(beta=0.5)  # for fit(model, guide, x, objective=...)
+        VAEDisLoss(beta=0.5, free_bits=0.0, num_particles=1)
     """
 
     why_no_free_bits = VAEGANLoss.why_no_free_bits
