@@ -149,8 +149,8 @@ def test_bad_descriptions_are_refused() -> None:
         MLP(hidden=(3, 0))
     with pytest.raises(ValueError, match=r"Convolutional\.channels is empty"):
         Convolutional(channels=())
-    with pytest.raises(ValueError, match=r"Convolutional\.hidden must be at least 1"):
-        Convolutional(hidden=0)
+    with pytest.raises(ValueError, match=r"Convolutional\.hidden must be at least 0"):
+        Convolutional(hidden=-1)
     with pytest.raises(ValueError, match=r"needs pictures .* shape is \(5,\); use MLP"):
         Convolutional().encoder((5,))
 

@@ -271,6 +271,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "posterior_contours": lambda: posterior(plots.posterior_contours),
     "guides_over_posterior": lambda: posterior(plots.guides_over_posterior),
     "kl_per_dimension": lambda: plots.kl_per_dimension([1.0, 0.0], [1.0, 0.0]),
+    "worth_of_units": lambda: plots.worth_of_units([1.0, 0.0], [True, False]),
     "aggregate_posterior": lambda: plots.aggregate_posterior(
         X[:, 0], None, torch.ones(4), labels=LABELS
     ),

@@ -88,7 +88,7 @@ class NetworkClassifier:
     def describe(self, shape: tuple[int, ...], num_rows: int) -> str:
         """The network and the length of its training, in words."""
         network, size = self._network(shape), min(self.batch_size, num_rows)
-        parts = {name: value for name, value in vars(network).items() if value is not False}
+        parts = {name: v for name, v in vars(network).items() if v is not None and v is not False}
         shown = (
             f"{k}={v.__name__ if inspect.isclass(v) else v}"
             for k, v in parts.items()
