@@ -22,7 +22,7 @@ from ppl_vae import checks, data, diagnosis, em, evaluation, runs, stats, tasks,
 from ppl_vae.codes import VectorQuantizer
 from ppl_vae.guides import MeanField, QuantizingEncoder
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VQVAE, PixelCNNPrior, ProbabilisticPCA
+from ppl_vae.models import VAE, VQVAE, PixelCNNPrior, ProbabilisticPCA
 from ppl_vae.networks import MLP, Slots
 from ppl_vae.runtime import in_notebook
 from ppl_vae.runtime.notebook import html_table
@@ -88,6 +88,8 @@ def fitted(place: Path) -> training.Fit:
 
 
 QUICK: dict[str, Any] = {"num_chains": 4, "num_steps": 4, "seed": 0}
+LABELLED = X, torch.arange(len(X)) % 2
+
 SHOWN: dict[type, Callable[[Path], Any]] = {
     stats.Estimate: lambda _: stats.Estimate(X[:, 0], unit=BAD),
     data.Data: read_data,
@@ -107,6 +109,13 @@ SHOWN: dict[type, Callable[[Path], Any]] = {
     tasks.ClassificationAccuracy: accuracy,
     training.PriorFit: prior_fit,
     training.LevelsFit: lambda place: training.LevelsFit({"z1": prior_fit(place)}),
+    tasks.Probe: lambda _: ppl_vae.probe(model, guide, LABELLED, LABELLED),
+    tasks.FineTuned: lambda _: ppl_vae.fine_tune(
+        VAE((2,), 1, likelihood=Gaussian()), MeanField((2,), 1), LABELLED, LABELLED, num_steps=1
+    ),
+    tasks.LabelAccuracy: lambda _: tasks.LabelAccuracy(
+        LABELLED[1][None], LABELLED[1], 2, "by hand", (0,), ""
+    ),
     tasks.Outliers: lambda _: ppl_vae.outliers(model, guide, X, num=3, seed=0),
 }
 """Each class of results, with an object of it: with names that are code wherever they are the user's."""
