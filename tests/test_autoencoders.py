@@ -30,6 +30,7 @@ from ppl_vae import (
     save_run,
     to_arviz,
 )
+from ppl_vae.cli import main
 from ppl_vae.diagnosis import posterior_grid
 from ppl_vae.evaluation import annealed_importance_sampling
 from ppl_vae.guides import DeltaEncoder, MeanField
@@ -716,6 +717,18 @@ def test_no_bound_on_log_p_is_made_of_a_flat_density() -> None:
         PairError, match=r"TargetRate sets beta by rate and distortion, but p.z. of"
     ):
         fit(model, guide, x, objective=ELBO(beta=TargetRate(nats=3.0)), max_epochs=1)
+
+
+def test_draws_of_a_flat_density_are_refused_before_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert (
+        main(["train", "--model.prior", "FlatPrior", "--max_rows", "20", "--run_dir", str(run)])
+        == 1
+    )
+    assert "Take a guide that gives points (--guide DeltaEncoder)" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_a_point_beside_draws_leaves_a_bound() -> None:

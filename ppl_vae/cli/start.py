@@ -18,7 +18,18 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import say
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, data_paths, with_defaults
-from ppl_vae.pairs import Batches, Pair, PairError, take_rows, transformed
+from ppl_vae.pairs import (
+    Batches,
+    Pair,
+    PairError,
+    Trace,
+    is_delta,
+    is_improper,
+    latent_sites,
+    take_rows,
+    trace_pair,
+    transformed,
+)
 from ppl_vae.runs import (
     CHECKPOINTS,
     EVALUATION,
@@ -163,6 +174,22 @@ def check_setup(setup: Setup) -> None:
         if not pair.keeps_rows:
             found = DataCheck(pair, x)
             check_rows(rows.ordered(_CHECKED_ROWS), found.first_problem, "the test rows")
+        _require_proper(*trace_pair(pair, x))
+
+
+def _require_proper(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuses draws of a latent that has no density in the model: a trained pair could not be diagnosed.
+
+    Raises:
+        PairError: There is one.
+    """
+    for name, site in latent_sites(model_trace).items():
+        other = guide_trace.nodes.get(name)
+        if is_improper(site) and other is not None and not is_delta(other):
+            raise PairError(
+                f"p(z) of '{name}' is improper, and the guide draws it: there would be neither an ELBO nor log "
+                "p(x). Take a guide that gives points (--guide DeltaEncoder), or another --model.prior"
+            )
 
 
 def _as_typed(message: str, setup: Setup) -> str:
