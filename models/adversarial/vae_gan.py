@@ -30,8 +30,10 @@ class VAEGAN(LatentDecoder):
     The VAE to compare them with is `VAE(..., likelihood=OptimalGaussian())`.
 
     `model.discriminator` maps rows `(n, *data_shape)` to logits `(n,)` and features `(n, ...)`; `fit` logs its
-    `accuracy_real` and `accuracy_false`. What it sees of the decoder is the mean of p(x | z). The noise around
-    it is found from the rows (`OptimalGaussian`), unless another likelihood is given.
+    `accuracy_real` and `accuracy_false`, the shares that it tells right by D above or below 1/2. In VAE/GAN two
+    of three rows are false: a D that cannot tell them apart is 1/3, and these shares are 0 and 1. What it sees
+    of the decoder is the mean of p(x | z). The noise around it is found from the rows (`OptimalGaussian`),
+    unless another likelihood is given.
 
     Args:
         data_shape: Shape of one row of the data.
