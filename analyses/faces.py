@@ -41,6 +41,7 @@ FACES = Sizes(hidden=(200,), max_epochs=400, learning_rate=2e-3, batch_size=100)
 
 def manifold(
     data: str = "faces.npy",
+    data_dir: Path = Path("data"),
     runs: Path = Path("faces"),
     training: Sizes = FACES,
     size: int = 15,
@@ -52,6 +53,7 @@ def manifold(
     Args:
         data: Pictures in the order of a video, `(n, 1, height, width)` of bytes, in an `.npy` file; or a name
             as for `load_data`, which has a split.
+        data_dir: Folder of data by name, in torchvision's layout.
         runs: Folder that keeps the trained pairs; an interrupted training continues.
         training: Networks and trainings.
         size: Faces per side of the plane, at equal steps of the mass of N(0, I).
@@ -59,7 +61,7 @@ def manifold(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
-    rows = frames(data, training)
+    rows = frames(data, training, data_dir)
     shown = Table(["rows", "ELBO", "log p(x)", "rate", "squared error"], steps=3)
     shown.head()
     model, guide = trained(runs, "code=2", partial(vae, rows, 2, training), rows, training)
@@ -79,6 +81,7 @@ def manifold(
 
 def moves(
     data: str = "faces.npy",
+    data_dir: Path = Path("data"),
     runs: Path = Path("faces"),
     latent_dim: int = 12,
     training: Sizes = FACES,
@@ -99,6 +102,7 @@ def moves(
     Args:
         data: Pictures in the order of a video, `(n, 1, height, width)` of bytes, in an `.npy` file; or a name
             as for `load_data`, which has a split.
+        data_dir: Folder of data by name, in torchvision's layout.
         runs: Folder that keeps the trained pairs; an interrupted training continues.
         latent_dim: Number of latents.
         training: Networks and trainings.
@@ -109,7 +113,7 @@ def moves(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
-    rows = frames(data, training)
+    rows = frames(data, training, data_dir)
     made = partial(vae, rows, latent_dim, training)
     shown = Table(["rows", "ELBO", "log p(x)", "rate", "squared error"], steps=4)
     shown.head()
@@ -265,7 +269,7 @@ def _measured(model: Any, guide: Any, rows: Rows) -> list[str]:
 
 
 def _told(data: str, rows: Rows, training: Sizes) -> str:
-    what, which = "rows", "its test rows"
+    what, which = "rows", "test rows of their own"
     if is_video(data):
         what, which = "frames", "of other stretches of the video for the test"
     return (

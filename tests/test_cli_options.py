@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -271,6 +272,15 @@ def test_em_offers_what_em_can_fit(capsys: pytest.CaptureFixture[str]) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert re.fullmatch(r"ppl-vae \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_the_package_can_be_run_as_a_module(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ppl_vae", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("ppl_vae", run_name="__main__")
+    assert capsys.readouterr().out.startswith("ppl-vae ")
 
 
 FORKS = """
