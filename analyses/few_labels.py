@@ -17,17 +17,20 @@ from progress import Table, chosen_rows, start
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from ppl_vae import fine_tune, load_data, probe
+from ppl_vae import encode, fine_tune, load_data, probe
 from ppl_vae.data import few_labels
 from ppl_vae.guides import SemiSupervised
+from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import SemiSupervisedVAE
+from ppl_vae.networks import MLP, Network
 from ppl_vae.objectives import SemiSupervisedELBO
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe
 
 Array = NDArray[Any]
 
-PIXELS, NEAREST, M2 = "pixels, logistic regression", "pixels, nearest neighbor", "M2"
+PIXELS, NEAREST = "pixels, logistic regression", "pixels, nearest neighbor"
+M2, M1_M2 = "M2", "M1 + M2"
 PROBE, TUNED = "probe", "fine-tuned"
 
 
@@ -145,7 +148,8 @@ def methods_of(of: Setting, learning: Learning) -> dict[str, Callable[[int, int]
     for name in ENCODERS:
         found[f"{name}, {PROBE}"] = partial(by_probe, of, learning, name)
         found[f"{name}, {TUNED}"] = partial(by_fine_tuning, of, learning, name)
-    return found | {M2: partial(by_m2, of, learning)}
+    m2 = {M2: partial(by_m2, of, learning), M1_M2: partial(by_m1_m2, of, learning)}
+    return found | m2
 
 
 def by_probe(of: Setting, learning: Learning, name: str, labels: int, draws: int) -> Shares:
@@ -214,16 +218,41 @@ def _of_rows(
 def by_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
     """M2, trained on rows with and without labels together, anew for each draw."""
     (x, y), (held, truth) = _labelled(of)
+    return _shares_of_m2(of, learning, (x, held), of.sizes.network, (y, truth), labels, draws)
+
+
+def by_m1_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
+    """M2 whose rows are what the VAE, which is M1, makes of rows: the means of its guide."""
+    (x, y), (held, truth) = _labelled(of)
+    model, guide = of.pair("VAE")
+    codes = [encode(model, guide, part, progress=False)["z"] for part in (x, held)]
+    network = MLP(hidden=of.sizes.hidden[-1:])
+    return _shares_of_m2(of, learning, (codes[0], codes[1]), network, (y, truth), labels, draws)
+
+
+def _shares_of_m2(
+    of: Setting,
+    learning: Learning,
+    rows: tuple[Tensor, Tensor],
+    network: Network,
+    truth: tuple[Tensor, Tensor],
+    labels: int,
+    draws: int,
+) -> Shares:
+    """What an M2 of training rows says of test rows, for each draw of labels."""
+    (x, held), (y, right) = rows, truth
+    shape = tuple(x.shape[1:])
     options: dict[str, Any] = {
         "latent_dim": learning.m2_latent_dim,
         "classes": 1 + int(y.max()),
-        "network": of.sizes.network,
+        "network": network,
     }
     found = []
     for draw in range(draws):
         torch.manual_seed(of.sizes.seed + draw)
-        model = SemiSupervisedVAE(of.data.shape, likelihood=of.likelihood(), **options)
-        guide = SemiSupervised(of.data.shape, **options)
+        likelihood = of.likelihood() if shape == of.data.shape else OptimalGaussian()
+        model = SemiSupervisedVAE(shape, likelihood=likelihood, **options)
+        guide = SemiSupervised(shape, **options)
         told = few_labels(y, labels, draw)
         keep = (told >= 0) | (torch.arange(len(x)) < len(of.rows))
         weight = learning.m2_weight * int(keep.sum()) / labels
@@ -234,7 +263,7 @@ def by_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
         )
         with torch.no_grad():
             parts = [guide.classify(part).probs.argmax(-1) for part in held.split(512)]
-        found.append(float((torch.cat(parts) == truth).double().mean()))
+        found.append(float((torch.cat(parts) == right).double().mean()))
     return found
 
 
