@@ -288,14 +288,13 @@ def test_the_discriminator_sees_rows_reconstructions_and_draws() -> None:
     fit(
         model, guide, X, objective=objective, batch_size=N, max_epochs=3, learning_rate=1e-9, seed=0
     )
-    kinds = []
+    assert all(rows.shape == (3 * N, D) for rows in spy.seen)
     order = X.sort(0).values
-    for rows in spy.seen:
-        kinds.append("x" if torch.equal(rows.sort(0).values, order) else "not")
-    assert all(rows.shape == (N, D) for rows in spy.seen)
-    # Three steps: in each the features of x and x', and draws; and x, draws and x' in each second one.
-    pair_turn, game = ["x", "not", "not"], ["x", "not", "not"]
-    assert kinds[-15:] == [*pair_turn, *game, *pair_turn, *pair_turn, *game]
+    for rows in spy.seen[-5:]:  # three steps, and D moves in the first and the last
+        kinds = [torch.equal(part.sort(0).values, order) for part in rows.split(N)]
+        assert kinds == [True, False, False]
+    means = [rows.split(N)[1] for rows in spy.seen[-5:]]
+    assert not torch.equal(means[0], means[1])  # another turn, another draw
 
 
 def test_the_discriminators_turn_sees_the_means_of_both_kinds_of_latents() -> None:
@@ -303,11 +302,13 @@ def test_the_discriminators_turn_sees_the_means_of_both_kinds_of_latents() -> No
     hand = ByHand(model, guide)
     model.discriminator = spy = Spy(model.discriminator)  # type: ignore[assignment]
     lost(model, guide, VAEGANLoss(), "discriminator")
-    for found, expected in zip(spy.seen, (X, hand.generated, hand.mean), strict=True):
+    (seen,) = spy.seen
+    for found, expected in zip(seen.split(N), (X, hand.mean, hand.generated), strict=True):
         torch.testing.assert_close(found, expected.detach())
     spy.seen.clear()
     lost(model, guide, GANLoss(), "discriminator")
-    for found, expected in zip(spy.seen, (X, hand.generated), strict=True):
+    (seen,) = spy.seen
+    for found, expected in zip(seen.split(N), (X, hand.generated), strict=True):
         torch.testing.assert_close(found, expected.detach())
 
 
@@ -335,6 +336,182 @@ def test_batch_norm_of_a_gan_is_that_of_its_draws() -> None:
     (seen,) = inputs
     torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean((0, 2, 3)).detach())
     assert model.likelihood.batches == 1  # the noise is of reconstructions
+
+
+# -- batch norm in the discriminator ---------------------------------------------------------------------
+
+
+def normed(norm: nn.Module | None = None) -> tuple[VAEGAN, MeanField]:
+    """`pair` with a normalization before the activation of its discriminator."""
+    model, guide = pair()
+    net: Any = model.discriminator.trunk.net
+    norm = nn.BatchNorm1d(6) if norm is None else norm
+    model.discriminator.trunk = nn.Sequential(net[0], norm, nn.Tanh()).double()
+    if isinstance(norm, nn.BatchNorm1d):
+        torch.manual_seed(2)
+        for parameter in norm.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model, guide
+
+
+def by_formula(model: VAEGAN, *kinds: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Logits and features of kinds of rows that are normalized together, and what is normalized."""
+    trunk: Any = model.discriminator.trunk
+    linear, norm, _ = trunk
+    h = torch.cat(kinds) @ linear.weight.T + linear.bias
+    mean = h.mean(0)
+    variance = (h - mean).square().mean(0)
+    features = torch.tanh((h - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias)
+    logits = features @ model.discriminator.head.weight[0] + model.discriminator.head.bias
+    sizes = [len(kind) for kind in kinds]
+    return list(zip(logits.split(sizes), features.split(sizes), strict=True)), h
+
+
+def buffers(model: VAEGAN) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.discriminator.named_buffers()}
+
+
+def require_moved_once(model: VAEGAN, before: dict[str, Tensor], h: Tensor) -> None:
+    """Statistics are as after one pass of what is normalized."""
+    after, old = buffers(model), before["trunk.1.running_mean"]
+    torch.testing.assert_close(after["trunk.1.running_mean"], 0.9 * old + 0.1 * h.mean(0).detach())
+    var, old = h.var(0).detach(), before["trunk.1.running_var"]
+    torch.testing.assert_close(after["trunk.1.running_var"], 0.9 * old + 0.1 * var)
+    assert after["trunk.1.num_batches_tracked"] == before["trunk.1.num_batches_tracked"] + 1
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_batch_norm_sees_all_kinds_of_a_vae_gan_together(draws: int) -> None:
+    """Losses, gradients and statistics of both turns are those of the formulas, for one pass."""
+    model, guide = normed()
+    objective = VAEGANLoss(gamma=0.3, num_particles=draws)
+    before = buffers(model)
+    loss = lost(model, guide, objective, "pair")
+    after = buffers(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+    torch.manual_seed(5)
+    shape = (N, 2) if draws == 1 else (draws, N, 2)
+    eps = torch.normal(torch.zeros(shape, dtype=X.dtype), 1.0)
+    of_prior = torch.normal(torch.zeros(N, 2, dtype=X.dtype), 1.0)
+    q = guide.encode(X).base_dist
+    kl = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).sum(-1).mean()
+    mean = model.decoder(q.loc + q.scale * eps).reshape(-1, D)
+    generated = model.decoder(of_prior)[:, 0]
+    ((of_rows, target), (of_mean, features), (of_draws, _)), h = by_formula(
+        model, X, mean, generated
+    )
+    squares = (features.reshape(draws, N, 6) - target).square().sum(-1).mean()
+    like = 0.5 * squares + 3 * math.log(2 * math.pi)
+    fooled = -logsigmoid(of_mean).mean() - logsigmoid(of_draws).mean()
+    encoder, decoder = 0.7 * kl + like, 0.3 * like + fooled
+    torch.testing.assert_close(loss.loss, (encoder + decoder).detach())
+    same_gradients(gradients(loss.loss, guide), gradients(encoder, guide))
+    same_gradients(gradients(loss.loss, model.decoder), gradients(decoder, model.decoder))
+    assert not any(g is not None for g in gradients(loss.loss, model.discriminator))
+
+    loss = lost(model, guide, objective, "discriminator")
+    game = -logsigmoid(of_rows).mean() - logsigmoid(-of_mean).mean() - logsigmoid(-of_draws).mean()
+    torch.testing.assert_close(loss.loss, game)
+    same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
+    assert not any(g is not None for g in gradients(loss.loss, model.decoder, guide))
+    require_moved_once(model, before, h)
+    assert model.discriminator.counts[:, 1].tolist() == [N, (draws + 1) * N]
+
+
+def test_batch_norm_sees_rows_and_draws_of_a_gan_together() -> None:
+    model, guide = normed()
+    before = buffers(model)
+    loss = lost(model, guide, GANLoss(), "generator")
+    after = buffers(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    ((of_rows, _), (of_draws, _)), h = by_formula(model, X, ByHand(model, guide).generated)
+    # `ByHand` has shown the discriminator others.
+    model.discriminator.load_state_dict(before, strict=False)
+    fooled = -logsigmoid(of_draws).mean()
+    torch.testing.assert_close(loss.loss, fooled.detach())
+    same_gradients(gradients(loss.loss, model.decoder), gradients(fooled, model.decoder))
+    loss = lost(model, guide, GANLoss(), "discriminator")
+    game = -logsigmoid(of_rows).mean() - logsigmoid(-of_draws).mean()
+    torch.testing.assert_close(loss.loss, game)
+    same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
+    require_moved_once(model, before, h)
+
+
+class InstanceNorm(nn.Sequential):
+    """Of two channels with three places each, with statistics for evaluation."""
+
+    def __init__(self) -> None:
+        norm = nn.InstanceNorm1d(2, track_running_stats=True)
+        super().__init__(nn.Unflatten(1, (2, 3)), norm, nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.BatchNorm1d(6), lambda: nn.BatchNorm1d(6, momentum=None), InstanceNorm]
+)
+@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss()])
+def test_statistics_are_those_of_the_discriminators_turn(
+    objective: Alternating, norm: Callable[[], nn.Module]
+) -> None:
+    model, guide = normed(norm())
+    first, second = [turn.name for turn in objective.turns(Pair(model, guide))]
+    before = buffers(model)
+    settings = [str(part) for part in model.discriminator.modules()]
+    lost(model, guide, objective, first)
+    after = buffers(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert [str(part) for part in model.discriminator.modules()] == settings
+    lost(model, guide, objective, second)
+    moved = {
+        name.split(".")[-1]
+        for name, value in buffers(model).items()
+        if not torch.equal(value, before[name])
+    }
+    assert {"running_mean", "running_var", "counts"} <= moved
+
+
+class Shifted(nn.Module):
+    """z ~ N(0, I), x ~ N(z + shift, 0.1^2 I), with the discriminator of `normed`."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift, dtype=X.dtype))
+        self.discriminator = normed()[0].discriminator
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x[0]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + self.shift, 0.1).to_event(1), obs=x)
+
+
+class Copied(nn.Module):
+    """z is x, nearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Parameter(torch.zeros((), dtype=X.dtype))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + self.none, 1e-9).to_event(1))
+
+
+@pytest.mark.parametrize("turn", ["pair", "discriminator"])
+def test_a_discriminator_with_batch_norm_sees_brightness(turn: str) -> None:
+    """Of x' = x the features and logits are those of x, of x' = x + 1 they are far from these.
+
+    Apart from each other, rows and reconstructions would be normalized to the same numbers.
+    """
+    for shift in (0.0, 1.0):
+        model = Shifted(shift)
+        said: list[Any] = []
+        model.discriminator.register_forward_hook(lambda module, x, out: said.append(out))  # noqa: B023
+        lost(model, Copied(), VAEGANLoss(), turn)
+        ((logits, features),) = said
+        for numbers in (logits, features):
+            of_rows, of_means, _ = numbers.detach().split(N)
+            difference = float((of_rows - of_means).square().mean().sqrt())
+            assert (difference > 0.1) == (shift > 0), difference
 
 
 # -- the best discriminator ------------------------------------------------------------------------------
@@ -620,8 +797,14 @@ def test_pairs_that_do_not_suit(objective: Objective) -> None:
         with pytest.raises(PairError, match="moves nothing"):
             fit(model, guide, ROWS, objective=objective, max_epochs=1)
     model.discriminator.weight = nn.Parameter(torch.zeros(1))
+    n, at_once = {
+        "VAEGANLoss": (36, r" \(12 \+ 12 \+ 12 at once\)"),
+        "GANLoss": (24, r" \(12 \+ 12 at once\)"),
+        "VAEDisLoss": (12, ""),
+    }[name]
     with pytest.raises(
-        PairError, match=r"must return logits \(12,\) and features .* an objective that does not"
+        PairError,
+        match=rf"must return logits \({n},\) and features .* of {n} rows{at_once}, .* an objective that does",
     ):
         fit(model, guide, ROWS, objective=objective, max_epochs=1)
 
