@@ -722,7 +722,12 @@ def test_vae_dis_is_captured_and_sees_the_discriminator_as_it_is_evaluated() -> 
     assert loss.comparisons >= 3  # with Pyro, and none of them has turned it off
 
 
-def test_a_resumed_vae_gan_ends_at_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [pair, normed])
+def test_a_resumed_vae_gan_ends_at_the_same_bits(make: Any, tmp_path: Path) -> None:
+    def small() -> tuple[nn.Module, nn.Module]:
+        model, guide = make()
+        return model.float(), guide.float()
+
     options: dict[str, Any] = {"objective": VAEGANLoss(discriminator_every=2), "batch_size": 5}
     options |= {"seed": 0, "learning_rate": 0.01}
     whole = small()
