@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,22 +23,24 @@ from trainings import same, weights
 from ppl_vae import evaluate, fit, load_run, refit_guide
 from ppl_vae.capture import CapturedLoss
 from ppl_vae.cli import main
+from ppl_vae.cli.reached import fit_of
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Categorical, LearnedGaussian
-from ppl_vae.models import VAE, VAEGAN, DiagonalNormal
-from ppl_vae.models.adversarial.discriminator import Discriminator
+from ppl_vae.models import VAE, VAEGAN, DiagonalNormal, Discriminator
 from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
     ELBO,
     Alternating,
     GANLoss,
     Loss,
+    MeanFieldELBO,
     Objective,
     TraceELBO,
     Turn,
     VAEDisLoss,
     VAEGANLoss,
 )
+from ppl_vae.objectives.judged_rows import seen_through
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.runs import read_history
 
@@ -656,7 +659,13 @@ def small(**settings: Any) -> tuple[VAEGAN, MeanField]:
 def test_the_default_objective_is_that_of_a_vae_gan() -> None:
     model, guide = small()
     assert ELBO(beta=0.5).resolve(Pair(model, guide), ROWS) == VAEGANLoss(beta=0.5)
+    landing = ELBO(stick_the_landing=True).resolve(Pair(model, guide), ROWS)
+    assert landing == TraceELBO(stick_the_landing=True)
     fitted = fit(model, guide, ROWS, batch_size=5, max_epochs=2, seed=0)
+    assert (fitted.objective, fitted.resolved) == (ELBO(), VAEGANLoss())
+    assert repr(fitted).endswith("stopped='reached max_epochs = 2', objective=VAEGANLoss)")
+    assert "objective, for this pair" in fitted._repr_html_()
+    assert "VAEGANLoss(beta=1.0" in fitted._repr_html_()
     row = fitted.history[-1]
     assert {"loss_pair", "loss_discriminator", "accuracy_real", "accuracy_false"} <= row.keys()
     assert row["loss"] == pytest.approx(row["loss_pair"] + row["loss_discriminator"], rel=1e-5)
@@ -667,6 +676,135 @@ def test_the_default_objective_is_that_of_a_vae_gan() -> None:
     refitted = refit_guide(model, guide, ROWS, max_epochs=1, seed=0)
     assert "loss_pair" not in refitted.history[0]
     assert same(weights(model, model), before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(MeanFieldELBO):
+    """An objective of a user's own."""
+
+    def __call__(self, pair: Pair, layout: Any, batch: Any, beta: float = 1.0) -> Loss:
+        found = super().__call__(pair, layout, batch, beta)
+        return Loss(2 * found.loss, found.elbo, found.rate, found.distortion, found.traces)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("VAEGANLoss", VAEGANLoss(beta=0.5)),
+        (VAEGANLoss, VAEGANLoss(beta=0.5)),
+        (Doubled, Doubled(beta=0.5)),
+        (None, MeanFieldELBO(beta=0.5)),
+        ("ELBO", MeanFieldELBO(beta=0.5)),
+    ],
+)
+def test_a_model_asks_for_an_objective(asked: Any, expected: Objective) -> None:
+    model: Any = Affine(1.0, 0.5)
+    model.default_objective = asked
+    x = torch.zeros(4, 1)
+    assert ELBO(beta=0.5).resolve(Pair(model, Latent()), x) == expected
+
+
+def test_a_module_of_the_name_discriminator_chooses_nothing() -> None:
+    """A model of a user's own that has one is trained by the ELBO, and by an adversary if that is asked for."""
+
+    class Own(Affine):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+                loc = self.affine[0] + self.affine[1] * z + self.discriminator(z)[0][..., None]
+                pyro.sample("x", dist.Normal(loc, 0.1).to_event(1), obs=x)
+
+    x = torch.randn(8, 1, generator=torch.Generator().manual_seed(0))
+    fitted = fit(Own(1.0, 0.5), Latent(), x, max_epochs=1, seed=0)
+    assert fitted.resolved == MeanFieldELBO()
+    assert "loss_discriminator" not in fitted.history[0]
+    assert repr(fitted).endswith("', objective=MeanFieldELBO)")
+    given = fit(Own(1.0, 0.5), Latent(), x, objective=MeanFieldELBO(), max_epochs=1, seed=0)
+    assert repr(fitted) == repr(given)[:-1] + ", objective=MeanFieldELBO)"
+    assert "for this pair" not in given._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("VAEGANLos", "default_objective = 'VAEGANLos', which must be the name of an objective"),
+        ("adversarial", "default_objective = 'adversarial'"),
+        ("Turn", "default_objective = 'Turn'"),
+        (VAEGANLoss(), "an object of VAEGANLoss, which must be the name .* or a class"),
+        (print, "default_objective = .*, which must be"),
+    ],
+)
+def test_a_model_that_asks_for_no_objective(asked: Any, told: str) -> None:
+    model: Any = Affine(1.0, 0.5)
+    model.default_objective = asked
+    with pytest.raises(PairError, match=told):
+        fit(model, Latent(), torch.zeros(4, 1), max_epochs=1)
+
+
+def test_a_model_that_asks_for_an_adversary_needs_one() -> None:
+    model: Any = VAE((D,), 2, NET, LearnedGaussian())
+    model.default_objective = "VAEGANLoss"
+    with pytest.raises(PairError, match="VAEGANLoss needs a model with a module `discriminator`"):
+        fit(model, MeanField((D,), 2, NET), ROWS, max_epochs=1)
+
+
+def test_an_adversarial_loss_is_not_taken_for_the_elbo() -> None:
+    """By default as well: a training that watches that they agree would tell of an error after 20 steps."""
+    model, guide = small()
+    fitted = fit(model, guide, ROWS, batch_size=4, max_epochs=10, seed=0)
+    assert fitted.steps == 30
+    assert fitted.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "objective", "kept"),
+    [
+        (VAEGAN, ELBO(), 3),
+        (VAEGAN, VAEGANLoss(), 3),
+        (VAEGAN, MeanFieldELBO(), 2),
+        (VAE, ELBO(), 2),
+    ],
+)
+def test_the_last_weights_of_a_run_are_those_of_an_adversary(
+    make: Any, objective: Objective, kept: int, tmp_path: Path
+) -> None:
+    """Of a run that could stop early: its best epoch by the ELBO, unless the loss is no ELBO."""
+    history = [
+        {"step": 5.0 * i, "validation_elbo": e} for i, e in ((1, -3.0), (2, -1.0), (3, -2.0))
+    ]
+    run: Any = SimpleNamespace(
+        path=tmp_path, config={"patience": 5}, model=make((D,), 2, NET), guide=None
+    )
+    with patch("ppl_vae.cli.reached.read_history", return_value=history):
+        assert fit_of(run, objective).best_epoch == kept
+
+
+class Said(Discriminator):
+    """Its logits are the first number of each row."""
+
+    def __init__(self) -> None:
+        super().__init__(NET, (1,))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, 0], x
+
+
+def test_accuracy_is_that_of_a_discriminator_beside_chance() -> None:
+    """With two kinds of false rows, D = 1/3 tells nothing: logit -0.69. With one, D = 1/2."""
+    real = torch.tensor([[0.2], [-0.5], [-0.6], [-0.8]])  # D = 0.55, 0.38, 0.35, 0.31
+    first, second = torch.tensor([[-0.8], [-0.5]]), torch.tensor([[-0.9], [-2.0]])
+    judge = Said()
+    seen_through(judge, real, first, second)
+    assert judge.epoch_metrics() == {"accuracy_real": 0.75, "accuracy_false": 0.75}
+    seen_through(judge, real, second)
+    assert judge.epoch_metrics() == {"accuracy_real": 0.25, "accuracy_false": 1.0}
+    # What tells nothing says the same of all kinds: the shares add up to 1.
+    seen_through(judge, real, real, real)
+    told = judge.epoch_metrics()
+    assert told == {"accuracy_real": 0.75, "accuracy_false": 0.25}
+    judge.eval()
+    seen_through(judge, real, first, second)
+    assert judge.epoch_metrics() == {}
 
 
 def test_accuracy_is_that_of_the_logits() -> None:
@@ -835,7 +973,7 @@ def test_a_latent_without_a_gradient_is_refused() -> None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Categorical(logits=self.head(x)))
 
-    for objective in (None, VAEDisLoss()):
+    for objective in (VAEGANLoss(), VAEDisLoss()):
         with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):
             fit(Discrete(), Chosen(), ROWS, objective=objective, max_epochs=1)
     with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):

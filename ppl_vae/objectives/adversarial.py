@@ -73,8 +73,11 @@ class VAEGANLoss(Alternating):
     falls to 0, a smaller beta helps. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
     Attributes:
-        gamma: Weight of the features against D in the decoder's loss. `like` is a sum over all features, and D
-            says a few nats: with thousands of features, gamma is small.
+        gamma: Weight of the features against D in the decoder's loss. `like` is a sum over the F numbers of
+            Dis_l(x), `model.discriminator(x)[1][0].numel()`, and varies by up to about F nats if each is of
+            size 1, as after batch norm; D's terms vary by a few. So gamma F is what counts, and gamma = 1 / F
+            gives both the same scale. The authors' code has 1e-6 for F = 16,384, gamma F = 0.016, for faces of
+            64 x 64.
         saturating: The decoder minimizes log(1 - D), as the formula of the game says, in place of -log D, whose
             gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.

@@ -39,25 +39,20 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import described
 
 
-def has_discriminator(pair: Pair) -> bool:
-    """Whether the model of a pair has a module `discriminator`."""
-    return isinstance(getattr(pair.model, "discriminator", None), nn.Module)
-
-
 def discriminator_of(pair: Pair, objective: Objective) -> nn.Module:
     """The discriminator of a pair's model.
 
     Raises:
         PairError: There is none.
     """
-    if not has_discriminator(pair):
+    found = getattr(pair.model, "discriminator", None)
+    if not isinstance(found, nn.Module):
         raise PairError(
             f"{type(objective).__name__} needs a model with a module `discriminator`, which maps rows to "
             f"logits (n,) and features (n, ...), such as VAEGAN; {described(pair.model)} has none: take that "
             "model, or ELBO, the default objective; a guide for a model that stays as it is (refit_guide) "
             "takes ELBO, too"
         )
-    found: nn.Module = pair.model.discriminator  # type: ignore[attr-defined]
     return found
 
 
@@ -270,11 +265,16 @@ def fooling(logits: Tensor, saturating: bool) -> Tensor:
 
 
 def seen_through(discriminator: nn.Module, x: Tensor, *false: Tensor) -> Tensor:
-    """-log D(x) - sum over kinds of false rows of log(1 - D), each the mean over its rows."""
+    """-log D(x) - sum over kinds of false rows of log(1 - D), each the mean over its rows.
+
+    A discriminator in training that has `count` is told the logits, less those of the best D if nothing told
+    rows apart, D = 1 / (1 + kinds of false rows): so a row counts as told right if D is on its side of that.
+    """
     real, *others = (logits for logits, _ in judged(discriminator, x, *false))
     count = getattr(discriminator, "count", None)
     if discriminator.training and callable(count):
-        count(real.detach(), torch.cat(others).detach())
+        chance = -math.log(len(others))
+        count(real.detach() - chance, torch.cat(others).detach() - chance)
     return torch.stack([softplus(-real).mean(), *(softplus(each).mean() for each in others)]).sum()
 
 
