@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.networks import Network, linear_head, require_at_least_one
+from ppl_vae.networks import (
+    Network,
+    linear_head,
+    require_at_least_one,
+    require_data_shape,
+    require_object,
+)
 
 
 class Discriminator(nn.Module):
@@ -36,8 +42,9 @@ class Discriminator(nn.Module):
             there were, `(2, 2)`.
 
     Raises:
-        TypeError: `feature_layer` is given, and the trunk is no chain of layers.
-        ValueError: The trunk has no such layer.
+        TypeError: An argument is not what it must be, or `feature_layer` is given, and the trunk is no chain of
+            layers.
+        ValueError: The trunk has no such layer, or a size in `data_shape` is below 1.
 
     Example:
         >>> from ppl_vae.networks import MLP
@@ -53,6 +60,8 @@ class Discriminator(nn.Module):
         self, network: Network, data_shape: Sequence[int], feature_layer: int | None = None
     ) -> None:
         super().__init__()
+        require_data_shape(self, data_shape)
+        require_object(self, "network", network, "encoder", "MLP()")
         self.trunk = network.encoder(data_shape)
         self.head = linear_head(self.trunk, 1)
         self.data_shape = tuple(data_shape)
