@@ -52,7 +52,7 @@ class Setting:
         rows: The rows.
         latent_dim: Number of latents.
         sizes: Networks and trainings.
-        gamma: Weight of the features in the decoder's loss of VAE/GAN.
+        gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`.
         layer: The layer of the discriminator whose outputs are the features.
         runs: Folder that keeps the trained pairs.
     """
@@ -163,7 +163,8 @@ def main(
         models: Which lines, by their names; all by default.
         seeds: How many seeds.
         latent_dim: Number of latents.
-        gamma: Weight of the features in the decoder's loss of VAE/GAN.
+        gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`. What counts is gamma times the
+            number of features, which is printed.
         layer: The layer of the discriminator whose outputs are the features.
         sizes: Networks and trainings.
         guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
@@ -190,6 +191,7 @@ def main(
     shown = Table(columns, steps=len(chosen) * seeds + 1)
     shown.head()
     judge = replace(of, sizes=replace(sizes, seed=sizes.seed + 1000)).gan()[0].discriminator
+    features = judge.eval()(rows.test[:1].float())[1].numel()
     shown.step("the discriminator that judges")
     sheet: dict[str, Tensor] = {"test rows": rows.test[:10]}
     draws: dict[str, Tensor] = {}
@@ -229,7 +231,8 @@ def main(
     print(
         f"\n{rows.name}: {len(rows.test)} test rows (ELBO and log p(x): {min(test_rows, len(rows.test))}), "
         f"nats and squared errors per row. {sizes.max_epochs} epochs of {len(rows.train)} rows, {latent_dim} "
-        f"latents. Reconstructions and draws of the first seed are {output}."
+        f"latents. gamma = {gamma:g} for {features} features: their product is {gamma * features:.3g}. "
+        f"Reconstructions and draws of the first seed are {output}."
     )
 
 

@@ -26,7 +26,8 @@
 
 A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, it offers them as methods:
 `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x). Models with an EM step have
-`initialize(x, seed)`, `expected_statistics(x)` and `maximize(statistics)`.
+`initialize(x, seed)`, `expected_statistics(x)` and `maximize(statistics)`. A `Discriminator` is a part of a
+model, such as `VAEGAN`.
 
 | prior | p(z) |
 | --- | --- |

@@ -1,4 +1,5 @@
 from . import colorization as colorization, priors as priors
+from .adversarial.discriminator import Discriminator as Discriminator
 from .adversarial.vae_gan import VAEGAN as VAEGAN
 from .autoencoders.autoencoder import Autoencoder as Autoencoder
 from .codes.conditional_vqvae import ConditionalVQVAE as ConditionalVQVAE

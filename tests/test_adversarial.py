@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,22 +23,24 @@ from trainings import same, weights
 from ppl_vae import evaluate, fit, load_run, refit_guide
 from ppl_vae.capture import CapturedLoss
 from ppl_vae.cli import main
+from ppl_vae.cli.reached import fit_of
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Categorical, LearnedGaussian
-from ppl_vae.models import VAE, VAEGAN, DiagonalNormal
-from ppl_vae.models.adversarial.discriminator import Discriminator
+from ppl_vae.models import VAE, VAEGAN, DiagonalNormal, Discriminator
 from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
     ELBO,
     Alternating,
     GANLoss,
     Loss,
+    MeanFieldELBO,
     Objective,
     TraceELBO,
     Turn,
     VAEDisLoss,
     VAEGANLoss,
 )
+from ppl_vae.objectives.judged_rows import seen_through
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.runs import read_history
 
@@ -288,14 +291,13 @@ def test_the_discriminator_sees_rows_reconstructions_and_draws() -> None:
     fit(
         model, guide, X, objective=objective, batch_size=N, max_epochs=3, learning_rate=1e-9, seed=0
     )
-    kinds = []
+    assert all(rows.shape == (3 * N, D) for rows in spy.seen)
     order = X.sort(0).values
-    for rows in spy.seen:
-        kinds.append("x" if torch.equal(rows.sort(0).values, order) else "not")
-    assert all(rows.shape == (N, D) for rows in spy.seen)
-    # Three steps: in each the features of x and x', and draws; and x, draws and x' in each second one.
-    pair_turn, game = ["x", "not", "not"], ["x", "not", "not"]
-    assert kinds[-15:] == [*pair_turn, *game, *pair_turn, *pair_turn, *game]
+    for rows in spy.seen[-5:]:  # three steps, and D moves in the first and the last
+        kinds = [torch.equal(part.sort(0).values, order) for part in rows.split(N)]
+        assert kinds == [True, False, False]
+    means = [rows.split(N)[1] for rows in spy.seen[-5:]]
+    assert not torch.equal(means[0], means[1])  # another turn, another draw
 
 
 def test_the_discriminators_turn_sees_the_means_of_both_kinds_of_latents() -> None:
@@ -303,11 +305,13 @@ def test_the_discriminators_turn_sees_the_means_of_both_kinds_of_latents() -> No
     hand = ByHand(model, guide)
     model.discriminator = spy = Spy(model.discriminator)  # type: ignore[assignment]
     lost(model, guide, VAEGANLoss(), "discriminator")
-    for found, expected in zip(spy.seen, (X, hand.generated, hand.mean), strict=True):
+    (seen,) = spy.seen
+    for found, expected in zip(seen.split(N), (X, hand.mean, hand.generated), strict=True):
         torch.testing.assert_close(found, expected.detach())
     spy.seen.clear()
     lost(model, guide, GANLoss(), "discriminator")
-    for found, expected in zip(spy.seen, (X, hand.generated), strict=True):
+    (seen,) = spy.seen
+    for found, expected in zip(seen.split(N), (X, hand.generated), strict=True):
         torch.testing.assert_close(found, expected.detach())
 
 
@@ -335,6 +339,182 @@ def test_batch_norm_of_a_gan_is_that_of_its_draws() -> None:
     (seen,) = inputs
     torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean((0, 2, 3)).detach())
     assert model.likelihood.batches == 1  # the noise is of reconstructions
+
+
+# -- batch norm in the discriminator ---------------------------------------------------------------------
+
+
+def normed(norm: nn.Module | None = None) -> tuple[VAEGAN, MeanField]:
+    """`pair` with a normalization before the activation of its discriminator."""
+    model, guide = pair()
+    net: Any = model.discriminator.trunk.net
+    norm = nn.BatchNorm1d(6) if norm is None else norm
+    model.discriminator.trunk = nn.Sequential(net[0], norm, nn.Tanh()).double()
+    if isinstance(norm, nn.BatchNorm1d):
+        torch.manual_seed(2)
+        for parameter in norm.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model, guide
+
+
+def by_formula(model: VAEGAN, *kinds: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Logits and features of kinds of rows that are normalized together, and what is normalized."""
+    trunk: Any = model.discriminator.trunk
+    linear, norm, _ = trunk
+    h = torch.cat(kinds) @ linear.weight.T + linear.bias
+    mean = h.mean(0)
+    variance = (h - mean).square().mean(0)
+    features = torch.tanh((h - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias)
+    logits = features @ model.discriminator.head.weight[0] + model.discriminator.head.bias
+    sizes = [len(kind) for kind in kinds]
+    return list(zip(logits.split(sizes), features.split(sizes), strict=True)), h
+
+
+def buffers(model: VAEGAN) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.discriminator.named_buffers()}
+
+
+def require_moved_once(model: VAEGAN, before: dict[str, Tensor], h: Tensor) -> None:
+    """Statistics are as after one pass of what is normalized."""
+    after, old = buffers(model), before["trunk.1.running_mean"]
+    torch.testing.assert_close(after["trunk.1.running_mean"], 0.9 * old + 0.1 * h.mean(0).detach())
+    var, old = h.var(0).detach(), before["trunk.1.running_var"]
+    torch.testing.assert_close(after["trunk.1.running_var"], 0.9 * old + 0.1 * var)
+    assert after["trunk.1.num_batches_tracked"] == before["trunk.1.num_batches_tracked"] + 1
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_batch_norm_sees_all_kinds_of_a_vae_gan_together(draws: int) -> None:
+    """Losses, gradients and statistics of both turns are those of the formulas, for one pass."""
+    model, guide = normed()
+    objective = VAEGANLoss(gamma=0.3, num_particles=draws)
+    before = buffers(model)
+    loss = lost(model, guide, objective, "pair")
+    after = buffers(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+    torch.manual_seed(5)
+    shape = (N, 2) if draws == 1 else (draws, N, 2)
+    eps = torch.normal(torch.zeros(shape, dtype=X.dtype), 1.0)
+    of_prior = torch.normal(torch.zeros(N, 2, dtype=X.dtype), 1.0)
+    q = guide.encode(X).base_dist
+    kl = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).sum(-1).mean()
+    mean = model.decoder(q.loc + q.scale * eps).reshape(-1, D)
+    generated = model.decoder(of_prior)[:, 0]
+    ((of_rows, target), (of_mean, features), (of_draws, _)), h = by_formula(
+        model, X, mean, generated
+    )
+    squares = (features.reshape(draws, N, 6) - target).square().sum(-1).mean()
+    like = 0.5 * squares + 3 * math.log(2 * math.pi)
+    fooled = -logsigmoid(of_mean).mean() - logsigmoid(of_draws).mean()
+    encoder, decoder = 0.7 * kl + like, 0.3 * like + fooled
+    torch.testing.assert_close(loss.loss, (encoder + decoder).detach())
+    same_gradients(gradients(loss.loss, guide), gradients(encoder, guide))
+    same_gradients(gradients(loss.loss, model.decoder), gradients(decoder, model.decoder))
+    assert not any(g is not None for g in gradients(loss.loss, model.discriminator))
+
+    loss = lost(model, guide, objective, "discriminator")
+    game = -logsigmoid(of_rows).mean() - logsigmoid(-of_mean).mean() - logsigmoid(-of_draws).mean()
+    torch.testing.assert_close(loss.loss, game)
+    same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
+    assert not any(g is not None for g in gradients(loss.loss, model.decoder, guide))
+    require_moved_once(model, before, h)
+    assert model.discriminator.counts[:, 1].tolist() == [N, (draws + 1) * N]
+
+
+def test_batch_norm_sees_rows_and_draws_of_a_gan_together() -> None:
+    model, guide = normed()
+    before = buffers(model)
+    loss = lost(model, guide, GANLoss(), "generator")
+    after = buffers(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    ((of_rows, _), (of_draws, _)), h = by_formula(model, X, ByHand(model, guide).generated)
+    # `ByHand` has shown the discriminator others.
+    model.discriminator.load_state_dict(before, strict=False)
+    fooled = -logsigmoid(of_draws).mean()
+    torch.testing.assert_close(loss.loss, fooled.detach())
+    same_gradients(gradients(loss.loss, model.decoder), gradients(fooled, model.decoder))
+    loss = lost(model, guide, GANLoss(), "discriminator")
+    game = -logsigmoid(of_rows).mean() - logsigmoid(-of_draws).mean()
+    torch.testing.assert_close(loss.loss, game)
+    same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
+    require_moved_once(model, before, h)
+
+
+class InstanceNorm(nn.Sequential):
+    """Of two channels with three places each, with statistics for evaluation."""
+
+    def __init__(self) -> None:
+        norm = nn.InstanceNorm1d(2, track_running_stats=True)
+        super().__init__(nn.Unflatten(1, (2, 3)), norm, nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.BatchNorm1d(6), lambda: nn.BatchNorm1d(6, momentum=None), InstanceNorm]
+)
+@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss()])
+def test_statistics_are_those_of_the_discriminators_turn(
+    objective: Alternating, norm: Callable[[], nn.Module]
+) -> None:
+    model, guide = normed(norm())
+    first, second = [turn.name for turn in objective.turns(Pair(model, guide))]
+    before = buffers(model)
+    settings = [str(part) for part in model.discriminator.modules()]
+    lost(model, guide, objective, first)
+    after = buffers(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert [str(part) for part in model.discriminator.modules()] == settings
+    lost(model, guide, objective, second)
+    moved = {
+        name.split(".")[-1]
+        for name, value in buffers(model).items()
+        if not torch.equal(value, before[name])
+    }
+    assert {"running_mean", "running_var", "counts"} <= moved
+
+
+class Shifted(nn.Module):
+    """z ~ N(0, I), x ~ N(z + shift, 0.1^2 I), with the discriminator of `normed`."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift, dtype=X.dtype))
+        self.discriminator = normed()[0].discriminator
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x[0]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + self.shift, 0.1).to_event(1), obs=x)
+
+
+class Copied(nn.Module):
+    """z is x, nearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Parameter(torch.zeros((), dtype=X.dtype))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + self.none, 1e-9).to_event(1))
+
+
+@pytest.mark.parametrize("turn", ["pair", "discriminator"])
+def test_a_discriminator_with_batch_norm_sees_brightness(turn: str) -> None:
+    """Of x' = x the features and logits are those of x, of x' = x + 1 they are far from these.
+
+    Apart from each other, rows and reconstructions would be normalized to the same numbers.
+    """
+    for shift in (0.0, 1.0):
+        model = Shifted(shift)
+        said: list[Any] = []
+        model.discriminator.register_forward_hook(lambda module, x, out: said.append(out))  # noqa: B023
+        lost(model, Copied(), VAEGANLoss(), turn)
+        ((logits, features),) = said
+        for numbers in (logits, features):
+            of_rows, of_means, _ = numbers.detach().split(N)
+            difference = float((of_rows - of_means).square().mean().sqrt())
+            assert (difference > 0.1) == (shift > 0), difference
 
 
 # -- the best discriminator ------------------------------------------------------------------------------
@@ -479,7 +659,13 @@ def small(**settings: Any) -> tuple[VAEGAN, MeanField]:
 def test_the_default_objective_is_that_of_a_vae_gan() -> None:
     model, guide = small()
     assert ELBO(beta=0.5).resolve(Pair(model, guide), ROWS) == VAEGANLoss(beta=0.5)
+    landing = ELBO(stick_the_landing=True).resolve(Pair(model, guide), ROWS)
+    assert landing == TraceELBO(stick_the_landing=True)
     fitted = fit(model, guide, ROWS, batch_size=5, max_epochs=2, seed=0)
+    assert (fitted.objective, fitted.resolved) == (ELBO(), VAEGANLoss())
+    assert repr(fitted).endswith("stopped='reached max_epochs = 2', objective=VAEGANLoss)")
+    assert "objective, for this pair" in fitted._repr_html_()
+    assert "VAEGANLoss(beta=1.0" in fitted._repr_html_()
     row = fitted.history[-1]
     assert {"loss_pair", "loss_discriminator", "accuracy_real", "accuracy_false"} <= row.keys()
     assert row["loss"] == pytest.approx(row["loss_pair"] + row["loss_discriminator"], rel=1e-5)
@@ -490,6 +676,135 @@ def test_the_default_objective_is_that_of_a_vae_gan() -> None:
     refitted = refit_guide(model, guide, ROWS, max_epochs=1, seed=0)
     assert "loss_pair" not in refitted.history[0]
     assert same(weights(model, model), before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(MeanFieldELBO):
+    """An objective of a user's own."""
+
+    def __call__(self, pair: Pair, layout: Any, batch: Any, beta: float = 1.0) -> Loss:
+        found = super().__call__(pair, layout, batch, beta)
+        return Loss(2 * found.loss, found.elbo, found.rate, found.distortion, found.traces)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("VAEGANLoss", VAEGANLoss(beta=0.5)),
+        (VAEGANLoss, VAEGANLoss(beta=0.5)),
+        (Doubled, Doubled(beta=0.5)),
+        (None, MeanFieldELBO(beta=0.5)),
+        ("ELBO", MeanFieldELBO(beta=0.5)),
+    ],
+)
+def test_a_model_asks_for_an_objective(asked: Any, expected: Objective) -> None:
+    model: Any = Affine(1.0, 0.5)
+    model.default_objective = asked
+    x = torch.zeros(4, 1)
+    assert ELBO(beta=0.5).resolve(Pair(model, Latent()), x) == expected
+
+
+def test_a_module_of_the_name_discriminator_chooses_nothing() -> None:
+    """A model of a user's own that has one is trained by the ELBO, and by an adversary if that is asked for."""
+
+    class Own(Affine):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+                loc = self.affine[0] + self.affine[1] * z + self.discriminator(z)[0][..., None]
+                pyro.sample("x", dist.Normal(loc, 0.1).to_event(1), obs=x)
+
+    x = torch.randn(8, 1, generator=torch.Generator().manual_seed(0))
+    fitted = fit(Own(1.0, 0.5), Latent(), x, max_epochs=1, seed=0)
+    assert fitted.resolved == MeanFieldELBO()
+    assert "loss_discriminator" not in fitted.history[0]
+    assert repr(fitted).endswith("', objective=MeanFieldELBO)")
+    given = fit(Own(1.0, 0.5), Latent(), x, objective=MeanFieldELBO(), max_epochs=1, seed=0)
+    assert repr(fitted) == repr(given)[:-1] + ", objective=MeanFieldELBO)"
+    assert "for this pair" not in given._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("VAEGANLos", "default_objective = 'VAEGANLos', which must be the name of an objective"),
+        ("adversarial", "default_objective = 'adversarial'"),
+        ("Turn", "default_objective = 'Turn'"),
+        (VAEGANLoss(), "an object of VAEGANLoss, which must be the name .* or a class"),
+        (print, "default_objective = .*, which must be"),
+    ],
+)
+def test_a_model_that_asks_for_no_objective(asked: Any, told: str) -> None:
+    model: Any = Affine(1.0, 0.5)
+    model.default_objective = asked
+    with pytest.raises(PairError, match=told):
+        fit(model, Latent(), torch.zeros(4, 1), max_epochs=1)
+
+
+def test_a_model_that_asks_for_an_adversary_needs_one() -> None:
+    model: Any = VAE((D,), 2, NET, LearnedGaussian())
+    model.default_objective = "VAEGANLoss"
+    with pytest.raises(PairError, match="VAEGANLoss needs a model with a module `discriminator`"):
+        fit(model, MeanField((D,), 2, NET), ROWS, max_epochs=1)
+
+
+def test_an_adversarial_loss_is_not_taken_for_the_elbo() -> None:
+    """By default as well: a training that watches that they agree would tell of an error after 20 steps."""
+    model, guide = small()
+    fitted = fit(model, guide, ROWS, batch_size=4, max_epochs=10, seed=0)
+    assert fitted.steps == 30
+    assert fitted.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "objective", "kept"),
+    [
+        (VAEGAN, ELBO(), 3),
+        (VAEGAN, VAEGANLoss(), 3),
+        (VAEGAN, MeanFieldELBO(), 2),
+        (VAE, ELBO(), 2),
+    ],
+)
+def test_the_last_weights_of_a_run_are_those_of_an_adversary(
+    make: Any, objective: Objective, kept: int, tmp_path: Path
+) -> None:
+    """Of a run that could stop early: its best epoch by the ELBO, unless the loss is no ELBO."""
+    history = [
+        {"step": 5.0 * i, "validation_elbo": e} for i, e in ((1, -3.0), (2, -1.0), (3, -2.0))
+    ]
+    run: Any = SimpleNamespace(
+        path=tmp_path, config={"patience": 5}, model=make((D,), 2, NET), guide=None
+    )
+    with patch("ppl_vae.cli.reached.read_history", return_value=history):
+        assert fit_of(run, objective).best_epoch == kept
+
+
+class Said(Discriminator):
+    """Its logits are the first number of each row."""
+
+    def __init__(self) -> None:
+        super().__init__(NET, (1,))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, 0], x
+
+
+def test_accuracy_is_that_of_a_discriminator_beside_chance() -> None:
+    """With two kinds of false rows, D = 1/3 tells nothing: logit -0.69. With one, D = 1/2."""
+    real = torch.tensor([[0.2], [-0.5], [-0.6], [-0.8]])  # D = 0.55, 0.38, 0.35, 0.31
+    first, second = torch.tensor([[-0.8], [-0.5]]), torch.tensor([[-0.9], [-2.0]])
+    judge = Said()
+    seen_through(judge, real, first, second)
+    assert judge.epoch_metrics() == {"accuracy_real": 0.75, "accuracy_false": 0.75}
+    seen_through(judge, real, second)
+    assert judge.epoch_metrics() == {"accuracy_real": 0.25, "accuracy_false": 1.0}
+    # What tells nothing says the same of all kinds: the shares add up to 1.
+    seen_through(judge, real, real, real)
+    told = judge.epoch_metrics()
+    assert told == {"accuracy_real": 0.75, "accuracy_false": 0.25}
+    judge.eval()
+    seen_through(judge, real, first, second)
+    assert judge.epoch_metrics() == {}
 
 
 def test_accuracy_is_that_of_the_logits() -> None:
@@ -545,7 +860,12 @@ def test_vae_dis_is_captured_and_sees_the_discriminator_as_it_is_evaluated() -> 
     assert loss.comparisons >= 3  # with Pyro, and none of them has turned it off
 
 
-def test_a_resumed_vae_gan_ends_at_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [pair, normed])
+def test_a_resumed_vae_gan_ends_at_the_same_bits(make: Any, tmp_path: Path) -> None:
+    def small() -> tuple[nn.Module, nn.Module]:
+        model, guide = make()
+        return model.float(), guide.float()
+
     options: dict[str, Any] = {"objective": VAEGANLoss(discriminator_every=2), "batch_size": 5}
     options |= {"seed": 0, "learning_rate": 0.01}
     whole = small()
@@ -620,8 +940,14 @@ def test_pairs_that_do_not_suit(objective: Objective) -> None:
         with pytest.raises(PairError, match="moves nothing"):
             fit(model, guide, ROWS, objective=objective, max_epochs=1)
     model.discriminator.weight = nn.Parameter(torch.zeros(1))
+    n, at_once = {
+        "VAEGANLoss": (36, r" \(12 \+ 12 \+ 12 at once\)"),
+        "GANLoss": (24, r" \(12 \+ 12 at once\)"),
+        "VAEDisLoss": (12, ""),
+    }[name]
     with pytest.raises(
-        PairError, match=r"must return logits \(12,\) and features .* an objective that does not"
+        PairError,
+        match=rf"must return logits \({n},\) and features .* of {n} rows{at_once}, .* an objective that does",
     ):
         fit(model, guide, ROWS, objective=objective, max_epochs=1)
 
@@ -647,7 +973,7 @@ def test_a_latent_without_a_gradient_is_refused() -> None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Categorical(logits=self.head(x)))
 
-    for objective in (None, VAEDisLoss()):
+    for objective in (VAEGANLoss(), VAEDisLoss()):
         with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):
             fit(Discrete(), Chosen(), ROWS, objective=objective, max_epochs=1)
     with pytest.raises(PairError, match="'z' is drawn from Categorical, which has no reparam"):

@@ -128,6 +128,7 @@ def vae_gan(folder: Path) -> None:
     judge = replace(of, sizes=replace(sizes, seed=1000)).gan()[0].discriminator.eval()
     features = judge(x)[1].flatten(1).detach().double()
     spread = features.var(0, correction=0).sum()
+    assert f"gamma = 0.01 for {features.shape[1]} features" in printed
     for name in names[:3]:
         model, guide = module.MODELS[name](of)
         with torch.no_grad():

@@ -37,6 +37,7 @@ REQUIRED = {
 OF_KIND: dict[str, dict[str, Any]] = {
     "Denoising": {"network": MLP(), "noise": 0.5},
     "UnitNorm": {"network": MLP()},
+    "Discriminator": {"network": MLP()},
 }
 """What some constructors need beside."""
 

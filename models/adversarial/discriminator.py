@@ -8,11 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.networks import Network, linear_head, require_at_least_one
+from ppl_vae.networks import (
+    Network,
+    linear_head,
+    require_at_least_one,
+    require_data_shape,
+    require_object,
+)
 
 
 class Discriminator(nn.Module):
     """The logit of how surely a row is one of the data, and the features by which it is judged.
+
+        D(x) = sigmoid(logit(x)),    logit(x) = w features(x) + b
+
+    It is the discriminator of `VAEGAN`. A model of your own has one, too, as its attribute `discriminator`, and
+    is trained by `VAEGANLoss`, `GANLoss` or `VAEDisLoss`.
+
+    After each epoch `fit` logs two shares. D can tell nothing at 1/3 in VAE/GAN, where there are two kinds of
+    false rows, and at 1/2 in a GAN. `accuracy_real` is the share of the rows of the data for which D is above
+    that, `accuracy_false` the share of the false rows for which it is below. By chance they add up to 1, and
+    to 2 if all rows are told right.
 
     Args:
         network: What builds the trunk, as for a guide.
@@ -26,8 +42,16 @@ class Discriminator(nn.Module):
             there were, `(2, 2)`.
 
     Raises:
-        TypeError: `feature_layer` is given, and the trunk is no chain of layers.
-        ValueError: The trunk has no such layer.
+        TypeError: An argument is not what it must be, or `feature_layer` is given, and the trunk is no chain of
+            layers.
+        ValueError: The trunk has no such layer, or a size in `data_shape` is below 1.
+
+    Example:
+        >>> from ppl_vae.networks import MLP
+        >>> discriminator = Discriminator(MLP((8, 4)), data_shape=(6,), feature_layer=1)
+        >>> logits, features = discriminator(torch.zeros(5, 6))
+        >>> logits.shape, features.shape
+        (torch.Size([5]), torch.Size([5, 8]))
     """
 
     counts: Tensor
@@ -36,6 +60,8 @@ class Discriminator(nn.Module):
         self, network: Network, data_shape: Sequence[int], feature_layer: int | None = None
     ) -> None:
         super().__init__()
+        require_data_shape(self, data_shape)
+        require_object(self, "network", network, "encoder", "MLP()")
         self.trunk = network.encoder(data_shape)
         self.head = linear_head(self.trunk, 1)
         self.data_shape = tuple(data_shape)
@@ -61,7 +87,12 @@ class Discriminator(nn.Module):
         return logits.reshape(batch), features.reshape(*batch, *features.shape[1:])
 
     def count(self, real: Tensor, false: Tensor) -> None:
-        """Counts how many of the rows with these logits were told right."""
+        """Counts how many rows were told right, of the data and false ones.
+
+        Args:
+            real: Logits of rows of the data, less the logit of a D that can tell nothing.
+            false: The same of false rows.
+        """
         for row, right in zip(self.counts, (real > 0, false < 0), strict=True):
             row[0].add_(right.sum())
             row[1].add_(right.numel())

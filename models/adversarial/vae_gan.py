@@ -21,7 +21,7 @@ class VAEGAN(LatentDecoder):
     `evaluate`, `diagnose` and all others say of the same decoder what its log p(x) is, whatever it was trained
     with ("Autoencoding beyond pixels using a learned similarity metric", arXiv:1512.09300):
 
-    - `VAEGANLoss`, which the default objective `ELBO` selects for it: VAE/GAN;
+    - `VAEGANLoss`, which stands for the default objective here (`default_objective`): VAE/GAN;
     - `GANLoss`: a GAN; a guide is fitted afterwards, by `refit_guide`;
     - `VAEDisLoss`: VAE_Dis, with the features of a GAN's discriminator:
       `model.discriminator.load_state_dict(gan.discriminator.state_dict())`, on the command line
@@ -30,10 +30,9 @@ class VAEGAN(LatentDecoder):
     The VAE to compare them with is `VAE(..., likelihood=OptimalGaussian())`.
 
     `model.discriminator` maps rows `(n, *data_shape)` to logits `(n,)` and features `(n, ...)`; `fit` logs its
-    `accuracy_real` and `accuracy_false`, the shares that it tells right by D above or below 1/2. In VAE/GAN two
-    of three rows are false: a D that cannot tell them apart is 1/3, and these shares are 0 and 1. What it sees
-    of the decoder is the mean of p(x | z). The noise around it is found from the rows (`OptimalGaussian`),
-    unless another likelihood is given.
+    `accuracy_real` and `accuracy_false`, as `Discriminator` says. What it sees of the decoder is the mean of
+    p(x | z). The noise around it is found from the rows (`OptimalGaussian`), unless another likelihood is
+    given.
 
     Args:
         data_shape: Shape of one row of the data.
@@ -61,6 +60,9 @@ class VAEGAN(LatentDecoder):
         >>> logits.shape, features.shape
         (torch.Size([5]), torch.Size([5, 16, 2, 2]))
     """
+
+    default_objective = "VAEGANLoss"
+    """What `ELBO`, the default, becomes for this model."""
 
     likelihood_of_data = False
     """The command line leaves the likelihood to this class, and does not look for the one of the data."""

@@ -70,7 +70,7 @@ _BY_EM = {"posterior", "log_evidence", "expected_statistics", "maximize"}
 """The methods of a model that `ppl-vae em` can fit: its steps have closed forms."""
 
 
-_NO_MODELS_OF_ROWS = ("Prior", "CodePrior", "Colors", "SegmentedColors")
+_NO_MODELS_OF_ROWS = ("Prior", "CodePrior", "Colors", "SegmentedColors", "Discriminator")
 """Bases of what stands among the models, but is none of the data that `train` loads."""
 
 _FITTED = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.output import warn
-from ppl_vae.objectives import Alternating, Controller, Objective, VAEDisLoss
+from ppl_vae.objectives import ELBO, Alternating, Controller, Objective, VAEDisLoss
 from ppl_vae.runs import (
     CONFIG,
     FIT,
@@ -49,7 +49,8 @@ def fit_of(run: Run, objective: Objective) -> Fit:
     """What is known of the training of a run."""
     history = read_history(run.path)
     best = len(history)
-    judged = objective.judged_by_elbo and not hasattr(run.model, "discriminator")
+    asked = objective.asked_by(run.model) if isinstance(objective, ELBO) else None
+    judged = (asked or objective).judged_by_elbo
     if run.config.get("patience") and judged and not isinstance(objective.beta, Controller):
         # Of a pair without an ELBO the distortion was watched.
         held = [

@@ -16,7 +16,7 @@ from ppl_vae.objectives.judged_rows import (
     TrainedParts,
     discriminator_of,
     draws_of,
-    features_of,
+    feature_loss,
     fitted_parts,
     fooling,
     gradient_of,
@@ -24,6 +24,7 @@ from ppl_vae.objectives.judged_rows import (
     judged,
     not_fitted,
     seen_through,
+    statistics_held,
     without,
 )
 from ppl_vae.objectives.schedules import require_bool, require_number, require_whole
@@ -52,6 +53,16 @@ class VAEGANLoss(Alternating):
     the discriminator, and the guide never sees D. What D sees of the decoder is the mean of p(x | z), without
     noise.
 
+    In both turns D is shown x, x' and x'' in one pass. So batch norm in it normalizes all of them by the
+    statistics of all together, and D sees brightness and contrast. What reaches encoder and decoder through
+    these statistics is part of their gradients. The running statistics, for evaluation, are those of turn
+    `discriminator`.
+
+    The authors' code is not the paper in all. It shows D rows and false rows in one pass, too, and x with x' in
+    another one, for the features. Of faces, D judges x'' alone. Both kinds of false rows weigh as much as the
+    rows, where here each does. D and decoder are moved by one pass, in opposite directions (`saturating`), and
+    the one that is far ahead waits.
+
     D does not say how large the noise of p(x | z) is. `OptimalGaussian` finds it from the rows, and parameters
     of `model.likelihood`, such as those of `LearnedGaussian`, are trained by the distortion, -log p(x | z),
     alone. So ELBO, rate and distortion, which are those in the space of the rows, say what this decoder costs
@@ -62,8 +73,11 @@ class VAEGANLoss(Alternating):
     falls to 0, a smaller beta helps. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
     Attributes:
-        gamma: Weight of the features against D in the decoder's loss. `like` is a sum over all features, and D
-            says a few nats: with thousands of features, gamma is small.
+        gamma: Weight of the features against D in the decoder's loss. `like` is a sum over the F numbers of
+            Dis_l(x), `model.discriminator(x)[1][0].numel()`, and varies by up to about F nats if each is of
+            size 1, as after batch norm; D's terms vary by a few. So gamma F is what counts, and gamma = 1 / F
+            gives both the same scale. The authors' code has 1e-6 for F = 16,384, gamma F = 0.016, for faces of
+            64 x 64.
         saturating: The decoder minimizes log(1 - D), as the formula of the game says, in place of -log D, whose
             gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.
@@ -121,8 +135,12 @@ class VAEGANLoss(Alternating):
     def _pair(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         seen = JudgedRows.by(pair, layout, batch, self)
         discriminator = discriminator_of(pair, self)
-        logits, like = features_of(discriminator, seen)
-        generated = judged(discriminator, draws_of(pair, layout, batch, detached=True))[0]
+        draws = draws_of(pair, layout, batch, detached=True)
+        with statistics_held(discriminator):
+            (_, target), (logits, features), (generated, _) = judged(
+                discriminator, seen.x, seen.mean, draws
+            )
+        like = feature_loss(target, features)
         fooled = fooling(logits, self.saturating) + fooling(generated, self.saturating)
         kl, distortion = seen.kl.mean(), -seen.rows.log_likelihood.mean()
         parts = TrainedParts.of(pair, discriminator)
@@ -139,7 +157,7 @@ class VAEGANLoss(Alternating):
         with torch.no_grad(), in_mode(fitted_parts(pair), False):
             seen = JudgedRows.by(pair, layout, batch, self)
             generated = draws_of(pair, layout, batch)
-        return seen.loss(seen_through(discriminator_of(pair, self), seen.x, generated, seen.mean))
+        return seen.loss(seen_through(discriminator_of(pair, self), seen.x, seen.mean, generated))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +170,9 @@ class GANLoss(Alternating):
         discriminator = -log D(x) - log(1 - D(x''))
 
     Turn `generator` moves the model without its discriminator (and its prior, if that learns), turn
-    `discriminator` the discriminator. For the best D, the second is log 4 - 2 JS, where JS is the divergence of
-    Jensen and Shannon between rows and draws: log 4 = 1.39 nats if they are alike.
+    `discriminator` the discriminator. In both, D is shown x and x'' at once, as `VAEGANLoss` says. For the best
+    D, the second is log 4 - 2 JS, where JS is the divergence of Jensen and Shannon between rows and draws:
+    log 4 = 1.39 nats if they are alike.
 
     The guide stays as it is, and the ELBO that is logged is that of this guide: fit one afterwards with
     `refit_guide`, which leaves the model alone, so that `evaluate` can say what log p(x) is. The noise of
@@ -220,7 +239,9 @@ class GANLoss(Alternating):
         ):
             seen = JudgedRows.by(pair, layout, batch, self)
             distortion = -seen.rows.log_likelihood.mean()
-        generated = judged(discriminator, draws_of(pair, layout, batch))[0]
+        draws = draws_of(pair, layout, batch)
+        with statistics_held(discriminator):
+            _, (generated, _) = judged(discriminator, seen.x, draws)
         loss = routed(
             [
                 (fooling(generated, self.saturating), parts.decoder),
@@ -281,8 +302,11 @@ class VAEDisLoss(Objective):
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         discriminator = discriminator_of(pair, self)
         seen = JudgedRows.by(pair, layout, batch, self)
-        with in_mode(discriminator.modules(), False):
-            _, like = features_of(discriminator, seen)
+        with in_mode(discriminator.modules(), False):  # so that rows are apart from each other
+            with torch.no_grad():
+                ((_, target),) = judged(discriminator, seen.x)
+            ((_, features),) = judged(discriminator, seen.mean)
+        like = feature_loss(target, features)
         distortion = -seen.rows.log_likelihood.mean()
         parts = TrainedParts.of(pair, discriminator)
         loss = routed(

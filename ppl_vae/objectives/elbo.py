@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,10 +17,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.objectives.adversarial import VAEGANLoss
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.objectives.elementwise import ElementwiseELBO
-from ppl_vae.objectives.judged_rows import has_discriminator
 from ppl_vae.objectives.path_gradients import (
     RepeatableGuide,
     draws_of,
@@ -52,6 +51,7 @@ from ppl_vae.pairs import (
     trace_pair,
     unscaled,
 )
+from ppl_vae.runtime import described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,21 @@ class ELBO(Objective):
     The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
     `ElementwiseELBO` for a model of this library whose only latent is discrete, with many elements;
     `QuantizedELBO` if the guide marks codes as chosen by a quantizer;
-    `VAEGANLoss`, which is no ELBO, if the model has a `discriminator`;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
     otherwise `TraceELBO`.
 
+    A model may ask for another objective in its place, by an attribute `default_objective`: the name of one of
+    `ppl_vae.objectives`, as `VAEGAN` has "VAEGANLoss", or a class of your own. It gets beta, free_bits and
+    num_particles of this one. Nothing else makes of this anything but an ELBO. What it was is `Fit.resolved`.
+
     Attributes:
-        stick_the_landing: Use `TraceELBO` with this option, which says what it does.
+        stick_the_landing: Use `TraceELBO` with this option, which says what it does, whatever the model asks
+            for.
 
     Raises:
-        PairError: With `stick_the_landing`, a latent has no reparameterized sampler.
+        PairError: With `stick_the_landing`, a latent has no reparameterized sampler; or the model asks for what
+            is no objective.
         ValueError: With `stick_the_landing`, free_bits is not 0.
 
     Example:
@@ -88,6 +93,9 @@ class ELBO(Objective):
         _require_no_free_bits(self)
 
     def resolve(self, pair: Pair, batch: Batch) -> Objective:
+        asked = self.asked_by(pair.model)
+        if asked is not None:
+            return asked.resolve(pair, batch)
         with torch.random.fork_rng(), torch.no_grad():
             model_trace, guide_trace = trace_pair(pair, batch)
         latents = {**latent_sites(model_trace), **latent_sites(guide_trace)}
@@ -104,8 +112,6 @@ class ELBO(Objective):
             chosen = ElementwiseELBO
         elif marked_sites(guide_trace):
             chosen = QuantizedELBO
-        elif has_discriminator(pair):
-            chosen = VAEGANLoss
         elif (
             # Pyro's analytic KL ignores the log_density of a Delta.
             all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())
@@ -116,6 +122,27 @@ class ELBO(Objective):
         else:
             chosen = TraceELBO
         return chosen(**self._shared())
+
+    def asked_by(self, model: object) -> Objective | None:
+        """The objective that a model asks for in place of this one; None if it asks for none.
+
+        Raises:
+            PairError: Its `default_objective` is no objective.
+        """
+        asked: object = getattr(model, "default_objective", None)
+        if asked is None or self.stick_the_landing:
+            return None
+        kind = asked
+        if isinstance(asked, str):  # models must not import objectives
+            kind = getattr(importlib.import_module("ppl_vae.objectives"), asked, None)
+        if not (isinstance(kind, type) and issubclass(kind, Objective)):
+            told = repr(asked) if isinstance(asked, str) else described(asked)
+            raise PairError(
+                f"{described(model)} has default_objective = {told}, which must be the name of an objective of "
+                "ppl_vae.objectives, such as 'VAEGANLoss', or a class that derives from Objective: change it, "
+                "or name it otherwise if it means something else"
+            )
+        return None if issubclass(kind, ELBO) else kind(**self._shared())
 
     def _shared(self) -> dict[str, Any]:
         """The settings that all estimators have."""

@@ -13,6 +13,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.nn.modules.batchnorm import _NormBase
 
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.pairs import (
@@ -38,25 +39,20 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import described
 
 
-def has_discriminator(pair: Pair) -> bool:
-    """Whether the model of a pair has a module `discriminator`."""
-    return isinstance(getattr(pair.model, "discriminator", None), nn.Module)
-
-
 def discriminator_of(pair: Pair, objective: Objective) -> nn.Module:
     """The discriminator of a pair's model.
 
     Raises:
         PairError: There is none.
     """
-    if not has_discriminator(pair):
+    found = getattr(pair.model, "discriminator", None)
+    if not isinstance(found, nn.Module):
         raise PairError(
             f"{type(objective).__name__} needs a model with a module `discriminator`, which maps rows to "
             f"logits (n,) and features (n, ...), such as VAEGAN; {described(pair.model)} has none: take that "
             "model, or ELBO, the default objective; a guide for a model that stays as it is (refit_guide) "
             "takes ELBO, too"
         )
-    found: nn.Module = pair.model.discriminator  # type: ignore[attr-defined]
     return found
 
 
@@ -212,24 +208,24 @@ class _Detached(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def features_of(discriminator: nn.Module, seen: JudgedRows) -> tuple[Tensor, Tensor]:
-    """The logits of the reconstructions, and -log N(Dis_l(x); Dis_l(x'), I), the mean over rows and draws."""
-    with torch.no_grad():
-        target = judged(discriminator, seen.x)[1].flatten(1)
-    logits, features = judged(discriminator, seen.mean)
-    features = features.reshape(-1, *target.shape)
-    squares = (features - target).square().sum(-1).mean()
-    return logits, 0.5 * squares + 0.5 * math.log(2 * math.pi) * target.shape[1]
+def judged(discriminator: nn.Module, *kinds: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a discriminator says of several kinds of rows, which it is shown at once.
 
+    Apart from each other, batch norm would give all kinds the same mean and variance.
 
-def judged(discriminator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a discriminator says of rows: logits `(n,)` and features `(n, ...)`, in float32 or wider.
+    Args:
+        discriminator: The discriminator.
+        kinds: Rows of each kind, `(n, *event)`.
+
+    Returns:
+        For each kind, logits `(n,)` and features `(n, ...)`, in float32 or wider.
 
     Raises:
         PairError: It returns something else.
     """
-    found: Any = discriminator(x)
-    n = len(x)
+    found: Any = discriminator(torch.cat(kinds))
+    sizes = [len(x) for x in kinds]
+    n = sum(sizes)
     if (
         not isinstance(found, tuple)
         or len(found) != 2
@@ -241,13 +237,26 @@ def judged(discriminator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
             if isinstance(found, tuple)
             else described(found)
         )
+        several = f" ({' + '.join(map(str, sizes))} at once)" if len(sizes) > 1 else ""
         raise PairError(
-            f"the model's discriminator must return logits ({n},) and features ({n}, ...) of {n} rows, and has "
-            f"returned {shapes}. If it is one of another kind, which sees z, say, take an objective that does "
-            "not use it, such as MeanFieldELBO()"
+            f"the model's discriminator must return logits ({n},) and features ({n}, ...) of {n} rows"
+            f"{several}, and has returned {shapes}. If it is one of another kind, which sees z, say, take an "
+            "objective that does not use it, such as MeanFieldELBO()"
         )
     logits, features = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in found)
-    return logits, features
+    return list(zip(logits.split(sizes), features.split(sizes), strict=True))
+
+
+def feature_loss(target: Tensor, features: Tensor) -> Tensor:
+    """-log N(Dis_l(x); Dis_l(x'), I), the mean over rows and draws.
+
+    Args:
+        target: Features of n rows, `(n, ...)`.
+        features: Those of their reconstructions, K of each, `(K n, ...)`.
+    """
+    target = target.flatten(1)
+    squares = (features.reshape(-1, *target.shape) - target).square().sum(-1).mean()
+    return 0.5 * squares + 0.5 * math.log(2 * math.pi) * target.shape[1]
 
 
 def fooling(logits: Tensor, saturating: bool) -> Tensor:
@@ -256,12 +265,16 @@ def fooling(logits: Tensor, saturating: bool) -> Tensor:
 
 
 def seen_through(discriminator: nn.Module, x: Tensor, *false: Tensor) -> Tensor:
-    """-log D(x) - sum over kinds of false rows of log(1 - D), each the mean over its rows."""
-    real = judged(discriminator, x)[0]
-    others = [judged(discriminator, each)[0] for each in false]
+    """-log D(x) - sum over kinds of false rows of log(1 - D), each the mean over its rows.
+
+    A discriminator in training that has `count` is told the logits, less those of the best D if nothing told
+    rows apart, D = 1 / (1 + kinds of false rows): so a row counts as told right if D is on its side of that.
+    """
+    real, *others = (logits for logits, _ in judged(discriminator, x, *false))
     count = getattr(discriminator, "count", None)
     if discriminator.training and callable(count):
-        count(real.detach(), torch.cat(others).detach())
+        chance = -math.log(len(others))
+        count(real.detach() - chance, torch.cat(others).detach() - chance)
     return torch.stack([softplus(-real).mean(), *(softplus(each).mean() for each in others)]).sum()
 
 
@@ -296,3 +309,18 @@ def in_mode(modules: Iterator[nn.Module] | Sequence[nn.Module], mode: bool) -> I
     finally:
         for module, was in before:
             module.training = was
+
+
+@contextmanager
+def statistics_held(module: nn.Module) -> Iterator[None]:
+    """Batch norm in training mode normalizes by the rows that it is shown, and remembers nothing of them."""
+    norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
+    before = [(norm, norm.track_running_stats, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+        norm.momentum = 0.0  # instance norm does not ask for the flag
+    try:
+        yield
+    finally:
+        for norm, tracked, momentum in before:
+            norm.track_running_stats, norm.momentum = tracked, momentum

@@ -58,7 +58,7 @@ class Fit:
         history: A dict of metrics for each epoch, in nats per row; the columns of `metrics.csv`. Where p(z) is
             improper, there is neither `elbo` nor `rate`; where the guide gives points, `elbo` is log p(x, z)
             there.
-        objective: The objective that was optimized.
+        objective: The objective that was given, or the default.
         epochs: Epochs trained.
         steps: Optimizer steps taken.
         best_epoch: The epoch whose weights were kept (with early stopping; otherwise the last).
@@ -73,6 +73,8 @@ class Fit:
         learning_rate: The step size of the default optimizer; None if another one was given.
         prior_epochs: How many of the last epochs fitted a new prior to the codes of the trained pair, as
             `ppl-vae refit-prior` does.
+        resolved: What the objective was for this pair: `ELBO` chooses an estimator, or takes what the model
+            asks for. If there are several kinds of batches, that of the first. None if that is not known.
     """
 
     model: Program
@@ -89,6 +91,7 @@ class Fit:
     batch_size: int | None = None
     learning_rate: float | None = None
     prior_epochs: int = 0
+    resolved: Objective | None = None
 
     @property
     def beta(self) -> float:
@@ -113,8 +116,17 @@ class Fit:
             if name in last
         )
         beta = f", beta={self.beta:g}" if self.beta != 1.0 else ""
+        chosen = f", objective={type(self.resolved).__name__}" if self._was_chosen else ""
         dead = f", dead dimensions: {self._dead}" if self.dead_dimensions else ""
-        return f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}{beta}, stopped={self.stopped!r}{dead})"
+        return (
+            f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}{beta}, stopped={self.stopped!r}{chosen}"
+            f"{dead})"
+        )
+
+    @property
+    def _was_chosen(self) -> bool:
+        """Whether another objective was optimized than the one that was given."""
+        return self.resolved is not None and self.resolved != self.objective
 
     @property
     def _dead(self) -> str:
@@ -142,6 +154,7 @@ class Fit:
             ("stopped", self.stopped),
             ("time", f"{self.seconds:.1f} s"),
             ("objective", repr(self.objective)),
+            *([("objective, for this pair", repr(self.resolved))] if self._was_chosen else []),
             ("beta, in the end", f"{self.beta:g}"),
         ]
         if self.dead_dimensions:
@@ -189,8 +202,8 @@ def fit(
         guide: Pyro program of q(z | x), with the same arguments.
         x: A tensor or array (numpy, pandas) `(n, *event)`, a tuple of them, or an iterable of batches (a
             `DataLoader`); all that `ppl_vae.pairs.Batches` takes.
-        objective: What to maximize: one of `ppl_vae.objectives` or of Pyro's ELBOs. The default is the
-            ELBO with the analytic KL wherever the pair allows it.
+        objective: What to maximize: one of `ppl_vae.objectives` or of Pyro's ELBOs. The default, `ELBO()`, has
+            the analytic KL wherever the pair allows it; a model may ask for another one in its place.
         validation: Held-out rows, as the likelihood takes them; their beta = 1 ELBO is measured after every
             epoch.
         max_epochs: Passes over the data.
@@ -342,6 +355,7 @@ def fit(
         guide=bound_guide,
         history=done.history,
         objective=requested_objective,
+        resolved=training.resolved,
         epochs=done.epoch,
         steps=done.step,
         best_epoch=done.best_epoch or done.epoch,

@@ -145,6 +145,7 @@ class Training:
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
         objective = self.objective.of(layout, first)
+        self.resolved = objective
         self._judged_by_elbo = objective.judged_by_elbo
         if layout.improper and isinstance(requested_objective.beta, Controller):
             raise PairError(
@@ -166,7 +167,7 @@ class Training:
             )
         self.of_guide = parameters_of_guide(pair, parameters) if aggressive else frozenset()
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
-            self.agreement = Agreement(requested_objective)
+            self.agreement = Agreement(objective)
             traces = trace_pair(pair, first)
             self.agreement.look(layout, *traces)
         self.warnings: list[str] = []
