@@ -54,6 +54,7 @@ class Setting:
         sizes: Networks and trainings.
         gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`.
         layer: The layer of the discriminator whose outputs are the features.
+        batch_norm: Whether the discriminator has batch norm.
         runs: Folder that keeps the trained pairs.
     """
 
@@ -62,11 +63,12 @@ class Setting:
     sizes: Sizes
     gamma: float
     layer: int
+    batch_norm: bool
     runs: Path
 
     @property
     def network(self) -> Convolutional:
-        """Of encoder, decoder and discriminator; means are from 0 to 1."""
+        """Of encoder and decoder; means are from 0 to 1."""
         sizes = self.sizes
         return Convolutional(sizes.channels, sizes.hidden[0], output=torch.nn.Sigmoid)
 
@@ -96,7 +98,7 @@ class Setting:
             shape, network = self.rows.shape, self.network
             found = VAEGAN(
                 *(shape, self.latent_dim, network),
-                discriminator=network,
+                discriminator=replace(network, batch_norm=self.batch_norm),
                 feature_layer=self.layer,
             )
             if features_of:
@@ -105,6 +107,7 @@ class Setting:
             return found
 
         adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+        name += "-batch_norm" if self.batch_norm else ""
         return self.trained(name, make, objective=objective, optimizer=adam)
 
     def gan(self) -> Pair:
@@ -137,6 +140,7 @@ def main(
     latent_dim: int = 32,
     gamma: float = 0.01,
     layer: int = 2,
+    batch_norm: bool = False,
     sizes: Sizes = USUAL,
     guide_epochs: int = 10,
     test_rows: int = 200,
@@ -166,6 +170,7 @@ def main(
         gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`. What counts is gamma times the
             number of features, which is printed.
         layer: The layer of the discriminator whose outputs are the features.
+        batch_norm: Whether the discriminator has batch norm. It then compares batches, and most GANs collapse.
         sizes: Networks and trainings.
         guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
         test_rows: Test rows for ELBO and log p(x), the first ones.
@@ -180,7 +185,7 @@ def main(
     rows = frames(data, sizes, data_dir)
     if accuracy:
         labels_of(rows)  # before anything is trained
-    of = Setting(rows, latent_dim, sizes, gamma, layer, runs)
+    of = Setting(rows, latent_dim, sizes, gamma, layer, batch_norm, runs)
     columns = ["model", "seed", "ELBO", "log p(x)", "unreliable", "squared error"]
     columns += [
         "feature distance",

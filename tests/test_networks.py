@@ -20,6 +20,7 @@ NETWORKS = [
     MLP(hidden=(7, 5), skip=True),
     MLP(hidden=(), skip=True),
     Convolutional(channels=(4, 6), hidden=6, skip=True),
+    Convolutional(channels=(4, 6), hidden=6, batch_norm=False),
 ]
 SIZES = [(1, 1), (1, 9), (2, 3), (5, 5), (8, 8), (28, 28), (17, 30), (32, 48), (33, 4)]
 BATCHES = [(), (3,), (2, 3), (0,)]
@@ -121,6 +122,22 @@ def test_decoder_goes_backwards() -> None:
     decoder = MLP(hidden=(7, 5)).decoder(2, (3,))
     widths = [layer.out_features for layer in decoder.modules() if isinstance(layer, nn.Linear)]
     assert widths == [5, 7, 3]
+
+
+def test_rows_are_independent_in_training_without_batch_norm() -> None:
+    x = torch.rand(4, 2, 7, 6)
+    for batch_norm in (False, True):
+        network = Convolutional((3, 5), 6, refine=True, batch_norm=batch_norm)
+        for net, rows in (
+            (network.encoder(x.shape[1:]), x),
+            (network.decoder(3, x.shape[1:]), torch.randn(4, 3)),
+        ):
+            alone = torch.cat([net(rows[:2]), net(rows[2:])])
+            assert torch.allclose(alone, net(rows), atol=1e-6) != batch_norm
+            if not batch_norm:
+                for part in net.modules():
+                    if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+                        assert part.bias is not None  # as no batch norm shifts
 
 
 def test_a_training_batch_of_one_value_per_channel() -> None:

@@ -26,7 +26,7 @@ _SMALLER = "choose a smaller latent_dim, data_shape, Convolutional.channels or C
 
 @dataclass(frozen=True)
 class Convolutional(Network):
-    """Strided 3x3 convolutions with batch norm and leaky ReLU, for pictures of any size.
+    """Strided 3x3 convolutions with leaky ReLU, and batch norm, for pictures of any size.
 
     The encoder halves the picture (rounding up) once per entry of `channels` and ends in one
     hidden layer. The decoder mirrors it with transposed convolutions; their output padding is
@@ -36,7 +36,9 @@ class Convolutional(Network):
     `(num_params, channels, h, w)` ends in `num_params * channels` of them.
 
     In training mode batch norm makes the rows of a batch depend on each other. In
-    evaluation mode (`module.eval()`) rows are independent.
+    evaluation mode (`module.eval()`) rows are independent. A discriminator should have none: it compares
+    batches, and a generator that makes the same picture of every z then passes more easily for one whose
+    pictures vary.
 
     Args:
         channels: Output channels of each stage of the encoder; the decoder goes through them
@@ -47,10 +49,11 @@ class Convolutional(Network):
         refine: Whether the decoder ends in one more convolution, of pictures of the full size.
         output: Class of an activation at the end of the decoder, such as `torch.nn.Sigmoid` for pictures with
             values from 0 to 1 under a Gaussian likelihood; None for none.
+        batch_norm: Whether batch norm follows each convolution but the last one of the decoder.
 
     Raises:
-        TypeError: A width is no whole number, `skip` or `refine` is neither True nor False, or `output` is no
-            class that is made without arguments.
+        TypeError: A width is no whole number, `skip`, `refine` or `batch_norm` is neither True nor False, or
+            `output` is no class that is made without arguments.
         ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
 
     Example:
@@ -67,12 +70,13 @@ class Convolutional(Network):
     skip: bool = False
     refine: bool = False
     output: type[nn.Module] | None = None
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         require_widths(self, channels=self.channels, allow_empty=True)
         object.__setattr__(self, "channels", tuple(self.channels))
         require_at_least(self, 0, hidden=self.hidden)
-        require_switches(self, skip=self.skip, refine=self.refine)
+        require_switches(self, skip=self.skip, refine=self.refine, batch_norm=self.batch_norm)
         if self.output is not None:
             require_activation("Convolutional.output", self.output)
         if not self.channels:
@@ -87,9 +91,9 @@ class Convolutional(Network):
         net = nn.Sequential()
         for before, after in pairwise((picture[0], *self.channels)):
             require_room(self, _SMALLER, after, before, 3, 3)
-            # Batch norm has its own shift, which replaces the bias.
-            net.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
-            net.append(_BatchNorm(after)).append(nn.LeakyReLU())
+            bias = not self.batch_norm  # which has a shift of its own
+            net.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=bias))
+            net.extend(self._after_convolution(after))
         net.append(nn.Flatten())
         width = self.channels[-1] * math.prod(sizes[-1])
         if self.hidden:
@@ -131,11 +135,11 @@ class Convolutional(Network):
                     stride=2,
                     padding=1,
                     output_padding=(padding[0], padding[1]),
-                    bias=last,
+                    bias=last or not self.batch_norm,
                 )
             )
             if not last:
-                net.append(_BatchNorm(after)).append(nn.LeakyReLU())
+                net.extend(self._after_convolution(after))
         if self.refine:
             require_room(self, _SMALLER, picture[0], lowest, 3, 3)
             net.append(nn.Conv2d(lowest, picture[0], 3, padding=1))
@@ -143,6 +147,10 @@ class Convolutional(Network):
             net.append(self.output())
         of_z = Skip(net, latent_dim) if self.skip else net
         return Batched(of_z, (latent_dim,), (latent_dim,), out_shape)
+
+    def _after_convolution(self, channels: int) -> list[nn.Module]:
+        norm = [_BatchNorm(channels)] if self.batch_norm else []
+        return [*norm, nn.LeakyReLU()]
 
     def _sizes(self, picture: tuple[int, int, int]) -> list[tuple[int, int]]:
         """Height and width before the first convolution and after each of them."""
