@@ -23,6 +23,7 @@ FLOORS = [
     {"plots"},
     {"reporting"},
     {"", "cli"},
+    {"__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 OF_PROGRAMS = {"_moved", "codes", "networks", "distributions", "likelihoods", "pairs"}
