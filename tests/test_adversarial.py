@@ -776,7 +776,10 @@ def test_the_last_weights_of_a_run_are_those_of_an_adversary(
         path=tmp_path, config={"patience": 5}, model=make((D,), 2, NET), guide=None
     )
     with patch("ppl_vae.cli.reached.read_history", return_value=history):
-        assert fit_of(run, objective).best_epoch == kept
+        found = fit_of(run, objective)
+    assert found.best_epoch == kept
+    asks = make is VAEGAN and objective == ELBO()
+    assert found.resolved == (VAEGANLoss() if asks else None)
 
 
 class Said(Discriminator):

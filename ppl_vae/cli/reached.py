@@ -74,6 +74,7 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         batch_size=run.config.get("batch_size"),
         learning_rate=step_size_of_run(run.config),
         prior_epochs=prior_epochs,
+        resolved=asked,
     )
 
 

@@ -110,6 +110,8 @@ class ElementwiseELBO(OfElements):
         ElementwiseELBO(beta=0.5, free_bits=0.0, num_particles=1)
     """
 
+    loss_is_elbo = True  # said here, as the loss is computed here
+
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         elements = self.elements(pair, layout, batch)
         evidence = None if isinstance(beta, Tensor) or beta != 1.0 else _log_evidence(pair)
