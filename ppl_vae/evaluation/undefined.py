@@ -21,8 +21,7 @@ class Undefined:
         """Counts n rows of a layout; what is not defined of them."""
         self._all += n
         self._rows["points"] += n if layout.points else 0
-        alone = {*layout.points} == {*layout.latents} and not layout.shared
-        self._rows["alone"] += n if layout.points and alone else 0
+        self._rows["alone"] += n if layout.only_points else 0
         self._rows["improper"] += n if layout.improper else 0
         self._rows["both"] += n if layout.points or layout.improper else 0
         for counts, names in ((self._points, layout.points), (self._improper, layout.improper)):

@@ -111,6 +111,17 @@ from .layout import (
     sum_to_rows as sum_to_rows,
 )
 from .layouts import Layouts as Layouts
+from .measures import (
+    AT_POINT as AT_POINT,
+    DISTORTION as DISTORTION,
+    ELBO_MEASURE as ELBO_MEASURE,
+    HELD_OUT as HELD_OUT,
+    MEASURES as MEASURES,
+    Measure as Measure,
+    measure_in as measure_in,
+    measure_of as measure_of,
+    measure_of_result as measure_of_result,
+)
 from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
 from .moments import (
     center as center,

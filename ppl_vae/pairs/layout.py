@@ -113,6 +113,11 @@ class Layout:
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property
+    def only_points(self) -> bool:
+        """Whether the guide gives a point for every latent of a row, and draws nothing."""
+        return bool(self.points) and {*self.points} == {*self.latents} and not self.shared
+
+    @property
     def of_another_guide(self) -> Layout:
         """The same layout for a guide with the same sites and plates, whatever it draws them from."""
         return replace(self, signature=())

@@ -40,10 +40,12 @@ from ppl_vae.pairs import (
     Batches,
     Layout,
     Layouts,
+    Measure,
     Pair,
     PairError,
     Trace,
     least_rate,
+    measure_of,
     num_rows,
     trace_pair,
 )
@@ -339,8 +341,13 @@ class Training:
             self.pair.load_state({n: t.to(device) for n, t in self.best.items()})
         self.step.clear_gradients()
         if self._has_stopped_early():
-            return f"no better held-out ELBO in {self.patience} epochs"
+            return f"no better held-out {self._measure.text} in {self.patience} epochs"
         return f"reached max_epochs = {self.max_epochs}"
+
+    @property
+    def _measure(self) -> Measure:
+        """What is maximized on all kinds of batches that were seen."""
+        return measure_of(self.step.layouts.known)
 
     def _epoch(self, bar: Any, started: float) -> None:
         """The steps of one epoch that are still to be taken."""
@@ -480,11 +487,9 @@ class Training:
             row["learning_rate"] = float(rate)
         row["seconds"] = round(progress.seconds, 3)
         watched = row.get("validation_elbo", row["elbo"])
-        if any(layout.improper for layout in self.step.layouts.known):
-            # There is no ELBO: minus the distortion is watched, and not to be taken for one.
-            for name in ("elbo", "rate", "validation_elbo", "validation_rate"):
-                row.pop(name, None)
-        progress.end_epoch(row)
+        # What is watched is not always an ELBO, and not to be taken for one.
+        progress.end_epoch(row, self._measure)
+        row = progress.history[-1]
         if isinstance(self.scheduler, ReduceLROnPlateau):
             step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
@@ -500,7 +505,7 @@ class Training:
         doubts = [] if self.step.captured is None else [self.step.captured.doubt]
         doubts.append(self.held_out.doubt)
         if not self._disagrees:
-            doubt = self.agreement.doubt()
+            doubt = self.agreement.doubt(self._measure.text)
             self._disagrees = doubt is not None
             doubts.append(doubt)
         for doubt in doubts:
@@ -515,7 +520,8 @@ class Training:
         history = progress.history
         start = progress.step - Controller.EVERY  # an epoch may be one step
         last = [row for row in history if row["step"] > start]
-        rate, distortion = (sum(row[n] for row in last) / len(last) for n in ("rate", "distortion"))
+        parts = (self._measure.rate, "distortion")
+        rate, distortion = (sum(row[name] for row in last) / len(last) for name in parts)
         beta, least = history[-1]["beta"], least_rate(self.pair)
         missed = controller.missed(rate, distortion, beta, progress.step, least)
         if missed is not None:
