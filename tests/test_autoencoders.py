@@ -760,7 +760,7 @@ def test_what_was_maximized_at_points_is_nowhere_called_an_elbo(tmp_path: Path) 
     assert "ELBO" not in str(found)
     assert "ELBO" not in " ".join(found.warnings)
     worst = outliers(model, guide, x, num=3)
-    assert worst.table()[0] == ["row", "log p(x, z)", "distortion", "rate"]
+    assert worst.table()[0] == ["row", "log p(x, z)", "distortion", "-log p(z)"]
     for name, pair in (("sparse", sparse_pair()), ("plain", our_pair())):
         evaluation = evaluate(*pair, x, num_samples=4)
         save_run(tmp_path / name, *pair, evaluation=evaluation, rows=x)

@@ -16,6 +16,7 @@ from ppl_vae import (
     evaluate,
     fit,
     load_run,
+    outliers,
     plots,
     reconstruct,
     refit_prior,
@@ -32,6 +33,7 @@ from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE
 from ppl_vae.reporting import html_report
 from ppl_vae.runs import Comparison
 from ppl_vae.sweeps import SweepFolder, SweepTable, read_spec
+from ppl_vae.tasks import Outliers
 
 D, SCALE = 4, 0.5
 X = torch.randn(24, D, generator=torch.Generator().manual_seed(0))
@@ -280,3 +282,28 @@ def test_a_refitted_prior_at_points_has_no_elbo_before_and_after() -> None:
         "log p(x, z), at the point, new prior",
     ]
     assert {"log_joint_before", "log_joint_after"} <= told.to_dict().keys()
+
+
+def test_rows_are_sorted_by_what_the_pair_has_and_by_nothing_else() -> None:
+    for name, make in PAIRS.items():
+        pair, own = make(), OWN[name]
+        evaluation = evaluate(*pair, X, num_samples=2, seed=0)
+        chosen = Outliers.of(evaluation, num=3)
+        assert chosen.by == own.name
+        order = (
+            own.sign * getattr(evaluation, "elbo" if own.sign > 0 else own.name).values
+        ).argsort()
+        assert chosen.index.tolist() == order[:3].tolist()
+        side = "lowest" if own.sign > 0 else "highest"
+        assert f"the 3 of {len(X)} rows with the {side} {own.text}, nats" in str(chosen)
+        assert torch.equal(Outliers.of(evaluation, num=3, by=own.name).index, chosen.index)  # type: ignore[arg-type]
+        assert Outliers.of(evaluation, num=3, by="distortion").by == "distortion"
+        for other in (ELBO_MEASURE, AT_POINT):
+            if other is not own:
+                told = f"by='{other.name}' is not defined for this pair, .* give by='{own.name}'"
+                with pytest.raises(ValueError, match=told):
+                    outliers(*pair, X, by=other.name, num_samples=2)  # type: ignore[arg-type]
+        x = X[chosen.index]
+        figure = plots.worst_reconstructions(x, reconstruct(*pair, x), chosen)
+        told = figure.get_suptitle()
+        assert told == f"{side} {own.text} of {len(X)} rows"
