@@ -113,7 +113,13 @@ def test_the_number_is_log_p_x_z_at_the_point() -> None:
 def test_the_progress_bar_and_the_end_of_a_training_say_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    far = {"validation": X, "max_epochs": 40, "patience": 1, "learning_rate": 1.0, "seed": 0}
+    far: dict[str, Any] = {
+        "validation": X,
+        "max_epochs": 40,
+        "patience": 1,
+        "learning_rate": 1.0,
+        "seed": 0,
+    }
     for name, make in PAIRS.items():
         fitted = fit(*make(), X, progress=True, **far)
         shown, own = capsys.readouterr().err, OWN[name]

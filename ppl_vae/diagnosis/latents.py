@@ -227,7 +227,7 @@ def diagnose(
             diagnosed, distortion = diagnose_points(session, size * NUM_DRAWS, facts, ended)
             told = {} if diagnosed.cause == "still training" else _not_ended(ended, fit)
             return replace(diagnosed, faults=overfitting_of_points(distortion, train, fit) | told)
-        require_proper(session.layout, "diagnose")
+        require_proper(session.layout, "diagnose", session.pair.model)
         held = _hold_shared(session)
         gathered = gather(session, size)
         if not gathered.dimensions.names:

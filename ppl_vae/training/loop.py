@@ -141,7 +141,11 @@ class Training:
         self._check(first, requested_objective, layouts)
         parameters = pair.parameters(first)
         if not parameters:
-            raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
+            raise ValueError(
+                "the pair has no parameters to train: neither modules whose parameters have requires_grad, nor "
+                "pyro.param. Write what is to be learned as one of these; what is known needs no fit: evaluate "
+                "takes the pair as it is"
+            )
         self.rows.check(first)
         self.processes.share_weights(pair)
         self.objective = Resolved(requested_objective, pair)
@@ -158,7 +162,9 @@ class Training:
         parameters = {n: p for n, p in parameters.items() if not objective.keeps(pair, n)}
         if not parameters:
             raise ValueError(
-                f"{type(objective).__name__} leaves all parameters of the pair as they are"
+                f"{type(objective).__name__} leaves all trainable parameters of the pair as they are: "
+                "those that it trains have requires_grad=False, or are not there: call requires_grad_() of "
+                "what it should train, or give another objective, such as ELBO()"
             )
         turns = Turns.of(pair, parameters, objective)
         if aggressive and turns is not None:
