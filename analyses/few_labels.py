@@ -23,7 +23,7 @@ from ppl_vae.guides import SemiSupervised
 from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.objectives import SemiSupervisedELBO
 from ppl_vae.stats import Estimate
-from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe
+from ppl_vae.tasks.probing import CS, LogisticProbe
 
 Array = NDArray[Any]
 
@@ -182,7 +182,7 @@ def by_pixels(of: Setting, learning: Learning, labels: int, draws: int) -> Share
 
     def predict(x: Array, y: Array, held: Array, draw: int) -> Array:
         rng = np.random.default_rng(draw)
-        return LogisticProbe.fit(x, y, STRENGTHS, rng, learning.scale_each).predict(held)
+        return LogisticProbe.fit(x, y, CS, rng, learning.scale_each).predict(held)
 
     return _of_rows(of, predict, labels, draws)
 
