@@ -151,9 +151,7 @@ def _Cs(given: Sequence[float]) -> list[float]:
         require_number("Cs", value)
     values = sorted(float(value) for value in given)
     if not values or not 0 < values[0] <= values[-1] < math.inf:
-        raise ValueError(
-            f"Cs must hold positive numbers, such as {CS}, got {list(given)}"
-        )
+        raise ValueError(f"Cs must hold positive numbers, such as {CS}, got {list(given)}")
     return values
 
 
