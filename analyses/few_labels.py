@@ -25,7 +25,7 @@ from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.networks import MLP, Network
 from ppl_vae.objectives import SemiSupervisedELBO
 from ppl_vae.stats import Estimate
-from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe
+from ppl_vae.tasks.probing import CS, LogisticProbe
 
 Array = NDArray[Any]
 
@@ -115,21 +115,34 @@ def main(
 
 
 def _differences(chosen: list[str], scores: Scores, labels: tuple[int, ...], draws: int) -> None:
-    """Prints what each line adds to one from scratch, with the same labels."""
-    pairs = [
-        (name, beside) for name in chosen if (beside := _beside(name)) in chosen and beside != name
-    ]
-    if not pairs:
-        return
-    print("\nBeside training from scratch, fine-tuned with the same labels:\n")
-    table = Table(["learns", *(f"{k} labels" for k in labels)], steps=1)
-    table.head()
-    for name, beside in pairs:
-        cells = []
-        for k in labels:
-            own, other = (torch.tensor(scores.get(each, k, draws)) for each in (name, beside))
-            cells.append(Estimate(100 * (own - other)).numbers("+.1f"))
-        table.row([name, *cells])
+    """Prints what each line adds, draw by draw, to one from scratch and to classifiers of the pixels."""
+
+    def of(name: str, k: int) -> Tensor:
+        return 100 * torch.tensor(scores.get(name, k, draws))
+
+    def from_scratch(name: str, k: int) -> Tensor:
+        return of(_beside(name), k)
+
+    def of_pixels(name: str, k: int) -> Tensor:
+        there = [of(each, k) for each in (PIXELS, NEAREST) if each in chosen]
+        return max(there, key=lambda shares: float(shares.mean()))
+
+    scratch = [name for name in chosen if _beside(name) in chosen and _beside(name) != name]
+    learned = [name for name in chosen if name not in (PIXELS, NEAREST)]
+    learned = learned if len(learned) < len(chosen) else []
+    beside = "the better of the two on pixels" if {PIXELS, NEAREST} <= {*chosen} else "pixels"
+    for title, names, other in (
+        ("training from scratch, fine-tuned", scratch, from_scratch),
+        (beside, learned, of_pixels),
+    ):
+        if not names:
+            continue
+        print(f"\nMinus {title}, with the same labels:\n")
+        table = Table(["learns", *(f"{k} labels" for k in labels)], steps=1)
+        table.head()
+        for name in names:
+            cells = [Estimate(of(name, k) - other(name, k)).numbers("+.1f") for k in labels]
+            table.row([name, *cells])
 
 
 def _beside(name: str) -> str:
@@ -186,7 +199,7 @@ def by_pixels(of: Setting, learning: Learning, labels: int, draws: int) -> Share
 
     def predict(x: Array, y: Array, held: Array, draw: int) -> Array:
         rng = np.random.default_rng(draw)
-        return LogisticProbe.fit(x, y, STRENGTHS, rng, learning.scale_each).predict(held)
+        return LogisticProbe.fit(x, y, CS, rng, learning.scale_each).predict(held)
 
     return _of_rows(of, predict, labels, draws)
 

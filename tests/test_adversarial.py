@@ -834,6 +834,21 @@ def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
     assert all(p.grad is None for p in model.discriminator.parameters())
 
 
+def test_an_objective_that_trains_nothing_says_what_to_do() -> None:
+    model, guide = small()
+    model.requires_grad_(False)
+    with pytest.raises(PairError, match=r"moves nothing: .* Call requires_grad_\(\) of it"):
+        fit(model, guide, ROWS, objective=GANLoss(), max_epochs=1, seed=0)
+    guide.requires_grad_(False)
+    model.discriminator.requires_grad_()
+    with pytest.raises(
+        ValueError, match=r"VAEDisLoss leaves all .* call requires_grad_\(\) of what it"
+    ):
+        fit(model, guide, ROWS, objective=VAEDisLoss(), max_epochs=1, seed=0)
+    guide.requires_grad_()
+    fit(model, guide, ROWS, objective=VAEDisLoss(), max_epochs=1, seed=0)
+
+
 def test_vae_dis_is_captured_and_sees_the_discriminator_as_it_is_evaluated() -> None:
     """With batch norm in the discriminator: the same numbers by a recording, and its statistics stay."""
     network, x = (

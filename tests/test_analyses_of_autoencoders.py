@@ -19,6 +19,9 @@ from scipy.stats import multivariate_normal
 from scripts import ROOT, mean, rows, run
 from torch import Tensor
 
+from ppl_vae.guides import DeltaEncoder
+from ppl_vae.models import Autoencoder
+
 
 def script(name: str) -> Any:
     """A script as a module."""
@@ -141,6 +144,8 @@ def vae_gan(folder: Path) -> None:
     for row in table.values():
         assert (float(row["spread of draws"]) < 0.5) == (row["collapsed"] == "yes")
         assert 0 <= mean(row["unreliable"]) <= 100
+        for column in ("accuracy, reconstructions", "accuracy, draws"):
+            assert 0 <= mean(row[column]) <= 100
     assert imread(folder / "vae_gan_quick.png").ndim == 3
     np.save(folder / "video.npy", np.zeros((60, 1, 8, 8), dtype=np.uint8))
     with pytest.raises(ValueError, match="--accuracy needs labels, and video has none"):
@@ -161,9 +166,20 @@ def test_accuracy_is_that_of_separable_rows(monkeypatch: pytest.MonkeyPatch) -> 
     y = torch.arange(60) % 2
     x = torch.where(y == 1, 0.9, 0.1)[:, None, None, None].expand(60, 1, 8, 8).clone()
     both = module.Rows("separable", x, x, y, y)
-    for found, expected in ((x, "100.0 "), (1 - x, "0.0 ")):
+    model: Any = Autoencoder((1, 8, 8), 1, linear=True)
+    guide = DeltaEncoder((1, 8, 8), 1, linear=True)
+    with (
+        torch.no_grad()
+    ):  # z is the mean of a row, and a row is z everywhere, or the other way round
+        guide.head.weight.fill_(1 / 64)
+        guide.head.bias.zero_()
+    for found, slope, expected in ((x, 1.0, 1.0), (1 - x, -1.0, 0.0)):
+        with torch.no_grad():
+            model.decoder.net[0].weight.fill_(slope)
+            model.decoder.net[0].bias.fill_(0.0 if slope > 0 else 1.0)
         monkeypatch.setattr(module, "reconstructed", lambda pair, rows, found=found: found)
-        assert module.accuracy_of(both, None, 20).startswith(expected)
+        seen, drawn = module.accuracies_of(both, None, (model, guide), 20)
+        assert (seen.mean, drawn.mean) == (expected, expected)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -32,6 +33,7 @@ from ppl_vae import (
 )
 from ppl_vae.cli import main
 from ppl_vae.diagnosis import posterior_grid
+from ppl_vae.distributions import Flat
 from ppl_vae.evaluation import annealed_importance_sampling
 from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, OptimalGaussian
@@ -43,9 +45,10 @@ from ppl_vae.models import (
     FullNormal,
     LaplacePrior,
     MixturePrior,
+    StandardNormal,
 )
 from ppl_vae.networks import MLP, Convolutional, Denoising, GaussianNoise, MaskingNoise, UnitNorm
-from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO, TargetRate
+from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO, TargetRate, WakeSleep
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.runs import Comparison
 from ppl_vae.tasks import encode, interpolate, outliers, reconstruct, sample, traverse
@@ -731,6 +734,60 @@ def test_draws_of_a_flat_density_are_refused_before_a_training(
     assert not run.exists()
 
 
+def improper_functions() -> tuple[Any, Any]:
+    """The linear autoencoder, its model written as a function with a density of its choice."""
+    model, guide = our_pair()
+
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", program.density)  # type: ignore[attr-defined]
+            pyro.sample("x", dist.Normal(model.decode(z).mean, 1.0).to_event(1), obs=x)
+
+    program.density = Flat(2)  # type: ignore[attr-defined]
+    return program, guide
+
+
+def test_the_remedy_of_a_flat_density_works_for_each_kind_of_model() -> None:
+    x = exact_rows()[0].float()
+    model, guide = our_pair()
+    fits = r"fit one to the codes: refit_prior\(model, guide, x, MixturePrior\(\)\)"
+    with pytest.raises(PairError, match=f"sample needs a density of it; {fits}"):
+        sample(model, 3, like=x)
+    assert re.search(fits, " ".join(evaluate(model, guide, x, num_samples=2).warnings))
+    refitted = refit_prior(model, guide, x, MixturePrior(), seed=0)
+    assert sample(refitted, 3, seed=0).shape == (3, D)
+
+    program, guide = improper_functions()
+    writes = "where the model samples 'z', write one, such as a Normal with mean and standard deviation of"
+    with pytest.raises(PairError, match=writes) as told:
+        sample(program, 3, like=x)
+    assert "refit_prior" not in str(told.value)
+    with pytest.raises(TypeError, match="has no such module"):
+        refit_prior(program, guide, x, MixturePrior(), seed=0)
+    warned = " ".join(evaluate(program, guide, x, num_samples=2).warnings)
+    assert writes in warned
+    assert "refit_prior" not in warned
+    z = encode(program, guide, x)["z"]
+    program.density = dist.Normal(z.mean(0), z.std(0)).to_event(1)
+    assert sample(program, 3, like=x, seed=0).shape == (3, D)
+
+
+def test_a_loss_of_draws_says_how_to_build_the_model() -> None:
+    """There are no codes yet to which a density could be fitted."""
+    x = exact_rows()[0].float()
+    for (model, _), told in (
+        (
+            our_pair(),
+            r"build the model with a prior that is a density, such as prior=StandardNormal\(\)",
+        ),
+        (improper_functions(), "where the model samples 'z', write one, such as a Normal$"),
+    ):
+        with pytest.raises(PairError, match=told):
+            fit(model, MeanField((D,), 2), x, objective=WakeSleep(), max_epochs=1, progress=False)
+    built = Autoencoder((D,), 2, linear=True, prior=StandardNormal())
+    fit(built, MeanField((D,), 2), x, objective=WakeSleep(), max_epochs=1, seed=0, progress=False)
+
+
 def test_a_point_beside_draws_leaves_a_bound() -> None:
     """A point for what all rows share, and draws for each row: the ELBO is one given that point."""
     x = torch.randn(6)
@@ -760,7 +817,7 @@ def test_what_was_maximized_at_points_is_nowhere_called_an_elbo(tmp_path: Path) 
     assert "ELBO" not in str(found)
     assert "ELBO" not in " ".join(found.warnings)
     worst = outliers(model, guide, x, num=3)
-    assert worst.table()[0] == ["row", "log p(x, z)", "distortion", "rate"]
+    assert worst.table()[0] == ["row", "log p(x, z)", "distortion", "-log p(z)"]
     for name, pair in (("sparse", sparse_pair()), ("plain", our_pair())):
         evaluation = evaluate(*pair, x, num_samples=4)
         save_run(tmp_path / name, *pair, evaluation=evaluation, rows=x)

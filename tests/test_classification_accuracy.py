@@ -22,10 +22,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
-from ppl_vae import classification_accuracy_score, sample
-from ppl_vae.guides import MeanField
+from ppl_vae import classification_accuracy_score, refit_prior, sample
+from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import ConditionalVAE, SemiSupervisedVAE
+from ppl_vae.models import Autoencoder, ConditionalVAE, FullNormal, SemiSupervisedVAE
 from ppl_vae.networks import MLP, Convolutional, Labels
 from ppl_vae.stats import CrossedEstimate, Result, standard_error
 from ppl_vae.tasks import (
@@ -33,6 +33,7 @@ from ppl_vae.tasks import (
     NetworkClassifier,
     class_conditional,
     model_per_class,
+    prior_per_class,
 )
 
 Labeled = tuple[Tensor, Tensor]
@@ -498,6 +499,81 @@ def test_a_model_for_each_class_draws_its_rows() -> None:
         TypeError, match=r"takes rows and labels, model\(x, y\), but the function model .* takes x"
     ):
         class_conditional(of(0.0))
+
+
+def plane(classes: int) -> tuple[Labeled, Tensor, Tensor]:
+    """Rows in the plane whose classes have exactly these means and covariances."""
+    generator = torch.Generator().manual_seed(0)
+    n = 1500
+    y = torch.arange(classes * n) % classes
+    x = torch.empty(len(y), 2, dtype=torch.float64)
+    means = 3.0 * torch.arange(classes).double()[:, None].expand(classes, 2)
+    root = torch.tensor([[1.5, 0.0], [1.2, 0.4]], dtype=torch.float64)
+    for k in range(classes):
+        white = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        white = white - white.mean(0)
+        spread = torch.linalg.cholesky(torch.cov(white.T, correction=0))
+        x[y == k] = means[k] + white @ torch.linalg.inv(spread).T @ root.T
+    return (x.float(), y), means, root @ root.T
+
+
+def exact_codes() -> tuple[Any, Any]:
+    """A pair that knows no labels, and loses nothing: z is x in other coordinates."""
+    turn = torch.tensor([[2.0, 1.0], [0.0, -0.5]])
+    model: Any = Autoencoder((2,), 2, linear=True)
+    guide = DeltaEncoder((2,), 2, linear=True)
+    with torch.no_grad():
+        guide.head.weight.copy_(turn)
+        model.decoder.net[0].weight.copy_(torch.linalg.inv(turn))
+        guide.head.bias.zero_()
+        model.decoder.net[0].bias.zero_()
+    return model, guide
+
+
+def test_a_density_of_codes_for_each_class_draws_the_normals_of_the_classes() -> None:
+    train, means, covariance = plane(3)
+    y = torch.arange(30_000) % 3
+    for of_means in (True, False):
+        generator = prior_per_class(*exact_codes(), train, FullNormal(), means=of_means, seed=0)
+        torch.manual_seed(1)
+        drawn = generator(y).double()
+        wanted = covariance + (0.0 if of_means else 1.0) * torch.eye(2)
+        for k in range(3):
+            own = drawn[y == k]
+            # Of 10,000 draws: five standard errors of means, and of variances, 5 * sqrt(2 / n).
+            error = (wanted.diag() / len(own)).sqrt()
+            assert bool(((own.mean(0) - means[k]).abs() < 5 * error).all())
+            torch.testing.assert_close(torch.cov(own.T), wanted, rtol=0.071, atol=0)
+
+
+def test_draws_of_a_density_for_each_class_reach_the_bayes_accuracy() -> None:
+    """Phi of half the distance of two normals with one covariance, in its metric; chance for one density."""
+    train, means, covariance = plane(2)
+    apart = means[1] - means[0]
+    truth = float(norm.cdf(float((apart @ torch.linalg.solve(covariance, apart)).sqrt()) / 2))
+    y = torch.arange(3000) % 2
+    white = torch.randn(3000, 2, generator=torch.Generator().manual_seed(5)).double()
+    test = (means[y] + white @ torch.linalg.cholesky(covariance).T).float(), y
+    classifier = LinearDiscriminantAnalysis()
+    generator = prior_per_class(*exact_codes(), train, FullNormal(), means=True, seed=0)
+    found = score(generator, train, test, classifier)
+    assert near(found.accuracy, truth)
+    assert abs(found.difference.mean) < 0.02
+    one = refit_prior(*exact_codes(), train[0], FullNormal(), seed=0)
+    alike = score(model_per_class([one, one], means=True), train, test, classifier)
+    assert alike.accuracy.mean < truth - 0.1
+
+
+def test_a_class_without_rows_has_no_density() -> None:
+    (x, y), _, _ = plane(3)
+    with pytest.raises(ValueError, match="no row is of class 1, but labels reach to 2"):
+        prior_per_class(*exact_codes(), (x[y != 1], y[y != 1]), FullNormal())
+    with pytest.raises(TypeError, match="train must be rows and their labels"):
+        prior_per_class(*exact_codes(), x, FullNormal())
+    # Rows whose label is hidden do not count.
+    hidden = prior_per_class(*exact_codes(), (x, y.where(y < 2, -1)), FullNormal(), means=True)
+    with pytest.raises(ValueError, match="models has one for each label from 0 to 1"):
+        hidden(torch.tensor([2]))
 
 
 # -- doubts and errors -----------------------------------------------------------------------------------

@@ -198,6 +198,9 @@ def test_an_aggregate_posterior_off_the_prior() -> None:
     """q(z) has the mean 3 / 1.01 and the variance 0.265: (0.265 + 8.82 - 1 - log 0.265) / 2 = 4.7 nats."""
     found = off_the_prior(0.1, 3.0, 0.5, 2000)
     assert list(found.faults) == ["prior mismatch"]
+    # refit_prior has nothing to replace in a function.
+    assert "refit_prior" not in found.faults["prior mismatch"]
+    assert "where it samples z, such as a mixture of normals" in found.faults["prior mismatch"]
     said = float(found.faults["prior mismatch"].split("by a KL of ")[1].split()[0])
     assert not found.saturated
     assert said == pytest.approx(4.7, abs=0.2)

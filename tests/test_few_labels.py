@@ -40,7 +40,7 @@ from ppl_vae.models import (
 )
 from ppl_vae.networks import MLP, Labels, Slots
 from ppl_vae.pairs import PairError
-from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe, _folds
+from ppl_vae.tasks.probing import CS, LogisticProbe, _folds
 
 D = 4
 SPREAD = torch.tensor([3.0, 1.0, 0.5, 0.5])
@@ -85,7 +85,7 @@ def state_of(*modules: nn.Module) -> list[Tensor]:
 def test_a_probe_is_logistic_regression_on_standardized_encodings() -> None:
     model, guide = small_vae()
     rows = TRAIN[0], few_labels(TRAIN[1], 30, seed=4)
-    found = probe(model, guide, rows, TEST, strengths=[0.3], scale_each=True)
+    found = probe(model, guide, rows, TEST, Cs=[0.3], scale_each=True)
     known = rows[1] >= 0
     z, held = (encode(model, guide, x)["z"].double().numpy() for x in (rows[0][known], TEST[0]))
     center, scale = z.mean(0), z.std(0)
@@ -112,7 +112,7 @@ def test_a_probe_of_several_classes_is_scikit_learn_s() -> None:
     x[:, 0] += 2.0 * (y == 1)
     x[:, 1] += 2.0 * (y == 2)
     pair = linear([0, 1, 2])
-    found = probe(*pair, (x[:45], y[:45]), (x[45:], y[45:]), strengths=[1.0])
+    found = probe(*pair, (x[:45], y[:45]), (x[45:], y[45:]), Cs=[1.0])
     z = x[:, :3].double().numpy()
     center, scale = z[:45].mean(0), z[:45].std(0)
     by_hand = LogisticRegression().fit((z[:45] - center) / scale, y[:45].numpy())
@@ -151,24 +151,24 @@ def test_the_penalty_is_that_of_scikit_learn_s_grid_search() -> None:
     pair = ProbabilisticPCA((30,), 30), guide
     rows, test = (x[:100], y[:100]), (x[100:], y[100:])
     found = probe(*pair, rows, test, labels=40, draws=3, scale_each=True)
-    for seed, strength in zip(found.seeds, found.strengths, strict=True):
+    for seed, C in zip(found.seeds, found.C, strict=True):
         known = few_labels(rows[1], 40, seed) >= 0
         z, told = rows[0][known].double().numpy(), rows[1][known].numpy()
         folds = _folds(told, np.random.default_rng(seed))
         assert np.bincount(folds).tolist() == [8] * 5
         search = GridSearchCV(
             make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-            {"logisticregression__C": STRENGTHS},
+            {"logisticregression__C": CS},
             scoring="neg_log_loss",
             cv=[(np.flatnonzero(folds != i), np.flatnonzero(folds == i)) for i in range(5)],
         )
-        assert search.fit(z, told).best_params_["logisticregression__C"] == strength
-    assert len({*found.strengths}) > 1
+        assert search.fit(z, told).best_params_["logisticregression__C"] == C
+    assert len({*found.C}) > 1
 
 
 def test_all_numbers_may_have_one_scale() -> None:
     pair = linear([0, 1])
-    found = probe(*pair, TRAIN, TEST, strengths=[1e-3], scale_each=False)
+    found = probe(*pair, TRAIN, TEST, Cs=[1e-3], scale_each=False)
     z, held = TRAIN[0][:, :2].double().numpy(), TEST[0][:, :2].double().numpy()
     scale = np.sqrt(z.var(0).mean())
     by_hand = LogisticRegression(C=1e-3).fit((z - z.mean(0)) / scale, TRAIN[1].numpy())
@@ -181,7 +181,7 @@ def test_all_numbers_may_have_one_scale() -> None:
 
 def test_one_label_of_each_class_is_enough() -> None:
     found = probe(*linear([0, 1]), TRAIN, TEST, labels=2, draws=20)
-    assert found.strengths == (1.0,) * 20  # nothing can be held out
+    assert found.C == (1.0,) * 20  # nothing can be held out
     # The plane between the two rows, which are drawn: right more often than not.
     assert 0.6 < found.accuracy.mean < norm.cdf(1.0)
 
@@ -236,7 +236,7 @@ def test_codes_are_probed_by_their_vectors() -> None:
     network = Slots(3, MLP(hidden=(8,)))
     model = VQVAE((D,), VectorQuantizer(codes=8, dim=2), network, Gaussian(1.0))
     guide = QuantizingEncoder(model, network)
-    found = probe(model, guide, TRAIN, TEST, strengths=[1e-3])
+    found = probe(model, guide, TRAIN, TEST, Cs=[1e-3])
     assert found.dimensions == 6
     z = model.quantizer.embed(guide.codes(TRAIN[0])).detach().flatten(1).double().numpy()
     held = model.quantizer.embed(guide.codes(TEST[0])).detach().flatten(1).double().numpy()
@@ -472,8 +472,8 @@ def test_wrong_labels_are_told(
 def test_wrong_settings_are_told(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         fine_tune(*linear([0]), TRAIN, **options)
-    with pytest.raises(ValueError, match="strengths must hold positive numbers"):
-        probe(*linear([0]), TRAIN, TEST, strengths=[0.0])
+    with pytest.raises(ValueError, match="Cs must hold positive numbers"):
+        probe(*linear([0]), TRAIN, TEST, Cs=[0.0])
 
 
 def test_pairs_that_cannot_encode_are_told() -> None:

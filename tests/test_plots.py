@@ -154,7 +154,7 @@ def test_a_count_that_never_changes_needs_no_panel() -> None:
 
 
 def test_learning_curves_without_anything_to_draw_say_so() -> None:
-    with pytest.raises(ValueError, match=r"any of elbo, rate.*got 1 epochs"):
+    with pytest.raises(ValueError, match=r"any of elbo, log_joint, rate.*got 1 epochs"):
         plots.learning_curves([{"epoch": 1, "loss": 3.0}])
 
 

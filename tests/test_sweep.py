@@ -371,12 +371,12 @@ def test_means_and_errors_are_those_computed_by_hand() -> None:
     elbo = point.estimate("elbo")  # of 1, 3 and 8: variance (9 + 1 + 16) / 2 = 13
     assert elbo.mean == 4
     assert elbo.standard_error == pytest.approx(math.sqrt(13 / 3))
-    assert point.rate.mean == 6
+    assert point.rate.mean == 7
     line = SweepTable([], [point]).to_markdown().splitlines()[2]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:3] == ["1", "3", f"4.00 ± {math.sqrt(13 / 3):.2f}"]
-    assert cells[6] == "8.0 ± 2.1", "active units"
-    assert cells[8] == f"1000.0 ± {100 * math.sqrt(13 / 3):.1f} %"
+    assert cells[7] == "9.0 ± 2.1", "active units"
+    assert cells[9] == f"1100.0 ± {100 * math.sqrt(13 / 3):.1f} %"
 
 
 def test_runs_that_failed_are_left_out_of_means_and_counted() -> None:

@@ -569,7 +569,9 @@ def test_outliers_are_the_rows_with_the_lowest_elbo(pca: ProbabilisticPCA) -> No
     spread = torch.einsum("ij,njk,ik->ni", pca.weight, z.covariance_matrix, pca.weight)
     error = (X - decoded(pca, z.mean)).square() + spread
     assert int(worst.index) == int(error.sum(-1).argmax())
-    with pytest.raises(ValueError, match="by must be 'elbo' or 'distortion', got 'mse'"):
+    with pytest.raises(
+        ValueError, match="by must be 'elbo', 'log_joint', 'distortion' or None, got 'mse'"
+    ):
         outliers(pca, Exact(pca), X, by="mse")  # type: ignore[arg-type]
 
 

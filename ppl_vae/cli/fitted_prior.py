@@ -29,7 +29,7 @@ from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import config_of_run, require_apart, started
 from ppl_vae.data import Data
 from ppl_vae.evaluation import Evaluation, evaluate
-from ppl_vae.pairs import Batch, Batches, Pair, num_rows, transformed
+from ppl_vae.pairs import ELBO_MEASURE, Batch, Batches, Measure, Pair, num_rows, transformed
 from ppl_vae.runs import (
     CONFIG,
     MAY_CHANGE,
@@ -71,9 +71,10 @@ class RefittedPrior(Result):
     Attributes:
         prior: The name of the prior.
         found: What `refit_prior` has found; None of a prior of vectors, which has no rates of its own.
-        before: The ELBO of the test rows with the prior before.
+        before: The ELBO of the test rows with the prior before; of points log p(x, z) at them.
         after: The same with the new one.
         margin: How many pixels were around the patches to whose codes it was fitted.
+        measure: What `before` and `after` are called.
     """
 
     prior: str
@@ -81,16 +82,19 @@ class RefittedPrior(Result):
     before: Estimate
     after: Estimate
     margin: int = 0
+    measure: Measure = ELBO_MEASURE
 
     def lines(self) -> list[tuple[str, str]]:
         """See `Result.lines`."""
         found = [("prior", self.prior)] if self.found is None else self.found.lines()
         gain = Estimate(self.after.values - self.before.values)
+        name = f"{self.measure.text}{self.measure.at}"
+        gained = [("gained", f"{gain.numbers('+.3f')} nats, test rows")]
         return [
             *found,
-            ("ELBO, prior before", str(self.before)),
-            ("ELBO, new prior", str(self.after)),
-            ("gained", f"{gain.numbers('+.3f')} nats, test rows"),
+            (f"{name}, prior before", str(self.before)),
+            (f"{name}, new prior", str(self.after)),
+            *([] if self.before.missing else gained),
         ]
 
     def doubts(self) -> Iterator[str]:
@@ -113,7 +117,8 @@ class RefittedPrior(Result):
             {"prior": self.prior} if self.found is None else self.found.summary_numbers()
         )
         found["margin"] = self.margin
-        return {**found, "elbo_before": self.before.to_dict(), "elbo_after": self.after.to_dict()}
+        both = {"before": self.before.to_dict(), "after": self.after.to_dict()}
+        return found | {f"{self.measure.name}_{when}": of for when, of in both.items()}
 
 
 def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
@@ -165,7 +170,7 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
         found: PriorFit | LevelsFit | None = getattr(refitted.prior, "fitted", None)
         seconds = _seconds(found) or time.monotonic() - begun
         measured = {"num_samples": _FEW, "seed": options.seed, "progress": progress}
-        with stages.stage("ELBO before and after", told=False):
+        with stages.stage("test rows before and after", told=False):
             before, after = (
                 evaluate(model, run.guide, setup.data.test, method="guide", **measured)
                 for model in (model, refitted)
@@ -179,7 +184,9 @@ def refit_prior(parser: ArgumentParser, given: Namespace) -> int:
         history = _continued(read_history(source), epochs, seconds)
         weights = write_weights(folder.path, refitted, run.guide, epochs=len(history))
         write_history(folder.path, history)
-        result = RefittedPrior(type(prior).__name__, found, before.elbo, after.elbo, margin)
+        result = RefittedPrior(
+            *(type(prior).__name__, found, before.elbo, after.elbo, margin, after.measure)
+        )
         write_results(folder.path, fit=result.to_dict(), weights=weights)
         folder.begin()
         fitted = _fit_of(setup, refitted, run, history, found, epochs, seconds)

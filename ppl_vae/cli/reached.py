@@ -9,6 +9,7 @@ from typing import Any
 from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.output import warn
 from ppl_vae.objectives import ELBO, Alternating, Controller, Objective, VAEDisLoss
+from ppl_vae.pairs import HELD_OUT, measure_in
 from ppl_vae.runs import (
     CONFIG,
     FIT,
@@ -52,11 +53,9 @@ def fit_of(run: Run, objective: Objective) -> Fit:
     asked = objective.asked_by(run.model) if isinstance(objective, ELBO) else None
     judged = (asked or objective).judged_by_elbo
     if run.config.get("patience") and judged and not isinstance(objective.beta, Controller):
-        # Of a pair without an ELBO the distortion was watched.
-        held = [
-            row.get("validation_elbo", -row.get("validation_distortion", math.inf))
-            for row in history
-        ]
+        measure = measure_in(history)
+        name = HELD_OUT + measure.name
+        held = [measure.sign * row.get(name, -measure.sign * math.inf) for row in history]
         best = max(range(best), key=held.__getitem__, default=-1) + 1
     prior_epochs, best_of_prior = _epochs_of_prior(run)
     if prior_epochs:

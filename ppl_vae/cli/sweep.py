@@ -23,6 +23,7 @@ from ppl_vae.cli.parsing import parsed
 from ppl_vae.cli.report import write_report
 from ppl_vae.cli.sweep_curves import backdrop_of, check_picture
 from ppl_vae.cli.values import NOT_CHECKED, check_values
+from ppl_vae.pairs import DISTORTION, MEASURES
 from ppl_vae.plots import sweep_metrics, sweep_plane
 from ppl_vae.runs import ERROR, LOG, REPORT, ROLES, names_in, plain
 from ppl_vae.runtime import as_folder, duration, own_folder, replacing, require_seed, write_bytes
@@ -251,8 +252,8 @@ def _said(folder: SweepFolder, run: SweepRun, outcome: Outcome) -> str:
     if outcome.state == "stopped":
         return "stopped"
     row = SweepTable.of(folder, [run]).rows[0]
-    name = "ELBO" if math.isfinite(row["elbo"]) else "distortion"
-    return f"{name} {row[name.lower()]:.2f} nats ({duration(outcome.seconds)})"
+    measure = next((m for m in MEASURES if math.isfinite(row[m.name])), DISTORTION)
+    return f"{measure.text} {row[measure.name]:.2f} nats ({duration(outcome.seconds)})"
 
 
 def _again(options: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation import FEWEST_SAMPLES
-from ppl_vae.pairs import is_ours
+from ppl_vae.pairs import has_prior, is_ours
 from ppl_vae.stats import Estimate, standard_error
 
 SURE = 3.0
@@ -237,11 +237,13 @@ def off_the_prior(
     raise_beta = f"raise beta, which is {beta:g}, or " if beta < 1 else ""
     if is_ours(model, "models.colorization"):
         remedy = "train longer or on more photos: the scale of the latent colors is learned."
-    else:
+    elif model is None or has_prior(model):
         remedy = (
             "give the model a richer prior (such as MixturePrior or FlowPrior), or fit one afterwards "
             "(refit_prior, or `ppl-vae refit-prior`)."
         )
+    else:
+        remedy = "give the model a richer density where it samples z, such as a mixture of normals."
     return {
         "prior mismatch": (
             f"The aggregate posterior is off the prior, by a KL of {size}; {raise_beta}{remedy}"

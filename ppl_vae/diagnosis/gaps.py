@@ -384,7 +384,7 @@ def _gaps_of_rows(
     covered: bool,
 ) -> tuple[dict[str, Tensor], str]:
     pair, layout = session.pair, session.layouts.of(batch).of_another_guide
-    require_proper(layout, "inference_gaps")
+    require_proper(layout, "inference_gaps", pair.model)
     require_no_points(layout, "inference_gaps")
     if not (layout.latents or layout.shared or layout.enumerated):  # the ELBO is log p(x)
         exact = _bounds(layout, pair, batch, num_samples, chunk, finite, covered)

@@ -150,7 +150,7 @@ def posterior_grid(
     if size < 17 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 17, got {size}")
     with opened(model, guide, x, seed=0, whole=True, draws_start_at_seed=True) as session:
-        require_proper(session.layout, "posterior_grid")
+        require_proper(session.layout, "posterior_grid", session.pair.model)
         joint = _Joint(session)
         if bounds is None:
             box = joint.fitted(min(size, 65))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.objectives import Controller, Objective
+from ppl_vae.pairs import HELD_OUT, measure_in
 
 PART = 5
 """The last epochs that are compared with those before are one in so many."""
@@ -29,8 +30,8 @@ FEW = 6
 def still_training(history: Sequence[Mapping[str, float]], objective: Objective | None) -> str:
     """Why a training had not ended, with the numbers that show it; empty if it had, or if that is not known.
 
-    It had not if beta was still to rise, or if the last fifth of the epochs raised the ELBO by more than 5
-    percent of its whole rise, 0.01 nats, and the noise of the epochs.
+    It had not if beta was still to rise, or if the last fifth of the epochs raised the ELBO, or what the pair
+    has in its place, by more than 5 percent of its whole rise, 0.01 nats, and the noise of the epochs.
 
     Args:
         history: The metrics of each epoch.
@@ -45,17 +46,17 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
         now, end = objective.beta_at(n), objective.beta_at(math.ceil(objective.warmup_epochs))
         if n < objective.warmup_epochs and now < end:
             return f"beta was {now:.2g} after {n} epochs, and still rises to {end:g}"
-    measure = "elbo" if any("elbo" in row for row in history) else "distortion"
-    held_out = f"validation_{measure}"
-    name = held_out if all(held_out in row for row in history) else measure
-    sign = 1 if measure == "elbo" else -1  # a pair without a density of its codes has no ELBO
-    found = _rise([sign * row[name] for row in history if name in row])
+    measure = measure_in(history)
+    held_out = HELD_OUT + measure.name
+    name = held_out if all(held_out in row for row in history) else measure.name
+    found = _rise([measure.sign * row[name] for row in history if name in row])
     if found is None:
         return ""
     gain, last = found
-    if sign < 0:
-        return f"after {n} epochs the distortion still falls: {last} {gain:.2g} nats below those before"
-    return f"after {n} epochs the ELBO still rises: {last} {gain:.2g} nats above those before"
+    moves, side = ("rises", "above") if measure.sign > 0 else ("falls", "below")
+    return (
+        f"after {n} epochs {measure.noun} still {moves}: {last} {gain:.2g} nats {side} those before"
+    )
 
 
 def still_fitting_prior(history: Sequence[Mapping[str, float]]) -> str:

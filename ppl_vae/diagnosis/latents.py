@@ -224,11 +224,10 @@ def diagnose(
             return replace(diagnosed, faults={**faults, **diagnosed.faults})
         if gives_points(session):
             facts = _facts(session, model, guide, beta, fit)
-            ended = ended.replace("the ELBO", "log p(x, z)")  # which it is, where q is a point
             diagnosed, distortion = diagnose_points(session, size * NUM_DRAWS, facts, ended)
             told = {} if diagnosed.cause == "still training" else _not_ended(ended, fit)
             return replace(diagnosed, faults=overfitting_of_points(distortion, train, fit) | told)
-        require_proper(session.layout, "diagnose")
+        require_proper(session.layout, "diagnose", session.pair.model)
         held = _hold_shared(session)
         gathered = gather(session, size)
         if not gathered.dimensions.names:

@@ -29,8 +29,7 @@ _NO_DENSITY = "not defined, because the guide gives points"
 
 def gives_points(session: Session) -> bool:
     """Whether all latents of a row are points that the guide gives."""
-    layout = session.layout
-    return bool(layout.points) and {*layout.points} == {*layout.latents} and not layout.shared
+    return session.layout.only_points
 
 
 def require_points(layout: Layout) -> None:

@@ -45,5 +45,6 @@ class Flat(dist.ImproperUniform):
         """Raises an error, as there is nothing to draw from."""
         raise NotImplementedError(
             "the density of this latent is flat: it has no draws. Give the model a density of its codes first: "
-            "refit_prior(model, guide, x, MixturePrior()) of ppl_vae"
+            "refit_prior(model, guide, x, MixturePrior()) of ppl_vae, or where the model has no part `prior`, "
+            "sample another density in its place"
         )

@@ -74,6 +74,9 @@ def to_arviz(
     | `sample_stats` | ELBO, rate, distortion, ESS, Pareto k-hat, whether log p(x) is unreliable | row |
     | `observed_data` | x | row, ... |
 
+    Where the guide gives points, `sample_stats` has log p(x, z) at them, `log_joint`, and -log p(z),
+    `neg_log_prior`, in the place of ELBO and rate; where p(z) is improper, neither.
+
     The other dimensions of a site are called `<site>_dim_0` and so on. A latent outside of the
     plate over rows has no dimension `row`. A group holds fewer draws if all of them would take more
     than 2^24 numbers. A "/" in a site's name becomes "_", because netCDF names cannot contain it.
@@ -362,10 +365,9 @@ def _spread(num: int, shape: float) -> np.ndarray[Any, Any]:
 
 
 def _sample_stats(evaluation: Evaluation) -> dict[str, xr.DataArray]:
+    parts = {name: getattr(evaluation, name) for name in ("elbo", "rate", "distortion")}
     stats = {
-        "elbo": (evaluation.elbo.values, "nats"),
-        "rate": (evaluation.rate.values, "nats"),
-        "distortion": (evaluation.distortion.values, "nats"),
+        **{name: (of.values, "nats") for name, of in evaluation.measure.of(parts).items()},
         "log_likelihood_error": (evaluation.log_likelihood_error, "nats"),
         "ess": (evaluation.ess, "samples"),
         "khat": (evaluation.khat, "1"),

@@ -128,7 +128,7 @@ def _evaluate(
 ) -> Evaluation:
     ladder = None
     parts: list[dict[str, Tensor]] = []
-    undefined = Undefined()
+    undefined = Undefined(model)
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
         trust = _Trust.of(session.pair)

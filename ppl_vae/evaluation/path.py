@@ -168,7 +168,7 @@ class Path:
                 f"latent site '{layout.shared[0]}' belongs to all rows: annealed importance sampling "
                 "estimates log p(x) of single rows. Use evaluate(), which draws the site from the guide"
             )
-        require_proper(layout, "annealing")
+        require_proper(layout, "annealing", pair.model)
         require_no_points(layout, "annealing from the guide (guide=None starts at the prior)")
         if not layout.draws:
             raise PairError(

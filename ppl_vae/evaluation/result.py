@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, Measure
 from ppl_vae.stats import (
     Estimate,
     RowResult,
@@ -129,6 +130,13 @@ class Evaluation(DataResult):
     hidden: ClassVar = ("rung",)
 
     @property
+    def measure(self) -> Measure:
+        """What `elbo` and `rate` are called: of points, and where p(z) is improper, they are none."""
+        if self.elbo.missing and bool(self.elbo.values.isnan().all()):
+            return DISTORTION
+        return AT_POINT if self.at_points else ELBO_MEASURE
+
+    @property
     def method(self) -> list[str]:
         """How log p(x) of each row was found: a name of `METHODS`."""
         if self.rung is None:
@@ -236,22 +244,16 @@ class Evaluation(DataResult):
         largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
         share = float(self._bad_khat[known].double().mean())
         bounds = [
-            ("ELBO", str(self.elbo)),
-            ("rate", str(self.rate)),
+            (f"{self.measure.text}{self.measure.at}", str(self.elbo)),
+            (self.measure.rate_text, str(self.rate)),
             ("distortion", str(self.distortion)),
         ]
         if n == 0 and self.certain:
             of_elbo = bits_per_dim(self.elbo, self.num_values)
             most = of_elbo.missing or f"at most {of_elbo.mean:.4f}, by the ELBO"
             return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
-        if n == 0 and self.rate.missing and bool(self.rate.values.isnan().all()):
+        if n == 0 and self.measure is DISTORTION:
             return [bounds[2], ("ELBO, log p(x)", "not defined")]
-        if n == 0 and self.at_points:
-            bounds = [
-                ("log p(x, z), at the point", str(self.elbo)),
-                ("-log p(z)", str(self.rate)),
-                bounds[2],
-            ]
         if n == 0:
             return [*bounds, ("log p(x)", "not defined")]
         bits = self.bits_line

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from ppl_vae.pairs import Layout
+from ppl_vae.pairs import Layout, remedy_of_improper
 
 _OF_POINTS = ("log_likelihood", "error", "ess", "khat")
 """What is not defined of a row for which the guide gives a point."""
 
 
 class Undefined:
-    """Counts the rows of points, which have no density, and of latents with an improper one."""
+    """Counts the rows of points, which have no density, and of latents with an improper one.
 
-    def __init__(self) -> None:
+    Args:
+        model: The model, on which depends what to do about it.
+    """
+
+    def __init__(self, model: object) -> None:
+        self._model = model
         self._points: dict[str, int] = {}  # rows of each latent
         self._improper: dict[str, int] = {}
         self._rows = {"points": 0, "alone": 0, "improper": 0, "both": 0}
@@ -21,8 +26,7 @@ class Undefined:
         """Counts n rows of a layout; what is not defined of them."""
         self._all += n
         self._rows["points"] += n if layout.points else 0
-        alone = {*layout.points} == {*layout.latents} and not layout.shared
-        self._rows["alone"] += n if layout.points and alone else 0
+        self._rows["alone"] += n if layout.only_points else 0
         self._rows["improper"] += n if layout.improper else 0
         self._rows["both"] += n if layout.points or layout.improper else 0
         for counts, names in ((self._points, layout.points), (self._improper, layout.improper)):
@@ -64,8 +68,7 @@ class Undefined:
             found.append(
                 f"the density of {self._named(self._improper)} in the model is improper (it does not integrate "
                 f"to 1): ELBO, rate and log p(x) are not defined{there}, and the distortion is what the pair "
-                "has. refit_prior(model, guide, x, MixturePrior()) fits a density, if the model has a part "
-                "`prior`"
+                f"has; p(x) needs a density: {remedy_of_improper(self._model, [*self._improper])}"
             )
         if self._points and not (self._improper and self._rows["improper"] == self._all):
             some = self._rows["points"] < self._all

@@ -189,8 +189,8 @@ def moved_by(
         moved = {name for part in turn.moves for name in _named(pair, leaves, part, turn)}
         if not moved:
             raise PairError(
-                f"{turn} of {objective} moves nothing: what it names as moves has no parameter that is trained "
-                "(requires_grad)"
+                f"{turn} of {objective} moves nothing: what it names as moves has no trainable parameter. Call "
+                "requires_grad_() of it, name other parts as moves, or give another objective, such as ELBO()"
             )
         found[turn.name] = tuple(name for name in leaves if name in moved)
     if all(turn.every > 1 for turn in turns):

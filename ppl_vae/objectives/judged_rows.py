@@ -194,7 +194,7 @@ def draws_of(pair: Pair, layout: Layout, batch: Batch, detached: bool = False) -
         batch: The rows, of which the model reads the number alone.
         detached: Whether no gradient goes through z, to a prior that learns.
     """
-    require_proper(layout, "a loss of draws")
+    require_proper(layout, "a loss of draws", pair.model, trained=False)
     with in_mode(fitted_parts(pair), False), _Detached() if detached else nullcontext():
         trace = poutine.trace(pair.model).get_trace(*as_args(batch))
     return _mean(trace, layout, 1, num_rows(batch))[0]

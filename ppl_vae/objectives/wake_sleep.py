@@ -94,7 +94,7 @@ class WakeSleep(Alternating):
 
     def _sleep(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         _require_draws(layout)
-        require_proper(layout, "WakeSleep")
+        require_proper(layout, "WakeSleep", pair.model, trained=False)
         n = num_rows(batch)
         with torch.no_grad():
             rows = sample_rows(pair, layout, batch, 1)

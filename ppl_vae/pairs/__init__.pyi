@@ -96,11 +96,13 @@ from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,
     LayoutChangedError as LayoutChangedError,
+    has_prior as has_prior,
     in_plates as in_plates,
     inner_scale as inner_scale,
     inner_sizes as inner_sizes,
     latents_of_other_plates as latents_of_other_plates,
     many_samples as many_samples,
+    remedy_of_improper as remedy_of_improper,
     require_no_points as require_no_points,
     require_proper as require_proper,
     require_whole_rows as require_whole_rows,
@@ -111,6 +113,17 @@ from .layout import (
     sum_to_rows as sum_to_rows,
 )
 from .layouts import Layouts as Layouts
+from .measures import (
+    AT_POINT as AT_POINT,
+    DISTORTION as DISTORTION,
+    ELBO_MEASURE as ELBO_MEASURE,
+    HELD_OUT as HELD_OUT,
+    MEASURES as MEASURES,
+    Measure as Measure,
+    measure_in as measure_in,
+    measure_of as measure_of,
+    measure_of_result as measure_of_result,
+)
 from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
 from .moments import (
     center as center,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.traces import (
@@ -113,6 +113,11 @@ class Layout:
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property
+    def only_points(self) -> bool:
+        """Whether the guide gives a point for every latent of a row, and draws nothing."""
+        return bool(self.points) and {*self.points} == {*self.latents} and not self.shared
+
+    @property
     def of_another_guide(self) -> Layout:
         """The same layout for a guide with the same sites and plates, whatever it draws them from."""
         return replace(self, signature=())
@@ -175,22 +180,51 @@ def require_no_points(layout: Layout, task: str) -> None:
         )
 
 
-def require_proper(layout: Layout, task: str, given: Collection[str] = ()) -> None:
+def has_prior(model: object) -> bool:
+    """Whether a model has a module `prior`, which `refit_prior` can replace: a function has none."""
+    return isinstance(getattr(model, "prior", None), nn.Module)
+
+
+def remedy_of_improper(model: object, names: Sequence[str], trained: bool = True) -> str:
+    """What gives latents a density, in words: it depends on how the model is written.
+
+    Args:
+        model: The model.
+        names: The latents whose p(z) is improper.
+        trained: Whether there are codes already to which a density can be fitted.
+    """
+    if has_prior(model) and len(names) == 1:
+        if trained:
+            fitted = "refit_prior(model, guide, x, MixturePrior())"
+            return f"fit one to the codes: {fitted} returns a model that has it"
+        return "build the model with a prior that is a density, such as prior=StandardNormal()"
+    each = f"'{names[0]}'" if len(names) == 1 else "each of them"
+    found = f"where the model samples {each}, write one, such as a Normal"
+    codes = " with mean and standard deviation of the codes, which encode(model, guide, x) gives"
+    return found + codes if trained else found
+
+
+def require_proper(
+    layout: Layout, task: str, model: object, given: Collection[str] = (), trained: bool = True
+) -> None:
     """Raises an error if p(z) is improper where a task needs draws from it, or its density.
 
     Args:
         layout: The layout.
         task: What needs it.
+        model: The model, on which the remedy depends.
         given: Latents whose values are given.
+        trained: Whether the pair is trained, or about to be.
 
     Raises:
         PairError: It is.
     """
-    names = [f"'{name}'" for name in layout.improper if name not in given]
+    names = [name for name in layout.improper if name not in given]
     if names:
+        told = ", ".join(f"'{name}'" for name in names)
         raise PairError(
-            f"p(z) of {', '.join(names)} is improper, as an autoencoder's is: {task} needs a density of it. "
-            "Fit one to the codes: refit_prior(model, guide, x, MixturePrior()) returns a model that has it"
+            f"p(z) of {told} is improper, as an autoencoder's is: {task} needs a density of it; "
+            f"{remedy_of_improper(model, names, trained)}"
         )
 
 

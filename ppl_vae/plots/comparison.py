@@ -21,6 +21,10 @@ def comparison_plot(comparison: Comparison) -> Figure:
     ):
         for i in others:
             d = comparison.difference(quantity, i)
+            if lack := comparison.lack(quantity, i):
+                place = {"ha": "center", "va": "center", "transform": axes.get_yaxis_transform()}
+                axes.text(0.5, i, lack, fontsize=MEDIUM, **place)
+                continue
             axes.errorbar(
                 d.mean, i, xerr=2 * d.standard_error, color=blue(), marker="o", capsize=4, lw=2
             )

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from ppl_vae.pairs import COLLAPSED
+from ppl_vae.pairs import COLLAPSED, MEASURES
 from ppl_vae.plots.drawing import (
     GRAY,
     LARGE,
@@ -50,10 +50,10 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     curve begins where it enters its panel.
 
     Args:
-        history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
-            `active_units`, `codes_used`, `perplexity`, the same names prefixed with `validation_`, `beta`, and
-            the KL of each dimension as `kl_z[0]`, ..., or what it adds to the rate as `rate_z[0]`. A name may
-            be absent from some epochs.
+        history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion` (of points
+            `log_joint` and `neg_log_prior` in the place of the first two), `active_units`, `codes_used`,
+            `perplexity`, the same names prefixed with `validation_`, `beta`, and the KL of each dimension as
+            `kl_z[0]`, ..., or what it adds to the rate as `rate_z[0]`. A name may be absent from some epochs.
 
     Returns:
         One panel per quantity, in nats per row, training and validation in each.
@@ -69,8 +69,8 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """
     require_history(history, "history", ["epoch"])
     labels = {
-        "elbo": "ELBO\n(nats per row)",
-        "rate": "rate\n(nats per row)",
+        **{each.name: f"{each.text}\n(nats per row)" for each in MEASURES[:-1]},
+        **{each.rate: f"{each.rate_text}\n(nats per row)" for each in MEASURES[:-1]},
         "distortion": "distortion\n(nats per row)",
         "active_units": "active\nunits",
         "codes_used": "codes\nused",

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from ppl_vae.pairs import DISTORTION, MEASURES
 from ppl_vae.plots.drawing import (
     LARGE,
     MEDIUM,
@@ -122,11 +123,12 @@ def worst_reconstructions(
             f"worst holds {len(worst.index)} rows, and x {len(inputs)}: pass x[worst.index]"
         )
     inputs, outputs = inputs[:MOST_WORST], outputs[:MOST_WORST]
-    by_elbo = worst.by == "elbo"
-    values = (worst.elbo if by_elbo else worst.distortion).values.tolist()[:MOST_WORST]
+    measure = next(each for each in MEASURES if each.name == worst.by)
+    by_distortion = measure is DISTORTION
+    values = (worst.distortion if by_distortion else worst.elbo).values.tolist()[:MOST_WORST]
     index = worst.index.tolist()[:MOST_WORST]
-    name = "ELBO" if by_elbo else "distortion"
-    title = f"{'lowest' if by_elbo else 'highest'} {name} of {worst.out_of:,} rows"
+    name = measure.text
+    title = f"{'highest' if by_distortion else 'lowest'} {name} of {worst.out_of:,} rows"
     if not is_picture(inputs):
         figure = heat_maps({"input": inputs, "reconstruction": outputs})
         labels = [f"{i}: {told}" for i, told in zip(index, _told_apart(values), strict=True)]

@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ppl_vae.pairs import AT_POINT
 from ppl_vae.plots.drawing import LARGE, MEDIUM, annotate, legend_above, require_result
 from ppl_vae.plots.rate_plane import mark, rate_distortion
 from ppl_vae.sweeps import Backdrop, SweepTable, SweptPoint
 
 PANELS = {
     "elbo": "ELBO\n(nats per row)",
+    AT_POINT.name: f"{AT_POINT.text}\n(nats per row)",
     "log_likelihood": "log p(x)\n(nats per row)",
     "rate": "rate\n(nats per row)",
     "distortion": "distortion\n(nats per row)",

@@ -6,6 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ppl_vae.pairs import (
+    ELBO_MEASURE,
+    HELD_OUT,
+    MEASURES,
+    Measure,
+    measure_in,
+    measure_of_result,
+)
 from ppl_vae.reporting.markup import Markup, explained, table
 from ppl_vae.stats import khat_limit
 
@@ -30,11 +38,12 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     held_out = isinstance(of, Mapping) and of.get("split") == "test"
     lost = _mean(found, "log_likelihood") - _mean(found, "elbo")
     points = found.get("at_points") is True  # there is no bound
+    measure = measure_of_result(found)
     of_rows = "held-out" if held_out else "the evaluated"
     yield from _estimate(
         found,
         "elbo",
-        "log p(x, z), at the point" if points else "ELBO",
+        f"{measure.text}{measure.at}",
         f"What was maximized, of {of_rows} rows: no bound on log p(x), as a point has no density."
         if points
         else f"A lower bound on log p(x), of {of_rows} rows: −rate − distortion. Higher is better.",
@@ -60,7 +69,7 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     yield from _estimate(
         found,
         "rate",
-        "−log p(z)" if points else "rate",
+        _called(measure.rate_text),
         "The penalty on the code, or its density."
         if points
         else "What it costs to tell z of a row to someone who knows the prior: KL(q(z | x) || p(z)).",
@@ -272,15 +281,28 @@ def number_table(rows: Sequence[Row]) -> Markup:
     return explained(rows, "Numbers") if rows else Markup("")
 
 
+def _called(text: str) -> str:
+    """A name as it stands on a page."""
+    return text.replace("-", "−")
+
+
+def _of_measures(name: str, text: str) -> dict[str, tuple[str, str]]:
+    """Columns of an ELBO, or its rate, and of what other pairs have in their place; of held-out rows, too."""
+    found = {}
+    for each in MEASURES[:-1]:
+        column, called = getattr(each, name), _called(getattr(each, text))
+        found[column] = (called, ".2f")
+        found[HELD_OUT + column] = (f"{called}, held out", ".2f")
+    return found
+
+
 _EPOCHS = {
     "epoch": ("epoch", ".0f"),
     "iteration": ("iteration", ".0f"),
-    "elbo": ("ELBO", ".2f"),
-    "validation_elbo": ("ELBO, held out", ".2f"),
+    **_of_measures("name", "text"),
     "bound": ("bound", ".3f"),
     "log_likelihood": ("log p(x)", ".3f"),
-    "rate": ("rate", ".2f"),
-    "validation_rate": ("rate, held out", ".2f"),
+    **_of_measures("rate", "rate_text"),
     "distortion": ("distortion", ".2f"),
     "validation_distortion": ("distortion, held out", ".2f"),
     "active_units": ("active units", ".0f"),
@@ -322,13 +344,10 @@ def _is_told(name: str, history: Sequence[Mapping[str, float]]) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The place of the epoch with the highest held-out ELBO; None if it was not measured.
-
-    Of a pair that has no ELBO, that with the lowest held-out distortion.
-    """
-    of_elbo = any("validation_elbo" in row for row in history)
-    name, sign = ("validation_elbo", 1) if of_elbo else ("validation_distortion", -1)
-    found = {i: sign * row[name] for i, row in enumerate(history) if name in row}
+    """The place of the epoch in which what is maximized was best on held-out rows; None if not measured."""
+    measure = measure_in(history)
+    name = HELD_OUT + measure.name
+    found = {i: measure.sign * row[name] for i, row in enumerate(history) if name in row}
     found = {i: value for i, value in found.items() if math.isfinite(value)}
     return max(found, key=lambda i: found[i]) if found else None
 
@@ -338,43 +357,54 @@ def _cell(row: Mapping[str, float], name: str) -> str:
     return format(value, _EPOCHS[name][1]) if math.isfinite(value) else "-"
 
 
-def lowest_of(rows: Mapping[str, Sequence[Any]] | None) -> str:
-    """By what rows are the worst: log p(x), the ELBO where that is not known of any, or the distortion."""
-    for name, text in (("log_likelihood", "log p(x)"), ("elbo", "ELBO")):
+def lowest_of(rows: Mapping[str, Sequence[Any]] | None, measure: Measure = ELBO_MEASURE) -> str:
+    """By what rows are the worst: log p(x), the ELBO where that is not known of any, or the distortion.
+
+    Args:
+        rows: Columns of evaluation.csv.
+        measure: What its ELBO is, of this pair.
+    """
+    for name, text in (("log_likelihood", "log p(x)"), ("elbo", measure.text)):
         if any(map(math.isfinite, (rows or {}).get(name, ()))):
             return text
-    return "distortion" if (rows or {}).get("distortion") else "ELBO"
+    return "distortion" if (rows or {}).get("distortion") else measure.text
 
 
-def title_of_worst(rows: Mapping[str, Sequence[Any]] | None) -> str:
+def title_of_worst(
+    rows: Mapping[str, Sequence[Any]] | None, measure: Measure = ELBO_MEASURE
+) -> str:
     """What the table of the worst rows is called."""
-    name = lowest_of(rows)
+    name = lowest_of(rows, measure)
     return f"Rows with the {'highest' if name == 'distortion' else 'lowest'} {name}"
 
 
-def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
+def worst_rows(
+    rows: Mapping[str, Sequence[Any]], measure: Measure = ELBO_MEASURE, most: int = 10
+) -> Markup:
     """The rows with the lowest log p(x), from evaluation.csv; empty if there are none.
 
-    Where log p(x) is not known of any row, they are those with the lowest ELBO.
+    Where log p(x) is not known of any row, they are those with the lowest ELBO, or what the pair has in its
+    place.
     """
     columns = [name for name in _OF_ROWS if name in rows]
     if "log_likelihood" not in columns:
         return Markup("")
     values = rows["log_likelihood"]
-    if lowest_of(rows) == "ELBO" and "elbo" in columns:
+    by = lowest_of(rows, measure)
+    if by == "distortion":
+        columns, values = ["distortion"], [-value for value in rows["distortion"]]
+    elif by == measure.text and "elbo" in columns:
         columns = [name for name in columns if name in ("elbo", "rate", "distortion")]
         values = rows["elbo"]
-    highest = lowest_of(rows) == "distortion"
-    if highest:
-        columns, values = ["distortion"], [-value for value in rows["distortion"]]
     order = sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: values[i])
     cells = [
         [str(i), *(_of_row(name, _told(rows, name, i)) for name in columns)] for i in order[:most]
     ]
+    called = _OF_ROWS | {"elbo": measure.text, "rate": _called(measure.rate_text)}
     return table(
-        ["row", *(_OF_ROWS[name] for name in columns)],
+        ["row", *(called[name] for name in columns)],
         cells,
-        title_of_worst(rows),
+        title_of_worst(rows, measure),
     )
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ppl_vae.pairs import Measure, measure_in, measure_of_result
 from ppl_vae.reporting.frame import framed
 from ppl_vae.reporting.markup import (
     Markup,
@@ -155,7 +156,7 @@ def run_page(run: Path, version: str) -> str:
         section("Numbers", _numbers(results), Markup("") if first else doubted),
         section("Training", _training(history, pictures)),
         section("Pictures", in_grid(others) if others else _no_pictures(content)),
-        section("Tables", _tables(diagnosis, rows)),
+        section("Tables", _tables(diagnosis, rows, measure_of_result(evaluation))),
         section("How it was made", _made(content, history)),
         section("What is not shown", *_missing(content, pictures, evaluation, diagnosis)),
     ]
@@ -249,7 +250,8 @@ def _training(history: Sequence[Mapping[str, float]], pictures: Found) -> Markup
         told = f"{told} in {seconds:.0f} s"
     best = best_epoch(history)
     if best is not None:
-        told = f"{told}. The best held-out ELBO is that of epoch {history[best].get('epoch', best + 1):.0f}"
+        what = measure_in(history).text
+        told = f"{told}. The best held-out {what} is that of epoch {history[best].get('epoch', best + 1):.0f}"
     shown = {name: pictures.figures[name] for name in TRAINING if name in pictures.figures}
     below = element("div", *shown.values(), element("div", epoch_table(history)), class_="beside")
     return joined([paragraph(f"{told}."), below])
@@ -265,10 +267,12 @@ def _no_pictures(content: Content) -> Markup:
 
 
 def _tables(
-    diagnosis: Mapping[str, Any] | None, rows: Mapping[str, Sequence[Any]] | None
+    diagnosis: Mapping[str, Any] | None,
+    rows: Mapping[str, Sequence[Any]] | None,
+    measure: Measure,
 ) -> Markup:
     latents = Markup("") if diagnosis is None else latent_table(diagnosis)
-    worst = Markup("") if rows is None else worst_rows(rows)
+    worst = Markup("") if rows is None else worst_rows(rows, measure)
     told = []
     codes = Markup("") if diagnosis is None else codebook_table(diagnosis)
     if codes:
@@ -291,7 +295,7 @@ def _tables(
         ]
     if worst:
         told += [
-            element("h3", title_of_worst(rows)),
+            element("h3", title_of_worst(rows, measure)),
             paragraph("The numbers of rows count from 0, nats; evaluation.csv has all of them."),
             worst,
         ]

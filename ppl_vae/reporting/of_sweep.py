@@ -236,9 +236,10 @@ def _as_png(drawn: Figure) -> bytes:
 
 
 def _runs(found: SweepTable) -> Markup:
-    head = ["run", "state", *METRICS.values()]
+    head = ["run", "state", *found.metrics.values()]
     rows = [
-        [row["run"], row["state"], *(_number(row[name]) for name in METRICS)] for row in found.rows
+        [row["run"], row["state"], *(_number(row[name]) for name in found.metrics)]
+        for row in found.rows
     ]
     return folded(f"All {len(rows)} runs", table(head, rows, "Runs of the sweep", words=[1]))
 

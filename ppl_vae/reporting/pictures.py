@@ -29,9 +29,9 @@ class Caption(NamedTuple):
 CAPTIONS = {
     "learning_curves": Caption(
         "Learning curves",
-        "The numbers of each epoch, on training rows and on held-out rows. A held-out ELBO that falls while "
-        "that of the training rows still rises is overfitting; curves that still rise at the end say that a "
-        "longer training would help.",
+        "The numbers of each epoch, on training rows and on held-out rows. A held-out curve that gets worse "
+        "while that of the training rows still gets better is overfitting; curves that still get better at the "
+        "end say that a longer training would help.",
     ),
     "learning_curve": Caption(
         "Learning curve",

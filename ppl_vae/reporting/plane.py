@@ -8,11 +8,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from ppl_vae.pairs import AT_POINT
 from ppl_vae.reporting.markup import Markup, paragraph
 from ppl_vae.sweeps import METRICS, Backdrop, SweepTable, SweptPoint
 
 _COLORS = ["#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#009E73", "#E69F00"]
 """Those of Okabe and Ito, as in the other pictures."""
+
+_TOLD = {name: called for name, called in METRICS.items() if name != AT_POINT.name}
+"""What is told of a pair in the plane, which has a rate."""
 
 _SCRIPT = """
 const given = JSON.parse(document.getElementById("plane-data").textContent)
@@ -136,7 +140,7 @@ def _points(table: SweepTable) -> Iterator[dict[str, Any]]:
                 "high": rate.mean + y,
                 "order": _order(point, axis),
                 "seeds": f"{len(point.values['elbo'])} of {point.runs}",
-                **{called: _numbers(point, name) for name, called in METRICS.items()},
+                **{called: _numbers(point, name) for name, called in _TOLD.items()},
             }
 
 
@@ -152,7 +156,7 @@ def _numbers(point: SweptPoint, name: str) -> str:
 def _seeds(table: SweepTable) -> Iterator[dict[str, Any]]:
     for row in table.rows:
         if math.isfinite(row["rate"]) and math.isfinite(row["distortion"]):
-            numbers = {called: f"{row[name]:.2f}" for name, called in METRICS.items()}
+            numbers = {called: f"{row[name]:.2f}" for name, called in _TOLD.items()}
             yield {"point": row["run"], "D": row["distortion"], "R": row["rate"], **numbers}
 
 
@@ -188,10 +192,10 @@ def _chart(
         if several
         else None,
     }
-    told: Any = [{"field": name} for name in ("point", "seeds", *METRICS.values())]
+    told: Any = [{"field": name} for name in ("point", "seeds", *_TOLD.values())]
     of_run: Any = [
         {"field": "point", "title": "run"},
-        *({"field": name} for name in METRICS.values()),
+        *({"field": name} for name in _TOLD.values()),
     ]
     layers: list[dict[str, Any]] = [*_behind((left, right, bottom, top), backdrop, x, y)]
     if _is_line(points):  # an order along which a line makes sense

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ppl_vae.pairs import ELBO_MEASURE, measure_of_result
 from ppl_vae.runs.contents import DIAGNOSIS, EVALUATION
 from ppl_vae.runs.run import Run
 from ppl_vae.runtime import CorruptFileError, as_typed, described
@@ -18,6 +19,9 @@ from ppl_vae.stats import Estimate, Result
 
 _QUANTITIES = dict.fromkeys(("elbo", "rate", "distortion", "log_likelihood"))
 """What is compared row by row."""
+
+_OF_BOUND = ("elbo", "rate")
+"""Of these, what is not defined where the guide gives points."""
 
 _AGAIN = "create it again (`ppl-vae evaluate`, `ppl-vae diagnose`, with --overwrite)"
 
@@ -98,9 +102,25 @@ class Comparison(Result):
         )
 
     def difference(self, quantity: str, run: int) -> Estimate:
-        """A run's quantity minus the first run's, row by row: its error is that of paired rows."""
+        """A run's quantity minus the first run's, row by row: its error is that of paired rows.
+
+        ELBO and rate are not defined if the guide of one of them gives points: log p(x, z) there is no bound.
+        """
+        if quantity in _OF_BOUND and any(map(_has_no_bound, self._both(run))):
+            n = len(self.values[0][quantity])
+            return Estimate(torch.full((n,), math.nan).double(), missing="not defined")
         own, first = (torch.tensor(self.values[i][quantity], dtype=torch.float64) for i in (run, 0))
         return Estimate(own - first)
+
+    def lack(self, quantity: str, run: int) -> str:
+        """Why there is no difference of a quantity, in two words; empty if there is one."""
+        if not math.isnan(self.difference(quantity, run).mean):
+            return ""
+        bound = quantity == "log_likelihood" and any(map(_is_bound, self._both(run)))
+        return "not known" if bound else "not defined"
+
+    def _both(self, run: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return self.evaluations[run], self.evaluations[0]
 
     def summary_numbers(self) -> dict[str, Any]:
         """Below `runs` by their names, means, differences and standard errors of each run."""
@@ -108,10 +128,12 @@ class Comparison(Result):
         for i, name in enumerate(self.names):
             result[name] = {}
             for quantity in _QUANTITIES:
-                difference = self.difference(quantity, i)
+                difference, found = self.difference(quantity, i), self.evaluations[i]
+                if quantity in _OF_BOUND and _has_no_bound(found):
+                    found = {quantity: dict.fromkeys(_ESTIMATE, math.nan)}
                 result[name][quantity] = {
-                    "mean": self.evaluations[i][quantity]["mean"],
-                    "standard_error": self.evaluations[i][quantity]["standard_error"],
+                    "mean": found[quantity]["mean"],
+                    "standard_error": found[quantity]["standard_error"],
                     "difference": difference.mean,
                     "difference_standard_error": difference.standard_error,
                 }
@@ -134,12 +156,7 @@ class Comparison(Result):
             row.append(self.active_units[i])
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
-                points = any(each.get("at_points") for each in (e, self.evaluations[0]))
-                bound = quantity == "log_likelihood" and any(
-                    map(_is_bound, (e, self.evaluations[0]))
-                )
-                unknown = "not known" if bound else "not defined"
-                there = unknown if math.isnan(d.mean) or points else d.numbers("+.2f")
+                there = self.lack(quantity, i) or d.numbers("+.2f")
                 row.append("-" if i == 0 else there)
             rows.append(row)
         return rows
@@ -191,6 +208,11 @@ class Comparison(Result):
         ]
 
 
+def _has_no_bound(evaluation: Mapping[str, Any]) -> bool:
+    """Whether what is stored as an ELBO is none."""
+    return measure_of_result(evaluation) is not ELBO_MEASURE
+
+
 def _is_bound(evaluation: Mapping[str, Any]) -> bool:
     """Whether of log p(x) only the ELBO is known, as the guide puts all of its mass on one value."""
     unknown = math.isnan(evaluation["log_likelihood"]["mean"])
@@ -200,7 +222,7 @@ def _is_bound(evaluation: Mapping[str, Any]) -> bool:
 def _in_words(evaluation: Mapping[str, Any], quantity: str) -> str:
     """The mean of a quantity; where it is known from one side alone, that."""
     mean, digits = evaluation[quantity]["mean"], 4 if quantity == "bits_per_dim" else 2
-    if evaluation.get("at_points") and quantity in ("elbo", "rate"):
+    if quantity in _OF_BOUND and _has_no_bound(evaluation):
         return "not defined"  # it is log p(x, z) at a point, and -log p(z): no bound
     if not math.isnan(mean):
         return f"{mean:.{digits}f}"

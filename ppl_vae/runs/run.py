@@ -31,7 +31,15 @@ from typing import Any, Protocol
 
 import torch
 
-from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide, kept_guides
+from ppl_vae.pairs import (
+    ELBO_MEASURE,
+    Pair,
+    Program,
+    attach_guide,
+    keep_guide,
+    kept_guides,
+    measure_of_result,
+)
 from ppl_vae.runs.building import build, described_truly
 from ppl_vae.runs.contents import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
 from ppl_vae.runs.folder import (
@@ -114,12 +122,12 @@ class Run:
         if self.history:
             lines.append(("epochs", str(len(self.history))))
         known = self.evaluation or {}
-        points = known.get("at_points") is True  # then the "ELBO" is no bound
-        names = {"elbo": "log p(x, z)" if points else "ELBO", "log_likelihood": "log p(x)"}
+        measure = measure_of_result(known)
+        names = {"elbo": measure.text, "log_likelihood": "log p(x)"}
         for name, text in {**names, "distortion": "distortion"}.items():
             found = known.get(name)
             value = found.get("mean") if isinstance(found, Mapping) else None
-            needed = name != "distortion" or points
+            needed = name != "distortion" or measure is not ELBO_MEASURE
             if isinstance(value, float) and math.isfinite(value) and needed:
                 lines.append((text, f"{value:.3f} nats"))
         return lines

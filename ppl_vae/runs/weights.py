@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.pairs import Pair, Program
-from ppl_vae.runs.contents import CHECKPOINTS, METRICS, WEIGHTS
-from ppl_vae.runs.folder import read_csv
+from ppl_vae.pairs import ELBO_MEASURE, Pair, Program, measure_of_result
+from ppl_vae.runs.contents import CHECKPOINTS, EVALUATION, METRICS, WEIGHTS
+from ppl_vae.runs.folder import read_csv, read_result
 from ppl_vae.runs.trust import Trust
 from ppl_vae.runtime import (
     CorruptFileError,
@@ -90,12 +90,13 @@ def require_weights(path: Path, weights: str) -> None:
 def read_history(path: Path) -> list[dict[str, float]]:
     """The lines of metrics.csv that led to the weights that are there; empty if there is no such file.
 
-    A warning tells of more: those of a training that goes on, or was interrupted.
+    A warning tells of more: those of a training that goes on, or was interrupted. Where the guide gives points,
+    earlier versions called `elbo` what is none: if the evaluation of the run says so, it is named as today.
 
     Raises:
         CorruptFileError: The file, or that of the weights, is damaged.
     """
-    history = read_csv(path / METRICS)
+    history = _under_its_names(path, read_csv(path / METRICS))
     if not history:
         return []
     epochs = read_metadata(path / WEIGHTS).get(_EPOCHS)
@@ -108,6 +109,16 @@ def read_history(path: Path) -> list[dict[str, float]]:
         stacklevel=3,
     )
     return history[:epochs]
+
+
+def _under_its_names(path: Path, history: list[dict[str, float]]) -> list[dict[str, float]]:
+    if not any(ELBO_MEASURE.name in row for row in history):
+        return history
+    try:
+        measure = measure_of_result(read_result(path / EVALUATION))
+    except (OSError, CorruptFileError):  # which whoever reads it is told
+        return history
+    return [measure.of(row) for row in history]
 
 
 def what_history_lacks(path: Path) -> str:

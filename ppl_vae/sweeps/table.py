@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ppl_vae.pairs import AT_POINT, ELBO_MEASURE, measure_of_result
 from ppl_vae.runs import DIAGNOSIS, EVALUATION, read_result
 from ppl_vae.runtime import CorruptFileError
 from ppl_vae.stats import Estimate
@@ -18,7 +19,8 @@ from ppl_vae.sweeps.folder import SweepFolder
 from ppl_vae.sweeps.spec import SEED, SweepRun, as_text, identity
 
 METRICS = {
-    "elbo": "ELBO",
+    ELBO_MEASURE.name: ELBO_MEASURE.text,
+    AT_POINT.name: AT_POINT.text,
     "log_likelihood": "log p(x)",
     "rate": "rate",
     "distortion": "distortion",
@@ -27,7 +29,8 @@ METRICS = {
     "unreliable": "unreliable",
     "seconds": "seconds",
 }
-"""What is told of each run, and what it is called: nats per row, a count, a share of the rows, seconds."""
+"""What is told of each run, and what it is called: nats per row, a count, a share of the rows, seconds. A run
+whose guide gives points has log p(x, z), and neither ELBO nor rate: those cells are empty."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,13 @@ class SweepTable:
         names = dict.fromkeys(name for point in self.points for name in point.varied)
         return [n for n in names if len({identity({n: p.varied.get(n)}) for p in self.points}) > 1]
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Those of `METRICS` that are told, and what they are called: log p(x, z) only where a run has it."""
+        found = (value for point in self.points for value in point.values[AT_POINT.name])
+        has = any(map(math.isfinite, found))
+        return {name: text for name, text in METRICS.items() if has or name != AT_POINT.name}
+
     def axis(self) -> str | None:
         """The option against which the metrics can be drawn: the only one whose values are numbers."""
         numbers = [n for n in self.varying if all(_is_number(p.varied.get(n)) for p in self.points)]
@@ -153,12 +163,12 @@ class SweepTable:
     def to_markdown(self) -> str:
         """The points as a table in Markdown: mean ± standard error over seeds."""
         names = list(dict.fromkeys(name for point in self.points for name in point.varied))
-        head = [*_short(names), "seeds", *METRICS.values()]
+        head = [*_short(names), "seeds", *self.metrics.values()]
         body = [
             [
                 *(_cell(point.varied[name]) if name in point.varied else "" for name in names),
                 _seeds(point),
-                *(_numbers(point.estimate(name), name) for name in METRICS),
+                *(_numbers(point.estimate(name), name) for name in self.metrics),
             ]
             for point in self.points
         ]
@@ -168,12 +178,13 @@ class SweepTable:
 
     def to_csv(self) -> str:
         """The runs as comma-separated values, all digits of each number."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        left_out = METRICS.keys() - self.metrics.keys()
+        columns = list(dict.fromkeys(n for row in self.rows for n in row if n not in left_out))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            writer.writerow({name: _of_csv(value) for name, value in row.items()})
+            writer.writerow({name: _of_csv(row[name]) for name in columns if name in row})
         return text.getvalue()
 
 
@@ -204,10 +215,10 @@ def _result(folder: SweepFolder, run: SweepRun, name: str, unread: list[str]) ->
 def _results(folder: SweepFolder, run: SweepRun, unread: list[str]) -> dict[str, float]:
     evaluation = _result(folder, run, EVALUATION, unread)
     diagnosis = _result(folder, run, DIAGNOSIS, unread)
-    found = {
-        name: _mean(evaluation.get(name))
-        for name in ("elbo", "log_likelihood", "rate", "distortion")
-    }
+    names = ("elbo", "rate", "log_likelihood", "distortion")
+    stored = {name: _mean(evaluation.get(name)) for name in names}
+    measure = measure_of_result(evaluation)
+    found = {name: value for name, value in measure.of(stored).items() if name in METRICS}
     found["active_units"] = _as_number(diagnosis.get("active_units"))
     found["mutual_information"] = _mean(diagnosis.get("mutual_information"))
     unreliable = evaluation.get("unreliable")

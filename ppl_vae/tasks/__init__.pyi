@@ -15,6 +15,7 @@ from .fine_tuning import fine_tune as fine_tune
 from .generators import (
     class_conditional as class_conditional,
     model_per_class as model_per_class,
+    prior_per_class as prior_per_class,
 )
 from .observed import NoMeanError as NoMeanError
 from .outlying import Outliers as Outliers, outliers as outliers

@@ -117,22 +117,22 @@ class Probe(LabelAccuracy):
     """Result of `probe`; see `LabelAccuracy`.
 
     Attributes:
-        strengths: The weight C of the labels that was chosen for each draw.
+        C: The weight of the labels that was chosen for each draw.
         dimensions: Numbers of a row that the classifier reads.
     """
 
-    strengths: tuple[float, ...]
+    C: tuple[float, ...]
     dimensions: int
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
-        low, high = min(self.strengths), max(self.strengths)
+        low, high = min(self.C), max(self.C)
         chosen = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         return [*super().lines(), ("C, chosen on the labelled rows", chosen)]
 
     def summary_numbers(self) -> dict[str, Any]:
         """Settings, the accuracy with its error, then by draw."""
-        own = {"dimensions": self.dimensions, "strengths": list(self.strengths)}
+        own = {"dimensions": self.dimensions, "C": list(self.C)}
         return super().summary_numbers() | own
 
 

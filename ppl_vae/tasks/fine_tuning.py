@@ -29,7 +29,7 @@ from ppl_vae.tasks.features import GuideFeatures
 from ppl_vae.tasks.few_labels_results import FineTuned
 from ppl_vae.tasks.labelled_rows import LabelledRows, cautions
 from ppl_vae.tasks.observed import tell
-from ppl_vae.tasks.probing import STRENGTHS, LogisticProbe, require_encoder
+from ppl_vae.tasks.probing import CS, LogisticProbe, require_encoder
 
 _AT_ONCE = 512
 """Rows that are classified at once."""
@@ -224,7 +224,7 @@ class FineTunedClassifier(nn.Module):
         with torch.no_grad():
             z = self._in_parts(x)
         rng = np.random.default_rng(abs(seed))
-        probe = LogisticProbe.fit(z.cpu().double().numpy(), y.numpy(), STRENGTHS, rng, scale_each)
+        probe = LogisticProbe.fit(z.cpu().double().numpy(), y.numpy(), CS, rng, scale_each)
         self.features_in = z.shape[1]
         self.register_buffer("center", torch.from_numpy(probe.center).to(z))
         self.register_buffer("scale", torch.from_numpy(probe.scale).to(z))

@@ -1,4 +1,4 @@
-"""What makes rows for wanted labels: a model that is given labels, or a model for each class."""
+"""What makes rows for wanted labels: a model with labels, or a model or a density of codes for each class."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ppl_vae.evaluation import PriorGuide
 from ppl_vae.pairs import DataArguments, DataLike, Pair, Program, as_tensor
-from ppl_vae.runtime import described, require_flags
+from ppl_vae.runtime import classes_in_words, described, empty_classes, require_flags
+from ppl_vae.tasks.labelled_rows import LabelledRows
 from ppl_vae.tasks.sampling import sample
+from ppl_vae.training import refit_prior
 
 Generator = Callable[[Tensor], Any]
 """Maps labels `(n,)` to one row for each, `(n, *shape)`."""
@@ -126,3 +128,65 @@ def model_per_class(
         return drawn
 
     return generator
+
+
+def prior_per_class(
+    model: Any,
+    guide: Program,
+    train: Any,
+    prior: Any,
+    *,
+    num_draws: int = 10,
+    means: bool = False,
+    seed: int | None = None,
+) -> Generator:
+    """A generator of a pair that knows no labels: z ~ p_y(z), a density for each class, and x ~ p(x | z).
+
+    p_y is fitted by `refit_prior` to what the guide makes of the rows with the label y. The decoder stays as it
+    is, one for all classes. If decoder and guide are linear and lose nothing, draws of a class have the density
+    that the same family has if it is fitted to the rows of the class themselves, and the noise of p(x | z).
+
+    Args:
+        model: The model; its `model.prior` is the module whose `forward()` is p(z).
+        guide: The guide, which reads rows alone.
+        train: Rows and their labels, `(x, y)`: whole numbers `(n,)` from 0 without gaps, -1 where a label is
+            hidden.
+        prior: What is fitted for each class, such as `FullNormal()` or `MixturePrior(5)`.
+        num_draws: Draws from each row's q(z | x).
+        means: Whether rows are E[x | z], not draws of x.
+        seed: Seed of the draws and of the fits; None draws from torch's global generator.
+
+    Returns:
+        A function of labels `(n,)` that draws a row for each, `(n, *shape)`, by torch's global generator.
+
+    Raises:
+        TypeError: An argument is of the wrong kind; as from `refit_prior`.
+        ValueError: There is not one label for each row, a class has no rows, or there is one class only; as
+            from `refit_prior`.
+        PairError: The guide needs the labels, or fails on the rows.
+
+    Example:
+        >>> from ppl_vae.guides import DeltaEncoder
+        >>> from ppl_vae.models import Autoencoder, FullNormal
+        >>> pair = Autoencoder((3,), 2, linear=True), DeltaEncoder((3,), 2, linear=True)
+        >>> train = torch.randn(100, 3), torch.arange(100) % 2
+        >>> prior_per_class(*pair, train, FullNormal())(torch.tensor([1, 0, 1])).shape
+        torch.Size([3, 3])
+    """
+    require_flags(means=means)
+    rows = LabelledRows.of("train", train, Pair.of(model, guide))
+    if gaps := empty_classes(rows.labels, rows.classes):
+        raise ValueError(
+            f"train: no row is of {classes_in_words(gaps)}, but labels reach to {rows.classes - 1}: give rows "
+            "of each class, to which a density of its codes can be fitted"
+        )
+    models = [
+        refit_prior(
+            *(model, guide, rows.rows((rows.labels == label).nonzero().flatten()), prior),
+            num_draws=num_draws,
+            seed=seed,
+            progress=False,
+        )
+        for label in range(rows.classes)
+    ]
+    return model_per_class(models, means=means)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from torch import Tensor
 
 from ppl_vae.evaluation import Evaluation, evaluate
-from ppl_vae.pairs import DataLike, Program
+from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, MEASURES, DataLike, Measure, Program
 from ppl_vae.runtime import described, require_count
 from ppl_vae.stats import Estimate, RowResult
+
+By = Literal["elbo", "log_joint", "distortion"]
+"""What rows can be sorted by."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Outliers(RowResult):
         elbo: Their ELBO.
         distortion: Their -E log p(x | z): how badly they are reconstructed.
         rate: Their KL(q(z | x) || p(z)): how far from the prior they are encoded.
-        by: What they are sorted by.
+        by: What they are sorted by: "elbo"; "log_joint", which is log p(x, z) where the guide gives points; or
+            "distortion".
         out_of: The number of all rows.
         at_points: Whether the guide gives points: then `elbo` is log p(x, z) there.
     """
@@ -36,28 +40,26 @@ class Outliers(RowResult):
     at_points: bool = False
 
     @classmethod
-    def of(
-        cls, evaluation: Evaluation, *, num: int = 10, by: Literal["elbo", "distortion"] = "elbo"
-    ) -> Self:
+    def of(cls, evaluation: Evaluation, *, num: int = 10, by: By | None = None) -> Self:
         """The worst rows of an evaluation that is there already.
 
         Args:
             evaluation: What `evaluate` returned.
             num: How many; all, if there are fewer.
-            by: "elbo", or "distortion"; where a pair has no ELBO, by the distortion in any case.
+            by: See `outliers`.
 
         Raises:
             TypeError: `evaluation` is something else.
-            ValueError: `num` is not positive, or `by` is something else.
+            ValueError: `num` is not positive, or `by` is something else, or what the pair does not have.
         """
         _check(num, by)
         if not isinstance(evaluation, Evaluation):
             raise TypeError(
                 f"evaluation must be what evaluate has returned, got {described(evaluation)}"
             )
-        if evaluation.elbo.missing:
-            by = "distortion"
-        badness = -evaluation.elbo.values if by == "elbo" else evaluation.distortion.values
+        by = _chosen(evaluation, by)
+        worth = evaluation.distortion if by == "distortion" else evaluation.elbo
+        badness = worth.values if by == "distortion" else -worth.values
         order = badness.argsort(descending=True)[:num]
         return cls(
             index=order,
@@ -69,11 +71,22 @@ class Outliers(RowResult):
             at_points=evaluation.at_points,
         )
 
+    @property
+    def measure(self) -> Measure:
+        """What `elbo` and `rate` are called."""
+        if self.elbo.missing:
+            return DISTORTION
+        return AT_POINT if self.at_points else ELBO_MEASURE
+
     def table(self) -> list[list[str]]:
         """One line for each row."""
-        measure = "log p(x, z)" if self.at_points else "ELBO"
-        columns = {measure: self.elbo, "distortion": self.distortion, "rate": self.rate}
-        if self.elbo.missing:
+        measure = self.measure
+        columns = {
+            measure.text: self.elbo,
+            "distortion": self.distortion,
+            measure.rate_text: self.rate,
+        }
+        if measure is DISTORTION:
             columns = {"distortion": self.distortion}
         numbers = zip(
             self.index.tolist(), *(e.values.tolist() for e in columns.values()), strict=True
@@ -85,6 +98,12 @@ class Outliers(RowResult):
         """Nothing besides the table."""
         return []
 
+    def caption(self) -> list[str]:
+        """What they are sorted by."""
+        order = "highest" if self.by == "distortion" else "lowest"
+        text = next(each.text for each in MEASURES if each.name == self.by)
+        return [f"the {len(self.index)} of {self.out_of:,} rows with the {order} {text}, nats"]
+
 
 def outliers(
     model: Program,
@@ -92,12 +111,12 @@ def outliers(
     x: DataLike,
     *,
     num: int = 10,
-    by: Literal["elbo", "distortion"] = "elbo",
+    by: By | None = None,
     num_samples: int = 100,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Outliers:
-    """The rows with the lowest ELBO, or the worst reconstructions.
+    """The rows with the lowest ELBO, or what a pair has in its place, or the worst reconstructions.
 
     A low ELBO says that a row is unlike the training rows, or that the guide fails on it; `evaluate` says
     which, by log p(x). A likelihood alone does not find all that is unusual: simple rows can have a high one,
@@ -109,14 +128,15 @@ def outliers(
         guide: Pyro program of q(z | x).
         x: The rows, as for `ppl_vae.fit`.
         num: How many to return; all, if there are fewer.
-        by: "elbo", or "distortion", -E log p(x | z); where a pair has no ELBO, by the distortion in any case.
+        by: "elbo"; "log_joint", which a pair whose guide gives points has in its place; or "distortion", -E log
+            p(x | z). None: by the first that the pair has; the result says which.
         num_samples: Draws of z per row.
         seed: Seed of the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
     Raises:
         PairError: The programs fail on the rows.
-        ValueError: `num` is not positive, or `by` is something else.
+        ValueError: `num` is not positive, or `by` is something else, or something that the pair does not have.
 
     Example:
         >>> import torch
@@ -134,7 +154,26 @@ def outliers(
     return Outliers.of(found, num=num, by=by)
 
 
-def _check(num: int, by: str) -> None:
+def _check(num: int, by: str | None) -> None:
     require_count("num", num)
-    if by not in ("elbo", "distortion"):
-        raise ValueError(f"by must be 'elbo' or 'distortion', got {by!r}")
+    if by is not None and by not in get_args(By):
+        names = "', '".join(get_args(By))
+        raise ValueError(f"by must be '{names}' or None, got {by!r}")
+
+
+def _chosen(evaluation: Evaluation, by: By | None) -> By:
+    """What to sort by.
+
+    Raises:
+        ValueError: The pair does not have what is asked for.
+    """
+    own: By = "elbo"
+    why = "the guide gives a density, so that there is an ELBO"
+    if evaluation.elbo.missing:  # of some rows, too: those could not be compared with the others
+        own, why = "distortion", f"there is no ELBO: {evaluation.elbo.missing}"
+    elif evaluation.at_points:
+        own, why = "log_joint", "the guide gives points, at which there is log p(x, z) in its place"
+    if by in (None, own, "distortion"):
+        return by or own
+    other = "" if own == "distortion" else ", or by='distortion'"
+    raise ValueError(f"by={by!r} is not defined for this pair, as {why}: give by={own!r}{other}")

@@ -35,7 +35,7 @@ from ppl_vae.tasks.few_labels_results import Probe
 from ppl_vae.tasks.labelled_rows import LabelledRows, cautions
 from ppl_vae.tasks.observed import tell
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+CS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 """Weights C of the labels beside the penalty, as scikit-learn's `LogisticRegression` has them."""
 
 FOLDS = 5
@@ -51,7 +51,7 @@ def probe(
     *,
     labels: int | None = None,
     draws: int = 1,
-    strengths: Sequence[float] = STRENGTHS,
+    Cs: Sequence[float] = CS,
     scale_each: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -73,7 +73,7 @@ def probe(
         labels: How many of the labels to learn from, as many of each class as of any other, chosen at random
             as `load_data(labels=...)` does; None: all that are not hidden.
         draws: How often they are chosen; a classifier for each.
-        strengths: The values of C to choose from.
+        Cs: The values of C to choose from.
         scale_each: Whether each number has a scale of its own, as `StandardScaler` of scikit-learn gives it.
             That makes noise of numbers that vary little, such as latents that have collapsed, as large as the
             others: with few labels it costs accuracy.
@@ -106,7 +106,7 @@ def probe(
     require_seed(seed)
     require_progress(progress)
     require_flags(scale_each=scale_each)
-    values = _strengths(strengths)
+    values = _Cs(Cs)
     pair = Pair.of(model, guide)
     rows, held = (LabelledRows.of(name, each, pair) for name, each in _named(train, test))
     chosen = rows.draws(labels, draws, seed)
@@ -123,7 +123,7 @@ def probe(
             scale_each,
         )
         predicted.append(torch.from_numpy(fitted.predict(z_test.numpy())))
-        best.append(fitted.strength)
+        best.append(fitted.C)
     return Probe(
         predicted=torch.stack(predicted),
         labels=held.labels,
@@ -131,7 +131,7 @@ def probe(
         method=f"logistic regression on {z.shape[1]} numbers of the guide",
         seeds=tuple(seed + i for i in range(draws)),
         compared_with=rows.key(chosen, held),
-        strengths=tuple(best),
+        C=tuple(best),
         dimensions=z.shape[1],
         cautions=tuple(cautions(rows, chosen, held)),
     )
@@ -141,19 +141,17 @@ def _named(train: Any, test: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
     return ("train", train), ("test", test)
 
 
-def _strengths(given: Sequence[float]) -> list[float]:
+def _Cs(given: Sequence[float]) -> list[float]:
     """The values of C in rising order.
 
     Raises:
         ValueError: There are none, or one is not positive.
     """
     for value in given:
-        require_number("strengths", value)
+        require_number("Cs", value)
     values = sorted(float(value) for value in given)
     if not values or not 0 < values[0] <= values[-1] < math.inf:
-        raise ValueError(
-            f"strengths must hold positive numbers, such as {STRENGTHS}, got {list(given)}"
-        )
+        raise ValueError(f"Cs must hold positive numbers, such as {CS}, got {list(given)}")
     return values
 
 
@@ -213,7 +211,7 @@ class LogisticProbe:
         center: Mean of each number of a row.
         scale: What it is divided by: the standard deviation of all numbers together, or with `scale_each` its
             own; 1 if that is 0.
-        strength: C.
+        C: The weight of the labels beside the penalty.
         weight: Of the scaled numbers, one line for each class that was there, `(k, dimensions)`.
         bias: `(k,)`.
         classes: The classes that were there, `(k,)`.
@@ -221,7 +219,7 @@ class LogisticProbe:
 
     center: Array
     scale: Array
-    strength: float
+    C: float
     weight: Array
     bias: Array
     classes: Array
@@ -231,7 +229,7 @@ class LogisticProbe:
         cls,
         z: Array,
         y: Array,
-        strengths: Sequence[float],
+        Cs: Sequence[float],
         rng: np.random.Generator,
         scale_each: bool = False,
     ) -> LogisticProbe:
@@ -240,14 +238,14 @@ class LogisticProbe:
         Args:
             z: Numbers of the rows, `(n, dimensions)`.
             y: Their labels, of two classes or more.
-            strengths: Values of C in rising order.
+            Cs: Values of C in rising order.
             rng: Of the folds.
             scale_each: See `probe`.
         """
-        strength = _best_strength(z, y, strengths, rng, scale_each)
+        C = _best_C(z, y, Cs, rng, scale_each)
         center, scale = _moments(z, scale_each)
-        (fitted,) = _regressions((z - center) / scale, y, [strength])
-        return cls(center, scale, strength, *_lines(fitted), fitted.classes_)
+        (fitted,) = _regressions((z - center) / scale, y, [C])
+        return cls(center, scale, C, *_lines(fitted), fitted.classes_)
 
     def predict(self, z: Array) -> Array:
         """The most probable class of each row, `(n,)`."""
@@ -264,10 +262,10 @@ def _moments(z: Array, scale_each: bool) -> tuple[Array, Array]:
     return z.mean(0), np.where(scale > 0, scale, 1.0)
 
 
-def _best_strength(
+def _best_C(
     z: Array,
     y: Array,
-    strengths: Sequence[float],
+    Cs: Sequence[float],
     rng: np.random.Generator,
     scale_each: bool,
 ) -> float:
@@ -278,19 +276,19 @@ def _best_strength(
     from scipy.special import log_softmax
 
     folds = _folds(y, rng)
-    if len(strengths) == 1 or not (folds >= 0).any():
-        return min(strengths, key=lambda c: abs(math.log(c)))
-    losses = np.zeros(len(strengths))
+    if len(Cs) == 1 or not (folds >= 0).any():
+        return min(Cs, key=lambda c: abs(math.log(c)))
+    losses = np.zeros(len(Cs))
     for fold in range(int(folds.max()) + 1):
         inside, outside = folds != fold, folds == fold
         center, scale = _moments(z[inside], scale_each)
-        fitted = _regressions((z[inside] - center) / scale, y[inside], strengths)
+        fitted = _regressions((z[inside] - center) / scale, y[inside], Cs)
         for i, each in enumerate(fitted):
             weight, bias = _lines(each)
             told = log_softmax(((z[outside] - center) / scale) @ weight.T + bias, axis=1)
             column = np.searchsorted(each.classes_, y[outside])
             losses[i] -= told[np.arange(len(column)), column].sum()
-    return float(strengths[int(np.argmin(losses))])
+    return float(Cs[int(np.argmin(losses))])
 
 
 def _lines(fitted: Any) -> tuple[Array, Array]:
@@ -316,7 +314,7 @@ def _folds(y: Array, rng: np.random.Generator) -> Array:
     return found
 
 
-def _regressions(z: Array, y: Array, strengths: Sequence[float]) -> list[Any]:
+def _regressions(z: Array, y: Array, Cs: Sequence[float]) -> list[Any]:
     """scikit-learn's logistic regression for each C, in rising order: each starts at the one before."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -325,7 +323,7 @@ def _regressions(z: Array, y: Array, strengths: Sequence[float]) -> list[Any]:
     with warnings.catch_warnings():
         # Rows that a plane separates have their best weights at infinity as C grows.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for c in strengths:
+        for c in Cs:
             each: Any = LogisticRegression(C=c, max_iter=2000, warm_start=True)
             if found:
                 each.coef_, each.intercept_ = found[-1].coef_.copy(), found[-1].intercept_.copy()

@@ -240,7 +240,7 @@ class Draw:
         self._rows = session.first if rows is None else move(rows, session.device)
         pair = session.pair
         warn_if_draws_follow_data(pair, session.first)
-        require_proper(session.layout, "sample", given)
+        require_proper(session.layout, "sample", pair.model, given)
         asked = poutine.trace(ImproperStandIns(pair.model)(pair.model)).get_trace(
             *as_args(session.first)
         )

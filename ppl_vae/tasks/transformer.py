@@ -222,7 +222,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean ELBO of the rows, in nats per row: the higher, the better.
 
-        Of a pair that has no ELBO, as an autoencoder's p(z) is improper, minus the distortion.
+        Of a pair that has no ELBO, as an autoencoder's p(z) is improper, minus the distortion; where the
+        guide gives points, log p(x, z) at them.
 
         Args:
             X: Rows, `(n, features)`.

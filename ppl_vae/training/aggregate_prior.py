@@ -19,6 +19,7 @@ from ppl_vae.pairs import (
     DataLike,
     Program,
     as_args,
+    has_prior,
     innermost,
     num_rows,
     sample_rows,
@@ -192,7 +193,7 @@ def refit_prior(
         opening = opened(model, guide, x, seed=checkpoints.seed, progress=progress)
         session = stack.enter_context(opening)
         old = getattr(model, "prior", None)
-        if not isinstance(old, nn.Module):
+        if not has_prior(model) or not isinstance(old, nn.Module):
             raise TypeError(
                 f"refit_prior replaces model.prior, the module whose forward() is p(z), but "
                 f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "

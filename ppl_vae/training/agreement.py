@@ -91,8 +91,12 @@ class Agreement:
         self._mean += off / self._steps
         self._squares += off * (loss + elbo - self._mean)
 
-    def doubt(self) -> str | None:
-        """What to say if the two differ by more than noise; None if they do not, or it is too early to say."""
+    def doubt(self, name: str = "ELBO") -> str | None:
+        """What to say if the two differ by more than noise; None if they do not, or it is too early to say.
+
+        Args:
+            name: What the logged ELBO is called, of this pair.
+        """
         if self._steps < LEAST_STEPS:
             return None
         error = math.sqrt(self._squares / (self._steps - 1) / self._steps)
@@ -100,10 +104,10 @@ class Agreement:
         if abs(self._mean) <= allowed:
             return None
         return (
-            f"in {self._steps} steps minus the loss is {-self._loss:.2f} nats per row, but the logged ELBO "
+            f"in {self._steps} steps minus the loss is {-self._loss:.2f} nats per row, but the logged {name} "
             f"{self._elbo:.2f}, and they differ by more than noise. At beta = 1 they are the same number, so "
-            "one of them leaves something out: do not trust the ELBO, nor evaluate and diagnose, for this "
-            "pair, and please report it"
+            f"one of them leaves something out: do not trust the {name}, nor evaluate and diagnose, for "
+            "this pair, and please report it"
         )
 
 

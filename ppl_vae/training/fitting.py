@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
-from ppl_vae.pairs import Batches, DataLike, Pair, Program
+from ppl_vae.pairs import HELD_OUT, Batches, DataLike, Pair, Program, measure_in
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import (
     described,
@@ -56,8 +56,8 @@ class Fit:
         model: The trained model. A program with `pyro.param` statements carries their trained values.
         guide: The trained guide, likewise.
         history: A dict of metrics for each epoch, in nats per row; the columns of `metrics.csv`. Where p(z) is
-            improper, there is neither `elbo` nor `rate`; where the guide gives points, `elbo` is log p(x, z)
-            there.
+            improper, there is neither `elbo` nor `rate`; where the guide gives points for all latents, there
+            are `log_joint`, log p(x, z) at the point, and `neg_log_prior` in their place.
         objective: The objective that was given, or the default.
         epochs: Epochs trained.
         steps: Optimizer steps taken.
@@ -109,11 +109,9 @@ class Fit:
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        measure = "elbo" if "elbo" in last else "distortion"
+        measure = measure_in(self.history).name
         numbers = ", ".join(
-            f"{name}={last[name]:.3f}"
-            for name in (measure, f"validation_{measure}")
-            if name in last
+            f"{name}={last[name]:.3f}" for name in (measure, HELD_OUT + measure) if name in last
         )
         beta = f", beta={self.beta:g}" if self.beta != 1.0 else ""
         chosen = f", objective={type(self.resolved).__name__}" if self._was_chosen else ""
@@ -138,11 +136,10 @@ class Fit:
     def _repr_html_(self) -> str:
         kept = self.history[self.best_epoch - 1 : self.best_epoch]
         last = kept[0] if kept else {}
-        measure = "elbo" if "elbo" in last else "distortion"
-        word = measure.replace("elbo", "ELBO")
+        measure = measure_in(self.history)
         names = {
-            measure: f"{word}, training rows",
-            f"validation_{measure}": f"{word}, held-out rows",
+            measure.name: f"{measure.text}, training rows",
+            HELD_OUT + measure.name: f"{measure.text}, held-out rows",
         }
         numbers = [
             (text, f"{last[name]:.3f} nats per row") for name, text in names.items() if name in last
@@ -205,7 +202,7 @@ def fit(
         objective: What to maximize: one of `ppl_vae.objectives` or of Pyro's ELBOs. The default, `ELBO()`, has
             the analytic KL wherever the pair allows it; a model may ask for another one in its place.
         validation: Held-out rows, as the likelihood takes them; their beta = 1 ELBO is measured after every
-            epoch.
+            epoch; of a guide that gives points log p(x, z) there, of an improper p(z) the distortion.
         max_epochs: Passes over the data.
         batch_size: Rows in a (global) batch; an iterable brings its own. A plate over rows with a
             `subsample_size` of its own takes all rows of the batch.

@@ -26,6 +26,7 @@ from ppl_vae.pairs import (
     first_line,
     information_among,
     is_plain,
+    measure_of,
     move,
     num_rows,
     sample_rows,
@@ -228,9 +229,10 @@ class HeldOut:
     def _explain(self, batch: Batch, start: int) -> None:
         """Notes why the ELBO of a batch is not finite."""
         large = large_values(batch, start=start, name="validation")
+        name = measure_of(self.layouts.known).text
         where = large or f"it is so from row {start} of validation on"
         self.doubt = self.doubt or (
-            f"the held-out ELBO is NaN or infinite: {where}. Repair or rescale these rows, or stop earlier"
+            f"the held-out {name} is NaN or infinite: {where}. Repair or rescale these rows, or stop earlier"
         )
 
     def _elements_of(self, batch: Batch, number: int) -> Elements | None:

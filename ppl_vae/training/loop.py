@@ -40,10 +40,12 @@ from ppl_vae.pairs import (
     Batches,
     Layout,
     Layouts,
+    Measure,
     Pair,
     PairError,
     Trace,
     least_rate,
+    measure_of,
     num_rows,
     trace_pair,
 )
@@ -139,7 +141,11 @@ class Training:
         self._check(first, requested_objective, layouts)
         parameters = pair.parameters(first)
         if not parameters:
-            raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
+            raise ValueError(
+                "the pair has no parameters to train: neither modules whose parameters have requires_grad, nor "
+                "pyro.param. Write what is to be learned as one of these; what is known needs no fit: evaluate "
+                "takes the pair as it is"
+            )
         self.rows.check(first)
         self.processes.share_weights(pair)
         self.objective = Resolved(requested_objective, pair)
@@ -157,7 +163,9 @@ class Training:
         parameters = {n: p for n, p in parameters.items() if not objective.keeps(pair, n)}
         if not parameters:
             raise ValueError(
-                f"{type(objective).__name__} leaves all parameters of the pair as they are"
+                f"{type(objective).__name__} leaves all trainable parameters of the pair as they are: "
+                "those that it trains have requires_grad=False, or are not there: call requires_grad_() of "
+                "what it should train, or give another objective, such as ELBO()"
             )
         turns = Turns.of(pair, parameters, objective)
         if aggressive and turns is not None:
@@ -340,8 +348,13 @@ class Training:
             self.pair.load_state({n: t.to(device) for n, t in self.best.items()})
         self.step.clear_gradients()
         if self._has_stopped_early():
-            return f"no better held-out ELBO in {self.patience} epochs"
+            return f"no better held-out {self._measure.text} in {self.patience} epochs"
         return f"reached max_epochs = {self.max_epochs}"
+
+    @property
+    def _measure(self) -> Measure:
+        """What is maximized on all kinds of batches that were seen."""
+        return measure_of(self.step.layouts.known)
 
     def _epoch(self, bar: Any, started: float) -> None:
         """The steps of one epoch that are still to be taken."""
@@ -481,11 +494,9 @@ class Training:
             row["learning_rate"] = float(rate)
         row["seconds"] = round(progress.seconds, 3)
         watched = row.get("validation_elbo", row["elbo"])
-        if any(layout.improper for layout in self.step.layouts.known):
-            # There is no ELBO: minus the distortion is watched, and not to be taken for one.
-            for name in ("elbo", "rate", "validation_elbo", "validation_rate"):
-                row.pop(name, None)
-        progress.end_epoch(row)
+        # What is watched is not always an ELBO, and not to be taken for one.
+        progress.end_epoch(row, self._measure)
+        row = progress.history[-1]
         if isinstance(self.scheduler, ReduceLROnPlateau):
             step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
@@ -501,7 +512,7 @@ class Training:
         doubts = [] if self.step.captured is None else [self.step.captured.doubt]
         doubts.append(self.held_out.doubt)
         if not self._disagrees:
-            doubt = self.agreement.doubt()
+            doubt = self.agreement.doubt(self._measure.text)
             self._disagrees = doubt is not None
             doubts.append(doubt)
         for doubt in doubts:
@@ -516,7 +527,8 @@ class Training:
         history = progress.history
         start = progress.step - Controller.EVERY  # an epoch may be one step
         last = [row for row in history if row["step"] > start]
-        rate, distortion = (sum(row[n] for row in last) / len(last) for n in ("rate", "distortion"))
+        parts = (self._measure.rate, "distortion")
+        rate, distortion = (sum(row[name] for row in last) / len(last) for name in parts)
         beta, least = history[-1]["beta"], least_rate(self.pair)
         missed = controller.missed(rate, distortion, beta, progress.step, least)
         if missed is not None:

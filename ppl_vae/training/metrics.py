@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ppl_vae.pairs import ELBO_MEASURE, HELD_OUT, measure_in
 from ppl_vae.runs import METRICS as FILE, TENSORBOARD, RunFolder
 from ppl_vae.runtime import append_text, own_folder, write_bytes
 from ppl_vae.training.latents import KL, TERM
@@ -32,7 +33,8 @@ METRICS = (
 the KLs of the latent dimensions, in nats: `kl_z[0]`, `kl_z[1]`, ...; and `error_of_kl`, if these are of
 draws. Where the prior depends on latents that the guide computes from a dimension, what it adds to the rate is
 no KL and may be negative: its column is `rate_z[0]`. `active_units` is empty for one row and where draws would
-decide it, and the KL of a dimension that no row has is, too."""
+decide it, and the KL of a dimension that no row has is, too. `elbo` and `rate` have other names, or are left
+out, where there is no ELBO: see `ppl_vae.pairs.Measure`."""
 
 
 _GROUPED = re.compile(f"^({KL[:-1]}|{TERM[:-1]})_")
@@ -67,15 +69,17 @@ class MetricsLog:
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(_GROUPED.sub(r"\1/", name), value, row["epoch"])
-        if set(row) <= set(self._columns):
+        if set(row) <= set(self._columns) and len(self._history) > 1:
             self._write([row])
-        else:  # latents that were not there before
+        else:  # latents that were not there before, or the first row, which says what is measured
             self._start()
 
     def _start(self) -> None:
         """Writes the file from its first line on."""
-        names = (name for row in self._history for name in row)
-        self._columns = list(dict.fromkeys([*METRICS, *names]))
+        names = [name for row in self._history for name in row]
+        measure = measure_in(self._history) if names else ELBO_MEASURE
+        known = measure.of(dict.fromkeys(METRICS, 0.0))
+        self._columns = list(dict.fromkeys([*known, *names]))
         self._write(self._history, start=True)
 
     def _write(self, rows: Sequence[dict[str, float]], start: bool = False) -> None:
@@ -114,8 +118,8 @@ def tensorboard_writer(folder: RunFolder | None) -> Iterator[Any]:
 
 def _postfix(row: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows of the metrics of an epoch."""
-    prefix = "validation_" if "validation_distortion" in row else ""
-    there = [name for name in ("elbo", "rate", "distortion") if prefix + name in row]
+    prefix = HELD_OUT if "validation_distortion" in row else ""
+    there = [name for name in measure_in([row]).columns if prefix + name in row]
     shown = {name: f"{row[prefix + name]:.2f}" for name in there}
     active = row.get("active_units")
     known = {} if active is None else {"active": str(int(active))}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ppl_vae.pairs import ELBO_MEASURE, Measure
 from ppl_vae.training.turns import LOSS, ROWS
 
 
@@ -20,7 +21,8 @@ class Progress:
         sums: Metrics of the current epoch, summed over rows, and the number of "rows"; of the loss of a turn,
             which may not be taken in each step, its own number of rows.
         history: The metrics of each complete epoch.
-        best_epoch: The epoch with the best held-out ELBO so far; 0 if there is none.
+        best_epoch: The epoch with the best held-out ELBO so far, or what a pair has in its place (`Measure`);
+            0 if there is none.
         best_elbo: That ELBO, nats per row.
         seconds: Time spent.
         control: The state of the controller of beta, if there is one.
@@ -49,7 +51,15 @@ class Progress:
                 own = ROWS.format(name)
                 self.sums[own] = self.sums.get(own, 0.0) + rows
 
-    def end_epoch(self, row: dict[str, float]) -> None:
-        """Keeps the metrics of the epoch that has ended."""
-        self.history.append(row)
+    def end_epoch(self, row: dict[str, float], measure: Measure = ELBO_MEASURE) -> None:
+        """Keeps the metrics of the epoch that has ended, under the names that they have in this pair.
+
+        Args:
+            row: The metrics.
+            measure: What is maximized. The epochs of a checkpoint of an earlier version, which knew of nothing
+                but an ELBO, get these names, too.
+        """
+        if measure is not ELBO_MEASURE and self.history and ELBO_MEASURE.name in self.history[-1]:
+            self.history[:] = [measure.of(before) for before in self.history]
+        self.history.append(measure.of(row))
         self.sums, self.step_in_epoch = {}, 0

@@ -1,0 +1,315 @@
+"""What is maximized has the name that it deserves, in every history, file, table and picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_vae import (
+    evaluate,
+    fit,
+    load_run,
+    outliers,
+    plots,
+    reconstruct,
+    refit_prior,
+    save_run,
+    to_arviz,
+)
+from ppl_vae.cli.fitted_prior import RefittedPrior
+from ppl_vae.diagnosis.history import still_training
+from ppl_vae.guides import DeltaEncoder, MeanField
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import VAE, Autoencoder, FullNormal, LaplacePrior
+from ppl_vae.objectives import ELBO, TargetRate
+from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE
+from ppl_vae.reporting import html_report
+from ppl_vae.runs import Comparison
+from ppl_vae.sweeps import SweepFolder, SweepTable, read_spec
+from ppl_vae.tasks import Outliers
+
+D, SCALE = 4, 0.5
+X = torch.randn(24, D, generator=torch.Generator().manual_seed(0))
+BOUND = {"elbo", "rate", "validation_elbo", "validation_rate"}
+POINT = {"log_joint", "neg_log_prior", "validation_log_joint", "validation_neg_log_prior"}
+QUICK: dict[str, Any] = {"seed": 0, "progress": False}
+
+
+def sparse() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    prior = LaplacePrior(SCALE)
+    return Autoencoder((D,), 2, linear=True, prior=prior), DeltaEncoder((D,), 2, linear=True)
+
+
+def plain() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return Autoencoder((D,), 2, linear=True), DeltaEncoder((D,), 2, linear=True)
+
+
+def drawn() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return VAE((D,), latent_dim=2, likelihood=Gaussian(1.0)), MeanField((D,), latent_dim=2)
+
+
+PAIRS = {"sparse": sparse, "plain": plain, "drawn": drawn}
+OWN = {"sparse": AT_POINT, "plain": DISTORTION, "drawn": ELBO_MEASURE}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pair's name, its fit, and what the progress bar showed."""
+    pair = PAIRS[request.param]()
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, fit(*pair, X, validation=X, max_epochs=3, run_dir=folder, **QUICK)
+
+
+def test_a_history_has_the_names_of_what_is_defined(trained: Any) -> None:
+    name, fitted = trained
+    own = {"sparse": POINT, "plain": set(), "drawn": BOUND}[name]
+    for row in fitted.history:
+        assert row.keys() & (BOUND | POINT) == own
+    with (fitted.run_dir / "metrics.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    assert {*columns} & (BOUND | POINT) == own
+    assert len(columns) == len({*columns})
+    measure = OWN[name]
+    assert repr(fitted).startswith(f"Fit({measure.name}=")
+    assert f"validation_{measure.name}=" in repr(fitted)
+    told = fitted._repr_html_()
+    assert f">{measure.text}, training rows<" in told
+    assert f">{measure.text}, held-out rows<" in told
+    shown = {
+        axes.get_ylabel().split("\n")[0] for axes in plots.learning_curves(fitted.history).axes
+    }
+    assert (
+        shown & {"ELBO", "rate", "log p(x, z)", "-log p(z)"}
+        == {
+            "sparse": {"log p(x, z)", "-log p(z)"},
+            "plain": set(),
+            "drawn": {"ELBO", "rate"},
+        }[name]
+    )
+
+
+def test_the_number_is_log_p_x_z_at_the_point() -> None:
+    model, guide = sparse()
+    fitted = fit(model, guide, X, validation=X, max_epochs=2, **QUICK)
+    with torch.no_grad():
+        z = guide.encode(X).mean
+        prior = dist.Laplace(0.0, SCALE).log_prob(z).sum(1)
+        joint = prior + dist.Normal(reconstruct(model, guide, X), 1.0).log_prob(X).sum(1)
+    last = fitted.history[-1]
+    assert last["validation_log_joint"] == pytest.approx(float(joint.mean()), abs=1e-4)
+    assert last["validation_neg_log_prior"] == pytest.approx(-float(prior.mean()), abs=1e-4)
+
+
+def test_the_progress_bar_and_the_end_of_a_training_say_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    far: dict[str, Any] = {
+        "validation": X,
+        "max_epochs": 40,
+        "patience": 1,
+        "learning_rate": 1.0,
+        "seed": 0,
+    }
+    for name, make in PAIRS.items():
+        fitted = fit(*make(), X, progress=True, **far)
+        shown, own = capsys.readouterr().err, OWN[name]
+        assert f"{own.name}=" in shown
+        assert (name == "drawn") == (" elbo=" in shown) == (" rate=" in shown)
+        assert fitted.stopped == f"no better held-out {own.text} in 1 epochs"
+
+
+def test_what_has_not_ended_is_told_by_its_name() -> None:
+    for measure, told in (
+        (ELBO_MEASURE, "the ELBO still rises: the last one is 9 nats above"),
+        (AT_POINT, "epochs log p(x, z) still rises: the last one is 9 nats above"),
+        (DISTORTION, "the distortion still falls: the last one is 9 nats below"),
+    ):
+        rows = [{measure.name: measure.sign * value} for value in (1.0, 10.0)]
+        assert told in still_training(rows, None)
+
+
+def test_a_controller_that_misses_its_target_finds_the_rate_at_points() -> None:
+    model, guide = sparse()
+    with pytest.warns(UserWarning, match="missed its target"):
+        fitted = fit(
+            model, guide, X, objective=ELBO(beta=TargetRate(nats=50.0)), max_epochs=4, **QUICK
+        )
+    assert fitted.warnings
+
+
+def test_a_training_of_an_earlier_version_goes_on_under_the_names_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("ppl_vae.training.loop.measure_of", lambda known: ELBO_MEASURE)
+        old = fit(*sparse(), X, validation=X, max_epochs=2, run_dir=tmp_path, **QUICK)
+    assert "elbo" in old.history[0]
+    found = fit(*sparse(), X, validation=X, max_epochs=4, run_dir=tmp_path, resume=True, **QUICK)
+    whole = fit(*sparse(), X, validation=X, max_epochs=4, **QUICK)
+    for row, expected in zip(found.history, whole.history, strict=True):
+        assert row | {"seconds": 0} == pytest.approx(expected | {"seconds": 0})
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 4
+    assert all(row["log_joint"] and "elbo" not in row for row in rows)
+
+
+def test_a_run_of_an_earlier_version_is_read_under_the_names_of_today(tmp_path: Path) -> None:
+    before = SimpleNamespace(history=[{"epoch": 1, "elbo": -5.0, "rate": 2.0, "distortion": 3.0}])
+    expected = {
+        "sparse": {"epoch": 1, "log_joint": -5.0, "neg_log_prior": 2.0, "distortion": 3.0},
+        "plain": {"epoch": 1, "distortion": 3.0},
+        "drawn": before.history[0],
+    }
+    for name, make in PAIRS.items():
+        pair, run = make(), tmp_path / name
+        save_run(run, *pair, fit=before, evaluation=evaluate(*pair, X, num_samples=2))
+        assert load_run(run).history == [expected[name]]
+        page = html_report(run)
+        assert (">ELBO<" in page) == (name == "drawn"), "the table of epochs, and that of rows"
+        assert ("log p(x, z)" in page) == (name == "sparse")
+    # One that was not evaluated does not say that it is of points.
+    save_run(tmp_path / "unknown", *sparse(), fit=before)
+    assert load_run(tmp_path / "unknown").history == before.history
+
+
+def test_no_difference_of_bounds_is_made_of_points(tmp_path: Path) -> None:
+    runs = []
+    for name in ("drawn", "sparse", "plain"):
+        pair = PAIRS[name]()
+        save_run(tmp_path / name, *pair, evaluation=evaluate(*pair, X, num_samples=2), rows=X)
+        runs.append(load_run(tmp_path / name))
+    comparison = Comparison.of(runs)
+    numbers = comparison.to_dict()["runs"]
+    for name in ("sparse", "plain"):
+        for quantity in ("elbo", "rate", "log_likelihood"):
+            assert all(map(math.isnan, numbers[name][quantity].values()))
+        assert math.isfinite(numbers[name]["distortion"]["difference"])
+    assert math.isfinite(numbers["drawn"]["elbo"]["mean"])
+    for axes in plots.comparison_plot(comparison).axes:
+        assert [text.get_text() for text in axes.texts] == ["not defined"] * 2
+        assert not axes.containers
+    both = plots.comparison_plot(Comparison.of([runs[0], runs[0]]))
+    assert [len(axes.containers) for axes in both.axes] == [1, 1]
+
+
+def test_a_sweep_of_both_kinds_leaves_cells_empty(tmp_path: Path) -> None:
+    spec = tmp_path / "sweep.yaml"
+    spec.write_text(
+        "base: {data: digits}\ngrid:\n  model.prior: [LaplacePrior, FlatPrior]\n  seed: [0]\n"
+    )
+    runs = read_spec(spec).runs()
+    folder = SweepFolder(tmp_path, runs, lenient=True)
+    evaluations = {}
+    for name, run in zip(("sparse", "plain"), runs, strict=True):
+        model, guide = PAIRS[name]()
+        evaluations[name] = found = evaluate(model, guide, X, num_samples=2)
+        save_run(folder.of(run), model, guide, evaluation=found)
+    states = dict.fromkeys((run.name for run in runs), "done")
+    table = SweepTable.of(_Done(folder, states), runs)  # type: ignore[arg-type]
+    rows = [dict(zip(head_of(table), line_of(line), strict=True)) for line in lines_of(table)]
+    log_joint = f"{evaluations['sparse'].elbo.mean:.2f}"
+    assert [(r["ELBO"], r["rate"], r["log p(x, z)"]) for r in rows] == [
+        ("-", "-", log_joint),
+        ("-", "-", "-"),
+    ]
+    assert all(row["distortion"] != "-" for row in rows)
+    (sparse_row, plain_row) = csv.DictReader(table.to_csv().splitlines())
+    assert (sparse_row["elbo"], sparse_row["rate"], plain_row["log_joint"]) == ("", "", "")
+    assert float(sparse_row["log_joint"]) == pytest.approx(evaluations["sparse"].elbo.mean)
+    only = SweepTable.of(_Done(folder, states), runs[1:])  # type: ignore[arg-type]
+    assert "log p(x, z)" not in only.to_markdown()
+    assert "log_joint" not in only.to_csv()
+
+
+class _Done:
+    """A folder of a sweep all of whose runs have ended well."""
+
+    def __init__(self, folder: SweepFolder, states: dict[str, str]) -> None:
+        self.folder = folder
+
+    def state(self, run: Any) -> str:
+        return "done"
+
+    def seconds(self, run: Any) -> float:
+        return 1.0
+
+    def of(self, run: Any) -> Path:
+        return self.folder.of(run)
+
+
+def lines_of(table: SweepTable) -> list[str]:
+    return table.to_markdown().splitlines()[2:]
+
+
+def line_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def head_of(table: SweepTable) -> list[str]:
+    return line_of(table.to_markdown().splitlines()[0])
+
+
+def test_arviz_gets_the_names_of_what_is_defined() -> None:
+    for name, expected in (
+        ("sparse", {"log_joint", "neg_log_prior"}),
+        ("plain", set()),
+        ("drawn", {"elbo", "rate"}),
+    ):
+        pair = PAIRS[name]()
+        found = to_arviz(*pair, X, num_samples=2, num_draws=2, seed=0)["sample_stats"]
+        assert {*found.data_vars} & (BOUND | POINT) == expected
+        assert "distortion" in found
+        if name == "sparse":
+            parts = found["neg_log_prior"] + found["distortion"]
+            torch.testing.assert_close(
+                torch.tensor(found["log_joint"].values), -torch.tensor(parts.values)
+            )
+
+
+def test_a_refitted_prior_at_points_has_no_elbo_before_and_after() -> None:
+    model, guide = plain()
+    refitted = refit_prior(model, guide, X, FullNormal(), seed=0)
+    before, after = (evaluate(m, guide, X, num_samples=2) for m in (model, refitted))
+    told = RefittedPrior("FullNormal", None, before.elbo, after.elbo, 0, after.measure)
+    assert [name for name, _ in told.lines()] == [
+        "prior",
+        "log p(x, z), at the point, prior before",
+        "log p(x, z), at the point, new prior",
+    ]
+    assert {"log_joint_before", "log_joint_after"} <= told.to_dict().keys()
+
+
+def test_rows_are_sorted_by_what_the_pair_has_and_by_nothing_else() -> None:
+    for name, make in PAIRS.items():
+        pair, own = make(), OWN[name]
+        evaluation = evaluate(*pair, X, num_samples=2, seed=0)
+        chosen = Outliers.of(evaluation, num=3)
+        assert chosen.by == own.name
+        order = (
+            own.sign * getattr(evaluation, "elbo" if own.sign > 0 else own.name).values
+        ).argsort()
+        assert chosen.index.tolist() == order[:3].tolist()
+        side = "lowest" if own.sign > 0 else "highest"
+        assert f"the 3 of {len(X)} rows with the {side} {own.text}, nats" in str(chosen)
+        assert torch.equal(Outliers.of(evaluation, num=3, by=own.name).index, chosen.index)  # type: ignore[arg-type]
+        assert Outliers.of(evaluation, num=3, by="distortion").by == "distortion"
+        for other in (ELBO_MEASURE, AT_POINT):
+            if other is not own:
+                told = f"by='{other.name}' is not defined for this pair, .* give by='{own.name}'"
+                with pytest.raises(ValueError, match=told):
+                    outliers(*pair, X, by=other.name, num_samples=2)  # type: ignore[arg-type]
+        x = X[chosen.index]
+        figure = plots.worst_reconstructions(x, reconstruct(*pair, x), chosen)
+        told = figure.get_suptitle()
+        assert told == f"{side} {own.text} of {len(X)} rows"
