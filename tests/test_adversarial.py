@@ -93,7 +93,14 @@ def same_gradients(found: Sequence[Tensor | None], expected: Sequence[Tensor | N
 class ByHand:
     """The terms of Larsen's losses, from the formulas, at the draws of `lost`."""
 
-    def __init__(self, model: VAEGAN, guide: MeanField, x: Tensor = X, seed: int = 5) -> None:
+    def __init__(
+        self,
+        model: VAEGAN,
+        guide: MeanField,
+        x: Tensor = X,
+        seed: int = 5,
+        sigma: float | Tensor | None = 1.0,
+    ) -> None:
         torch.manual_seed(seed)
         eps, of_prior = (torch.normal(torch.zeros(len(x), 2, dtype=x.dtype), 1.0) for _ in range(2))
         q = guide.encode(x).base_dist
@@ -101,8 +108,10 @@ class ByHand:
         self.kl = (0.5 * (q.loc**2 + q.scale**2 - 1) - q.scale.log()).sum(-1).mean()
         self.mean, self.generated = model.decoder(z)[:, 0], model.decoder(of_prior)[:, 0]
         features = [model.discriminator.trunk(each) for each in (x, self.mean)]
-        squares = (features[0].detach() - features[1]).square().sum(-1)
-        self.like = (0.5 * squares + 3 * math.log(2 * math.pi)).mean()  # six features
+        if sigma is None:
+            sigma = (features[0].detach() - features[1]).square().mean().sqrt()
+        of_features = torch.distributions.Normal(features[1], sigma)
+        self.like = -of_features.log_prob(features[0].detach()).sum(-1).mean()
         judge = model.discriminator
         self.real, self.of_mean, self.of_prior = (
             judge.head(judge.trunk(each))[:, 0] for each in (x, self.mean, self.generated)
@@ -112,13 +121,15 @@ class ByHand:
 # -- which loss reaches what -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("saturating", [False, True])
-def test_the_losses_of_a_vae_gan_reach_what_larsen_says(saturating: bool) -> None:
+@pytest.mark.parametrize(("saturating", "sigma"), [(False, 1.0), (True, 0.5), (False, None)])
+def test_the_losses_of_a_vae_gan_reach_what_larsen_says(
+    saturating: bool, sigma: float | None
+) -> None:
     """Zeros where he says zero, and elsewhere the gradients of the formulas, to 1e-10."""
     model, guide = pair()
-    objective = VAEGANLoss(gamma=0.3, saturating=saturating)
+    objective = VAEGANLoss(gamma=0.3, saturating=saturating, feature_sigma=sigma)
     loss = lost(model, guide, objective, "pair")
-    hand = ByHand(model, guide)
+    hand = ByHand(model, guide, sigma=sigma)
     fooled = torch.stack(
         [
             logsigmoid(-each).mean() if saturating else -logsigmoid(each).mean()
@@ -155,10 +166,11 @@ def test_the_losses_of_a_gan() -> None:
     same_gradients(gradients(loss.loss, model.discriminator), gradients(game, model.discriminator))
 
 
-def test_the_loss_of_vae_dis() -> None:
+@pytest.mark.parametrize("sigma", [1.0, 0.5, None])
+def test_the_loss_of_vae_dis(sigma: float | None) -> None:
     model, guide = pair()
-    loss = lost(model, guide, VAEDisLoss())
-    hand = ByHand(model, guide)
+    loss = lost(model, guide, VAEDisLoss(feature_sigma=sigma))
+    hand = ByHand(model, guide, sigma=sigma)
     total = 0.7 * hand.kl + hand.like
     torch.testing.assert_close(loss.loss, total.detach())
     same_gradients(
@@ -192,6 +204,28 @@ def test_noise_is_trained_by_the_distortion_and_a_prior_by_the_kl(
     z, q = loss.traces[0][1].nodes["z"], model.prior()
     kl = torch.distributions.kl_divergence(z["fn"], q).mean()
     same_gradients(prior, gradients(0.7 * kl, model.prior))
+
+
+def test_the_best_noise_of_features_has_the_least_loss_and_no_scale() -> None:
+    model, guide = pair()
+    best = ByHand(model, guide, sigma=None)
+    assert all(ByHand(model, guide, sigma=s).like > best.like for s in (0.05, 0.1, 0.2, 0.5, 1.0))
+    objective = VAEGANLoss(feature_sigma=None, gamma=0.3)
+    loss = lost(model, guide, objective, "pair")
+    found = gradients(loss.loss, guide)
+    last: Any = model.discriminator
+    forward = last.forward
+
+    def larger(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = forward(x)
+        return logits, 100 * features
+
+    last.forward = larger
+    same_gradients(gradients(lost(model, guide, objective, "pair").loss, guide), found)
+    last.forward = lambda x: (forward(x)[0], 0 * forward(x)[1])  # features that are dead
+    dead = lost(model, guide, objective, "pair")
+    assert dead.loss.isfinite()
+    assert all(g is None or g.isfinite().all() for g in gradients(dead.loss, guide))
 
 
 def test_several_draws_are_averaged() -> None:
@@ -1005,6 +1039,8 @@ def test_a_latent_without_a_gradient_is_refused() -> None:
     [
         (VAEGANLoss, {"gamma": -1.0}, "gamma must be finite and >= 0, got -1.0"),
         (VAEGANLoss, {"gamma": "1"}, "gamma"),
+        (VAEGANLoss, {"feature_sigma": 0.0}, "feature_sigma must be positive and finite, or None"),
+        (VAEDisLoss, {"feature_sigma": "1"}, "feature_sigma"),
         (VAEGANLoss, {"free_bits": 0.1}, "no free bits with adversarial losses"),
         (VAEGANLoss, {"saturating": 1}, "saturating"),
         (VAEGANLoss, {"discriminator_every": 0}, "discriminator_every must be at least 1"),

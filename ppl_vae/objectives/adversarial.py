@@ -43,7 +43,7 @@ class VAEGANLoss(Alternating):
     arXiv:1512.09300). With Dis_l(x) the features of the discriminator, x' the mean of p(x | z), z ~ q(z | x),
     and x'' that of p(x | z), z ~ p(z):
 
-        like          = -log N(Dis_l(x); Dis_l(x'), I)
+        like          = -log N(Dis_l(x); Dis_l(x'), sigma^2 I)
         encoder       = beta KL(q(z | x) || p(z)) + like
         decoder       = gamma like - log D(x') - log D(x'')
         discriminator = -log D(x) - log(1 - D(x')) - log(1 - D(x''))
@@ -104,6 +104,7 @@ class VAEGANLoss(Alternating):
     judged_by_elbo = False
 
     gamma: float = 0.01
+    feature_sigma: float | None = 1.0
     saturating: bool = False
     discriminator_lr: float | None = None
     discriminator_every: int = 1
@@ -114,6 +115,7 @@ class VAEGANLoss(Alternating):
         require_number(name, "gamma", self.gamma)
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"{name}: gamma must be finite and >= 0, got {self.gamma}")
+        _require_sigma(self)
         _require_game(self)
 
     @property
@@ -140,7 +142,7 @@ class VAEGANLoss(Alternating):
             (_, target), (logits, features), (generated, _) = judged(
                 discriminator, seen.x, seen.mean, draws
             )
-        like = feature_loss(target, features)
+        like = feature_loss(target, features, self.feature_sigma)
         fooled = fooling(logits, self.saturating) + fooling(generated, self.saturating)
         kl, distortion = seen.kl.mean(), -seen.rows.log_likelihood.mean()
         parts = TrainedParts.of(pair, discriminator)
@@ -262,12 +264,15 @@ class GANLoss(Alternating):
 class VAEDisLoss(Objective):
     r"""VAE_Dis: a VAE whose reconstructions are judged by the features of a discriminator that stays as it is.
 
-        beta KL(q(z | x) || p(z)) - log N(Dis_l(x); Dis_l(x'), I),    x' = E[x | z], z ~ q(z | x)
+        beta KL(q(z | x) || p(z)) - log N(Dis_l(x); Dis_l(x'), sigma^2 I),    x' = E[x | z], z ~ q(z | x)
 
     in nats per row (Larsen et al., arXiv:1512.09300). The discriminator is that of a GAN that was trained
     before (`GANLoss`), in evaluation mode; it is neither moved nor given to the optimizer. Parameters of
     `model.likelihood` are trained by the distortion alone, as `VAEGANLoss` says. It is a single loss without
     turns. On the command line, `--start_from RUN --start_parts model.discriminator` takes it from RUN.
+
+    Attributes:
+        feature_sigma: sigma, as of `VAEGANLoss`.
 
     Raises:
         PairError: As from `VAEGANLoss`.
@@ -286,6 +291,12 @@ class VAEDisLoss(Objective):
 
     why_no_free_bits = VAEGANLoss.why_no_free_bits
     judged_by_elbo = False
+
+    feature_sigma: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_sigma(self)
 
     @property
     def needs_reparameterized_latents(self) -> str:
@@ -306,7 +317,7 @@ class VAEDisLoss(Objective):
             with torch.no_grad():
                 ((_, target),) = judged(discriminator, seen.x)
             ((_, features),) = judged(discriminator, seen.mean)
-        like = feature_loss(target, features)
+        like = feature_loss(target, features, self.feature_sigma)
         distortion = -seen.rows.log_likelihood.mean()
         parts = TrainedParts.of(pair, discriminator)
         loss = routed(
@@ -316,6 +327,19 @@ class VAEDisLoss(Objective):
             ]
         )
         return seen.loss(loss)
+
+
+def _require_sigma(objective: VAEGANLoss | VAEDisLoss) -> None:
+    """Checks the noise of features."""
+    sigma = objective.feature_sigma
+    if sigma is None:
+        return
+    name = type(objective).__name__
+    require_number(name, "feature_sigma", sigma)
+    if not 0 < sigma < math.inf:
+        raise ValueError(
+            f"{name}: feature_sigma must be positive and finite, or None, which finds the best one, got {sigma}"
+        )
 
 
 def _require_game(objective: VAEGANLoss | GANLoss) -> None:

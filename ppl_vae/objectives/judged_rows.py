@@ -247,16 +247,22 @@ def judged(discriminator: nn.Module, *kinds: Tensor) -> list[tuple[Tensor, Tenso
     return list(zip(logits.split(sizes), features.split(sizes), strict=True))
 
 
-def feature_loss(target: Tensor, features: Tensor) -> Tensor:
-    """-log N(Dis_l(x); Dis_l(x'), I), the mean over rows and draws.
+def feature_loss(target: Tensor, features: Tensor, sigma: float | None) -> Tensor:
+    """-log N(Dis_l(x); Dis_l(x'), sigma^2 I), the mean over rows and draws.
 
     Args:
         target: Features of n rows, `(n, ...)`.
         features: Those of their reconstructions, K of each, `(K n, ...)`.
+        sigma: The standard deviation; None for that with the least loss, the root mean squared error.
     """
     target = target.flatten(1)
-    squares = (features.reshape(-1, *target.shape) - target).square().sum(-1).mean()
-    return 0.5 * squares + 0.5 * math.log(2 * math.pi) * target.shape[1]
+    count = target.shape[1]
+    error = (features.reshape(-1, *target.shape) - target).square().mean()
+    if sigma is None:
+        # The smallest variance keeps the logarithm finite where all features are 0.
+        variance = error.clamp(min=torch.finfo(error.dtype).tiny)
+        return 0.5 * count * ((2 * math.pi * variance).log() + 1)
+    return 0.5 * count * (error / sigma**2 + math.log(2 * math.pi * sigma**2))
 
 
 def fooling(logits: Tensor, saturating: bool) -> Tensor:
