@@ -52,7 +52,7 @@ class Setting:
         rows: The rows.
         latent_dim: Number of latents.
         sizes: Networks and trainings.
-        gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`.
+        gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`; None: 1 / number of features.
         layer: The layer of the discriminator whose outputs are the features.
         batch_norm: Whether the discriminator has batch norm.
         runs: Folder that keeps the trained pairs.
@@ -61,7 +61,7 @@ class Setting:
     rows: Rows
     latent_dim: int
     sizes: Sizes
-    gamma: float
+    gamma: float | None
     layer: int
     batch_norm: bool
     runs: Path
@@ -138,7 +138,7 @@ def main(
     models: list[str] | None = None,
     seeds: int = 3,
     latent_dim: int = 32,
-    gamma: float = 0.01,
+    gamma: float | None = None,
     layer: int = 2,
     batch_norm: bool = False,
     sizes: Sizes = USUAL,
@@ -171,7 +171,7 @@ def main(
         seeds: How many seeds.
         latent_dim: Number of latents.
         gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`. What counts is gamma times the
-            number of features, which is printed.
+            number of features, which is printed; None takes 1 / number of features.
         layer: The layer of the discriminator whose outputs are the features.
         batch_norm: Whether the discriminator has batch norm. It then compares batches, and most GANs collapse.
         sizes: Networks and trainings.
@@ -237,6 +237,7 @@ def main(
                 draws[f"{name}, drawn"] = drawn[:10]
     with replacing(output, overwrite=overwrite) as file:
         picture_of_rows(sheet | draws).savefig(file)
+    gamma = 1 / features if gamma is None else gamma
     print(
         f"\n{rows.name}: {len(rows.test)} test rows (ELBO and log p(x): {min(test_rows, len(rows.test))}), "
         f"nats and squared errors per row. {sizes.max_epochs} epochs of {len(rows.train)} rows, {latent_dim} "

@@ -99,7 +99,7 @@ class ByHand:
         guide: MeanField,
         x: Tensor = X,
         seed: int = 5,
-        sigma: float | Tensor | None = 1.0,
+        sigma: float | Tensor | None = None,
     ) -> None:
         torch.manual_seed(seed)
         eps, of_prior = (torch.normal(torch.zeros(len(x), 2, dtype=x.dtype), 1.0) for _ in range(2))
@@ -121,13 +121,17 @@ class ByHand:
 # -- which loss reaches what -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("saturating", "sigma"), [(False, 1.0), (True, 0.5), (False, None)])
+@pytest.mark.parametrize(
+    ("saturating", "sigma", "given"),
+    [(False, 1.0, 0.3), (True, 0.5, 0.3), (False, None, 0.3), (False, None, None)],
+)
 def test_the_losses_of_a_vae_gan_reach_what_larsen_says(
-    saturating: bool, sigma: float | None
+    saturating: bool, sigma: float | None, given: float | None
 ) -> None:
     """Zeros where he says zero, and elsewhere the gradients of the formulas, to 1e-10."""
     model, guide = pair()
-    objective = VAEGANLoss(gamma=0.3, saturating=saturating, feature_sigma=sigma)
+    objective = VAEGANLoss(gamma=given, saturating=saturating, feature_sigma=sigma)
+    gamma = 1 / 6 if given is None else given
     loss = lost(model, guide, objective, "pair")
     hand = ByHand(model, guide, sigma=sigma)
     fooled = torch.stack(
@@ -136,7 +140,7 @@ def test_the_losses_of_a_vae_gan_reach_what_larsen_says(
             for each in (hand.of_mean, hand.of_prior)
         ]
     ).sum()
-    encoder, decoder = 0.7 * hand.kl + hand.like, 0.3 * hand.like + fooled
+    encoder, decoder = 0.7 * hand.kl + hand.like, gamma * hand.like + fooled
     torch.testing.assert_close(loss.loss, (encoder + decoder).detach())
     same_gradients(gradients(loss.loss, guide), gradients(encoder, guide))
     same_gradients(gradients(loss.loss, model.decoder), gradients(decoder, model.decoder))
@@ -231,7 +235,7 @@ def test_the_best_noise_of_features_has_the_least_loss_and_no_scale() -> None:
 def test_several_draws_are_averaged() -> None:
     """Three draws in one pass: the losses are means over all of them, each with its own features."""
     model, guide = pair()
-    found = lost(model, guide, VAEGANLoss(num_particles=3, gamma=0.3), "pair")
+    found = lost(model, guide, VAEGANLoss(num_particles=3, gamma=0.3, feature_sigma=1.0), "pair")
     z = found.traces[0][1].nodes["z"]["value"]
     assert z.shape == (3, N, 2)
     with torch.no_grad():
@@ -252,7 +256,7 @@ def test_a_kl_without_a_formula_is_drawn() -> None:
     model, _ = pair()
     torch.manual_seed(1)
     guide = catalogue.AMORTIZED["NeuralSpline"]((D,), 2, NET).double()
-    found = lost(model, guide, VAEDisLoss())
+    found = lost(model, guide, VAEDisLoss(feature_sigma=1.0))
     q, p = (found.traces[0][i].nodes["z"] for i in (1, 0))
     kl = (q["fn"].log_prob(q["value"]) - p["fn"].log_prob(p["value"])).mean()
     torch.testing.assert_close(found.rate, kl.detach())
@@ -421,7 +425,7 @@ def require_moved_once(model: VAEGAN, before: dict[str, Tensor], h: Tensor) -> N
 def test_batch_norm_sees_all_kinds_of_a_vae_gan_together(draws: int) -> None:
     """Losses, gradients and statistics of both turns are those of the formulas, for one pass."""
     model, guide = normed()
-    objective = VAEGANLoss(gamma=0.3, num_particles=draws)
+    objective = VAEGANLoss(gamma=0.3, num_particles=draws, feature_sigma=1.0)
     before = buffers(model)
     loss = lost(model, guide, objective, "pair")
     after = buffers(model)
@@ -804,7 +808,8 @@ def test_the_last_weights_of_a_run_are_those_of_an_adversary(
 ) -> None:
     """Of a run that could stop early: its best epoch by the ELBO, unless the loss is no ELBO."""
     history = [
-        {"step": 5.0 * i, "validation_elbo": e} for i, e in ((1, -3.0), (2, -1.0), (3, -2.0))
+        {"step": 5.0 * i, "elbo": e, "validation_elbo": e}
+        for i, e in ((1, -3.0), (2, -1.0), (3, -2.0))
     ]
     run: Any = SimpleNamespace(
         path=tmp_path, config={"patience": 5}, model=make((D,), 2, NET), guide=None
@@ -1037,7 +1042,11 @@ def test_a_latent_without_a_gradient_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "told"),
     [
-        (VAEGANLoss, {"gamma": -1.0}, "gamma must be finite and >= 0, got -1.0"),
+        (
+            VAEGANLoss,
+            {"gamma": -1.0},
+            "gamma must be finite and >= 0, or None for 1 /",
+        ),
         (VAEGANLoss, {"gamma": "1"}, "gamma"),
         (VAEGANLoss, {"feature_sigma": 0.0}, "feature_sigma must be positive and finite, or None"),
         (VAEDisLoss, {"feature_sigma": "1"}, "feature_sigma"),

@@ -69,15 +69,17 @@ class VAEGANLoss(Alternating):
     in nats. A prior that learns is trained by the KL alone.
 
     There are two kinds of false rows, so D cannot tell them apart at D = 1/3, where its loss is
-    3 log 3 - 2 log 2 = 1.91 nats. How many nats `like` has depends on the scale of the features: if the rate
-    falls to 0, a smaller beta helps. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
+    3 log 3 - 2 log 2 = 1.91 nats. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
     Attributes:
-        gamma: Weight of the features against D in the decoder's loss. `like` is a sum over the F numbers of
-            Dis_l(x), `model.discriminator(x)[1][0].numel()`, and varies by up to about F nats if each is of
-            size 1, as after batch norm; D's terms vary by a few. So gamma F is what counts, and gamma = 1 / F
-            gives both the same scale. The authors' code has 1e-6 for F = 16,384, gamma F = 0.016, for faces of
-            64 x 64.
+        gamma: Weight of the features against D in the decoder's loss; None for 1 / F, where `like` is a sum over
+            the F numbers of Dis_l(x), `model.discriminator(x)[1][0].numel()`. D's terms vary by a few nats, so
+            gamma F is what counts, and 1 gives both the same scale. The authors' code has 1e-6 for
+            F = 16,384, gamma F = 0.016, for faces of 64 x 64.
+        feature_sigma: sigma, the noise of the features; None for the best one, the root mean squared error of
+            the batch: then `like` does not depend on the scale of the features. The authors have 1, for
+            features of a discriminator with batch norm, whose numbers are about 1. If they are smaller, 1 is so
+            much noise that the rate falls to 0.
         saturating: The decoder minimizes log(1 - D), as the formula of the game says, in place of -log D, whose
             gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.
@@ -103,8 +105,8 @@ class VAEGANLoss(Alternating):
     why_no_free_bits = " with adversarial losses; set free_bits=0"
     judged_by_elbo = False
 
-    gamma: float = 0.01
-    feature_sigma: float | None = 1.0
+    gamma: float | None = None
+    feature_sigma: float | None = None
     saturating: bool = False
     discriminator_lr: float | None = None
     discriminator_every: int = 1
@@ -112,9 +114,13 @@ class VAEGANLoss(Alternating):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        require_number(name, "gamma", self.gamma)
-        if not 0 <= self.gamma < math.inf:
-            raise ValueError(f"{name}: gamma must be finite and >= 0, got {self.gamma}")
+        if self.gamma is not None:
+            require_number(name, "gamma", self.gamma)
+            if not 0 <= self.gamma < math.inf:
+                raise ValueError(
+                    f"{name}: gamma must be finite and >= 0, or None for 1 / number of features, got "
+                    f"{self.gamma}"
+                )
         _require_sigma(self)
         _require_game(self)
 
@@ -143,13 +149,14 @@ class VAEGANLoss(Alternating):
                 discriminator, seen.x, seen.mean, draws
             )
         like = feature_loss(target, features, self.feature_sigma)
+        gamma = 1 / features[0].numel() if self.gamma is None else self.gamma
         fooled = fooling(logits, self.saturating) + fooling(generated, self.saturating)
         kl, distortion = seen.kl.mean(), -seen.rows.log_likelihood.mean()
         parts = TrainedParts.of(pair, discriminator)
         loss = routed(
             [
                 (beta * kl + like, parts.encoder),
-                (self.gamma * like + fooled + gradient_of(beta * kl), parts.decoder),
+                (gamma * like + fooled + gradient_of(beta * kl), parts.decoder),
                 (gradient_of(distortion), parts.noise),
             ]
         )
@@ -286,13 +293,13 @@ class VAEDisLoss(Objective):
         >>> model.discriminator.load_state_dict(gan.discriminator.state_dict())
         <All keys matched successfully>
         >>> VAEDisLoss(beta=0.5)  # for fit(model, guide, x, objective=...)
-        VAEDisLoss(beta=0.5, free_bits=0.0, num_particles=1)
+        VAEDisLoss(beta=0.5, free_bits=0.0, num_particles=1, feature_sigma=None)
     """
 
     why_no_free_bits = VAEGANLoss.why_no_free_bits
     judged_by_elbo = False
 
-    feature_sigma: float | None = 1.0
+    feature_sigma: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
