@@ -72,10 +72,10 @@ class VAEGANLoss(Alternating):
     3 log 3 - 2 log 2 = 1.91 nats. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
     Attributes:
-        gamma: Weight of the features against D in the decoder's loss; None for 1 / F, where `like` is a sum over
-            the F numbers of Dis_l(x), `model.discriminator(x)[1][0].numel()`. D's terms vary by a few nats, so
-            gamma F is what counts, and 1 gives both the same scale. The authors' code has 1e-6 for
-            F = 16,384, gamma F = 0.016, for faces of 64 x 64.
+        gamma: Weight of the features against D in the decoder's loss; None for 1 / F, where F is the number of
+            features, `model.discriminator(x)[1][0].numel()`. As `like` is a sum over them, and D's terms vary
+            by a few nats, gamma F is what counts, and 1 gives both the same scale. The authors' code has 1e-6
+            for F = 16,384, gamma F = 0.016, for faces of 64 x 64.
         feature_sigma: sigma, the noise of the features; None for the best one, the root mean squared error of
             the batch: then `like` does not depend on the scale of the features. The authors have 1, for
             features of a discriminator with batch norm, whose numbers are about 1. If they are smaller, 1 is so
