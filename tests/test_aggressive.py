@@ -122,7 +122,9 @@ def test_without_it_nothing_is_measured() -> None:
     assert "mutual_information" not in fitted.history[0]
 
 
-@pytest.mark.parametrize("epochs", [7, 22])  # the phase ends after 18
+@pytest.mark.parametrize(  # the phase ends after 18
+    "epochs", [7, pytest.param(22, marks=pytest.mark.slow)]
+)
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int) -> None:
     options: dict[str, Any] = {"batch_size": 20, "learning_rate": 0.05, "aggressive": True}
     options |= {"seed": 3, "progress": False}

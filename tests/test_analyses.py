@@ -467,15 +467,19 @@ def test_scripts_start_alone(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-SLOW = (  # half a minute each
+SLOW = (  # ten seconds to half a minute each
     *(
         "collapse.py",
         "context_window.py",
+        "em_vs_vae.py",
+        "few_labels.py",
+        "indeterminacy.py",
         "inference_gaps.py",
         "lagging.py",
         "mnist.py",
         "planted_causes.py",
         "priors.py",
+        "rate_distortion.py",
     ),
 )
 

@@ -189,6 +189,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("script", CHECKS)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(n, marks=pytest.mark.slow if n == "autoencoders.py" else ()) for n in CHECKS],
+)
 def test_script(script: str, tmp_path: Path) -> None:
     CHECKS[script](tmp_path)

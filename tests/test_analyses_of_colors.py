@@ -129,7 +129,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(n, marks=pytest.mark.slow if n == "colorization_inference.py" else ())
+        pytest.param(n, marks=() if n == "colorization_files.py" else pytest.mark.slow)
         for n in CHECKS
     ],
 )

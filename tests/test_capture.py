@@ -17,12 +17,15 @@ import pytest
 import torch
 from catalogue import LIKELIHOODS
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae import fit
 from ppl_vae.capture import (
     CapturedLoss,
     CaptureError,
     StaleRecordingError,
+    graphs as graphs_module,
     recording,
     step as capture,
 )
@@ -593,6 +596,73 @@ def test_shapes_without_room_are_done_by_pyro(monkeypatch: pytest.MonkeyPatch) -
         assert step.has_room(rows(1))
 
 
+@torch.library.custom_op("tests_of_capture::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+doubled.register_autograd(lambda _, gradient: 2 * gradient)
+
+
+def by_own_operation(self: Guide, loc: Tensor) -> Tensor:
+    return doubled(loc)  # type: ignore[no-any-return]
+
+
+def by_lists_and_literals(self: Guide, loc: Tensor) -> Tensor:
+    first, second = loc.split(1, -1)
+    return torch.cat([second * 1.0, first.max(-1, keepdim=True).values], -1) + torch.ones_like(
+        loc.sum(), dtype=torch.float64
+    ).to(loc.dtype)
+
+
+def by_counts(self: Guide, loc: Tensor) -> Tensor:
+    return loc + ((loc > -9) * 1 + (loc < 9) * 1)  # masks, each times 1, are added: 2, not "or"
+
+
+@pytest.mark.parametrize("location", [by_own_operation, by_counts, by_lists_and_literals])
+def test_a_recording_is_the_one_with_fake_tensors(
+    location: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch computes with the tensors themselves and would only describe each by a FakeTensor."""
+    x = torch.randn(7)
+    graphs = []
+    for without in (graphs_module.without_fake_tensors, contextlib.nullcontext):
+        monkeypatch.setattr(recording, "without_fake_tensors", without)
+        torch.manual_seed(0)
+        with captured(model, Guide(location), x, TraceELBO()) as step:
+            same_as_pyro(step, x, 1.0)
+            (kept,) = step._cache.values()
+            nodes = kept.recording.graph.graph.nodes
+            graphs.append([(str(n.target), n.meta.get("shape")) for n in nodes])
+    assert graphs[0] == graphs[1]
+    assert all(shape is not None for target, shape in graphs[0] if "add" in target)
+
+
+def test_what_is_traced_with_fake_tensors_keeps_them() -> None:
+    """As another thread may do, which compiles something meanwhile."""
+    with graphs_module.without_fake_tensors():
+        graph = make_fx(torch.sin, tracing_mode="fake")(torch.randn(3))
+    values = [n.meta["val"] for n in graph.graph.nodes if n.op != "output"]
+    assert len(values) == 2
+    assert all(is_fake(value) for value in values)
+
+
+@pytest.mark.parametrize("kept", ["facts", "fake tensors", "nothing"])
+@pytest.mark.parametrize(("dtype", "depends"), [(torch.bool, True), (torch.int64, False)])
+def test_a_mask_is_told_from_indices_whatever_torch_keeps(
+    kept: str, dtype: torch.dtype, depends: bool
+) -> None:
+    """The shape of `x[mask]` depends on values. What is not known is taken for a mask."""
+    index = torch.tensor([0, 1, 1]).to(dtype)
+    facts = kept == "facts"
+    with graphs_module.without_fake_tensors() if facts else contextlib.nullcontext():
+        graph = make_fx(lambda x, i: x[i])(torch.randn(3), index)
+    if kept == "nothing":
+        for node in graph.graph.nodes:
+            node.meta.clear()
+    assert graphs_module.has_dynamic_shapes(graph) == (depends or kept == "nothing")
+
+
 def test_what_fails_as_it_runs_is_a_capture_error() -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("no memory")
@@ -814,6 +884,7 @@ def test_a_training_that_is_compiled_goes_on_as_it_would_have(
     assert set(compilations) == {5}
 
 
+@pytest.mark.slow  # half a minute of g++; test_weighing.py compiles a smaller graph
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_what_inductor_compiles_goes_on_as_it_would_have(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

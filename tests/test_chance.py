@@ -55,7 +55,7 @@ def test_the_chance_level_does_not_depend_on_the_seed_of_the_data(
     assert limit <= edge < 1.25 * limit
 
 
-FEW = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))]
+FEW = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))]
 """Seeds."""
 
 
@@ -86,15 +86,15 @@ WIDE: dict[str, Callable[[float], Any]] = {
 }
 
 
-# Each size with one kind, and each kind with few and with many numbers.
+# One size of each kind.
 @pytest.mark.parametrize(
     ("kind", "size", "n"),
     [
         pytest.param(kind, size, n, marks=() if kind == usual else pytest.mark.slow)
         for kind in WIDE
         for size, n, usual in (
-            (4, 100, "normal"),
-            (5, 300, "laplace"),
+            (4, 100, ""),
+            (5, 300, ""),
             (10, 60, "laplace"),
             (20, 100, "normal"),
         )

@@ -354,7 +354,11 @@ class _Clock:
 
 @pytest.mark.parametrize(
     ("quiet", "seconds", "most", "least"),
-    [(False, 2.0, 10, 8), (False, 1e-3, 0, 0), (True, 2.0, 0, 0)],
+    [
+        (False, 2.0, 10, 8),
+        (False, 1e-3, 0, 0),
+        pytest.param(True, 2.0, 0, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_without_a_terminal_tells_how_far_it_is(
     quiet: bool,

@@ -159,7 +159,7 @@ def test_the_guide_alone_and_better_proposals(
     assert "proposals, rows" not in printed["importance"]
 
 
-@pytest.mark.parametrize("truth", ["auto", "ais"])
+@pytest.mark.parametrize("truth", ["auto", pytest.param("ais", marks=pytest.mark.slow)])
 def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--max_rows", "4", "--num_samples", "50", "--num_steps", "5", "--overwrite")
     assert main(["gaps", str(trained), "--truth", truth, *options, "--quiet"]) == 0
@@ -180,8 +180,10 @@ OF_ROWS = ("prior_samples", "reconstructions", "worst_reconstructions")
     [
         ("GaussianMixture", {"components", *OF_ROWS}),
         ("ProbabilisticPCA", {"interpolations", *OF_ROWS}),
-        ("FactorAnalysis", {"interpolations", *OF_ROWS}),
-        ("MixtureOfPCA", {*OF_ROWS}),  # it sums its components out
+        pytest.param(*("FactorAnalysis", {"interpolations", *OF_ROWS}), marks=pytest.mark.slow),
+        pytest.param(
+            *("MixtureOfPCA", {*OF_ROWS}), marks=pytest.mark.slow
+        ),  # it sums its components out
         ("GaussianHMM", {*OF_ROWS}),  # a site for each step
     ],
 )

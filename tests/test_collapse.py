@@ -564,8 +564,13 @@ def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
     torch.testing.assert_close(whole.mean_variance, parts.mean_variance, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("lags", [True, False])
-@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(
+    ("few", "lags"),
+    [
+        *((True, True), (False, False)),
+        *(pytest.param(few, not few, marks=pytest.mark.slow) for few in (True, False)),
+    ],
+)
 def test_posteriors_are_fitted_until_it_is_clear_what_they_tell(
     lags: bool, few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

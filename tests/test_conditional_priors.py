@@ -77,7 +77,13 @@ def in_column(rows: Tensor) -> None:
 SORTED = Y.sort().values
 
 
-@pytest.mark.parametrize("order", ["sorted", "one row at once", "column", "palindrome"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        *("one row at once", "column"),
+        *(pytest.param(order, marks=pytest.mark.slow) for order in ("sorted", "palindrome")),
+    ],
+)
 def test_whatever_the_order_of_the_rows(order: str) -> None:
     y = Y if order == "column" else SORTED
     if order == "palindrome":

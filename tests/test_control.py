@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import yaml
+from catalogue import SMALL_NETWORK
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 from trainings import compilers
@@ -315,6 +316,7 @@ def test_on_the_command_line(
     monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_, **__: [])
     folder = tmp_path / "run"
     options = ["--max_rows", "60", "--num_samples", "5", "--batch_size", "5", "--max_epochs", "4"]
+    options += SMALL_NETWORK
     options += ["--posterior", "never", "--report", "false"]
     options += [
         "--model.latent_dim",
@@ -335,13 +337,14 @@ def test_on_the_command_line(
     diagnosis = yaml.safe_load((folder / "diagnosis.json").read_text())
     assert diagnosis["beta"] == float(last["beta"])
     again = tmp_path / "again"
-    assert main(["refit", str(folder), "--run_dir", str(again), "--quiet"]) == 0
+    bare = ["--posterior", "never", "--report", "false", "--quiet"]
+    assert main(["refit", str(folder), "--run_dir", str(again), *bare]) == 0
     refitted = yaml.safe_load((again / "config.yaml").read_text())["objective"]
     assert refitted["init_args"]["beta"] == float(last["beta"])
     epochs = (again / "metrics.csv").read_text().splitlines()
     column = epochs[0].split(",").index("beta")
     assert {float(row.split(",")[column]) for row in epochs[1:]} == {float(last["beta"])}
     other = ["--objective.beta", "0.5", "--overwrite"]
-    assert main(["refit", str(folder), "--run_dir", str(again), "--quiet", *other]) == 0
+    assert main(["refit", str(folder), "--run_dir", str(again), *bare, *other]) == 0
     refitted = yaml.safe_load((again / "config.yaml").read_text())["objective"]
     assert refitted["init_args"]["beta"] == 0.5

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import catalogue
@@ -25,11 +26,12 @@ import yaml
 from attacks import change, part, promise, trained as trained
 from forked import Forked
 from jsonargparse import _stubs_resolver
+from lightning_fabric import Fabric
 
 from ppl_vae.cli import main, rc_files
 from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import Trust, build, load_run
-from ppl_vae.runtime import safe_children
+from ppl_vae.runtime import devices, safe_children
 
 ROOT = Path(__file__).parent.parent
 OTHERS = (
@@ -281,7 +283,22 @@ def test_the_other_processes_find_a_class_that_was_typed(traps: Path, tmp_path: 
 
 
 @promise(17)
-@pytest.mark.parametrize("flags", [("-P",), pytest.param((), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("safe", [True, False])
+def test_further_processes_are_started_as_the_program_was(
+    safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(devices, "sys", SimpleNamespace(flags=SimpleNamespace(safe_path=safe)))
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setattr(Fabric, "launch", lambda _: seen.append(os.environ.get("PYTHONSAFEPATH")))
+    devices.make_fabric("cpu", num_processes=2)
+    assert seen == ["1" if safe else None]
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+@pytest.mark.slow  # it starts two processes
+@promise(17)
+@pytest.mark.parametrize("flags", [("-P",), ()])
 def test_further_processes_of_a_program_are_as_safe_as_it_is(
     flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

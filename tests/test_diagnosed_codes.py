@@ -312,7 +312,7 @@ HEALTHY: dict[str, Any] = {
 }
 
 
-QUICK = ("many", "SimVQ", "cosine", "residual", "FSQ")
+QUICK = ("SimVQ", "residual", "FSQ")
 
 
 @pytest.mark.parametrize(

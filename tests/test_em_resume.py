@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from forked import Forked
 from torch import Tensor, nn
 
 from ppl_vae.cli import main
@@ -26,8 +25,6 @@ from ppl_vae.em import GradientSteps, StepSize, checkpoints, fit_em
 from ppl_vae.models import BernoulliMixture, GaussianMixture, ProbabilisticPCA
 from ppl_vae.runs import RunFolder, read_config, save_checkpoint
 from ppl_vae.runtime import CorruptFileError, read_tensors
-
-ROOT = Path(__file__).parent.parent
 
 
 class Killed(BaseException):
@@ -402,34 +399,27 @@ def test_a_killed_command_goes_on(
         *("--model", "BernoulliMixture", "--model.components", "3", "--binarize", "dynamic"),
         *("--max_rows", "300", "--tolerance", "0", "--quiet"),
     )
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ppl_vae.cli", "em", "--run_dir", str(killed), *options),
-            *("--max_iterations", "1000000000"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, a shell has the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    for_ever = ("--max_iterations", "1000000000")
+    process = Forked(
+        lambda: main(["em", "--run_dir", str(killed), *options, *for_ever]), tmp_path / "said"
     )
     try:
         deadline = time.monotonic() + 120
         while not (killed / "metrics.csv").is_file() or len(history_in(killed)) < 2:
-            assert process.poll() is None, process.communicate()[1]
+            assert process.wait(0) is None, process.said.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=60)
+        os.kill(process.pid, how)
+        code = process.wait(60)
     finally:
         process.kill()
+    errors = process.said.read_text()
     if how == signal.SIGINT:
-        assert process.returncode == 130
+        assert code == 130
         assert f"ppl-vae em --resume {killed}" in errors.replace("'", "")
         assert "Traceback" not in errors
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     assert not (killed / "weights.safetensors").exists()
     iterations = ("--max_iterations", str(len(history_in(killed)) + 3))
     with patch("ppl_vae.cli.em._draw"):  # takes most of the time

@@ -113,6 +113,7 @@ def test_at_its_own_beta_a_trained_linear_decoder_touches_the_curve_of_the_data(
         assert other.rate.mean + other.slope * other.distortion.mean > total + 0.03
 
 
+@pytest.mark.slow
 def test_at_slope_1_it_is_log_p_and_the_exact_posterior() -> None:
     model, x = programs.pca(n=20)
     curve = frozen_decoder_curve(model, x, slopes=[1.0], num_chains=64, num_steps=150, seed=0)
@@ -150,7 +151,7 @@ def test_chains_in_parts_and_rows_in_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**14)
     model, x = programs.pca(n=2)
     curve = frozen_decoder_curve(
-        model, x, slopes=[0.5, 1.0], num_chains=40, num_steps=60, num_leapfrog=4, seed=0
+        model, x, slopes=[0.5, 1.0], num_chains=24, num_steps=30, num_leapfrog=4, seed=0
     )
     for point in curve:
         rate, distortion = exact(model, x, point.slope)

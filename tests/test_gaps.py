@@ -278,7 +278,13 @@ def test_a_guide_whose_latents_depend_on_each_other_keeps_that() -> None:
     assert "site 'a' depends on another latent" in gaps.notes[0]
 
 
-@pytest.mark.parametrize("kind", ["LowRank", "LogNormal", "masked", "mixture", "looped"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("LowRank", "LogNormal", "looped"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masked", "mixture")),
+    ],
+)
 def test_families_of_many_kinds(kind: str) -> None:
     """Each contains its model's posterior."""
     torch.manual_seed(0)

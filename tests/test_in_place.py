@@ -240,6 +240,8 @@ def cleared(self: Guide, x: Tensor) -> Tensor:
 
 
 FILLS = [assigned, added, masked, cleared]
+FEW = [design, literal, pieces, read_between]
+"""Writes to rows, to a literal, to parts of a tensor, and to what is read in between."""
 
 
 def train(model: nn.Module, guide: nn.Module, capture: bool, **options: Any) -> list[Any]:
@@ -272,7 +274,9 @@ def test_a_model_that_writes_trains_as_in_pyro(
     assert "capture is off" not in caplog.text
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize(
+    "weight", [pytest.param(w, marks=() if w in FEW else pytest.mark.slow) for w in WEIGHTS]
+)
 def test_comparisons_find_nothing_and_change_nothing(
     weight: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,8 +316,15 @@ def test_what_a_run_leaves_to_the_next_shows_at_once(
     assert "Usual causes: Python or NumPy state, tensors that are replaced" in caplog.text
 
 
-@pytest.mark.parametrize("weight", [design, literal, pieces, read_between])
-@pytest.mark.parametrize("fill", [None, assigned, added, masked])
+@pytest.mark.parametrize(
+    ("weight", "fill"),
+    [
+        # Each weight and each fill once.
+        pytest.param(weight, fill, marks=() if i == j else pytest.mark.slow)
+        for i, weight in enumerate(FEW)
+        for j, fill in enumerate([None, assigned, added, masked])
+    ],
+)
 def test_chunks_of_programs_that_write_are_recorded(
     weight: Any, fill: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

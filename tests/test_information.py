@@ -25,7 +25,9 @@ def pca(latent_dim: int, nats: float) -> ProbabilisticPCA:
     return model
 
 
-@pytest.mark.parametrize(("latent_dim", "nats"), [(1, 0.0), (2, 3.0), (8, 9.0)])
+@pytest.mark.parametrize(
+    ("latent_dim", "nats"), [(1, 0.0), (2, 3.0), pytest.param(8, 9.0, marks=pytest.mark.slow)]
+)
 def test_the_exact_value_is_between_the_bounds(latent_dim: int, nats: float) -> None:
     model = pca(latent_dim, nats)
     inside, seeds = 0, range(20 if nats else 7)  # the search for a cause takes longest

@@ -44,7 +44,7 @@ def every(few: int, *more: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("stride", [few, *slow])
 
 
-@every(6, 1)
+@every(9, 1)
 def test_a_pair_saved_over_a_run_is_killed_in_its_swap(
     stride: int, killer: Callable[[str], Killer]
 ) -> None:
@@ -71,6 +71,7 @@ def test_a_pair_saved_over_a_run_is_interrupted_in_its_swap(
         saved.at_event(n, SIGNALS[name])
 
 
+@pytest.mark.slow
 @every(30, 6)
 def test_a_training_over_a_run_is_killed_in_its_swap(
     stride: int, killer: Callable[[str], Killer]
@@ -80,7 +81,7 @@ def test_a_training_over_a_run_is_killed_in_its_swap(
         overwritten.at_event(n)
 
 
-@every(9, 2)
+@every(15, 2)
 def test_a_longer_training_is_killed_between_its_weights_and_its_results(
     stride: int,
     killer: Callable[[str], Killer],
@@ -114,11 +115,10 @@ def test_a_new_run_is_killed_while_its_first_file_is_written(
 @pytest.mark.parametrize(
     "scenario",
     [
-        "train --resume",
         "evaluate",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("train", "train --overwrite", "refit", "refit-prior")
+            for name in ("train", "train --resume", "train --overwrite", "refit", "refit-prior")
         ),
     ],
 )

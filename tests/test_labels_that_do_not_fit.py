@@ -38,8 +38,18 @@ UNSIGNED = [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 
 
 @pytest.mark.filterwarnings("ignore:the 30 of 30 rows with a label do not train the classifier")
-@pytest.mark.parametrize("kind", ["conditional", "semi-supervised"])
-@pytest.mark.parametrize("dtype", [*UNSIGNED, torch.int8, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        pytest.param(
+            *(kind, dtype),
+            marks=pytest.mark.slow if kind == "semi-supervised" and dtype in UNSIGNED[1:] else (),
+        )
+        for kind in ("conditional", "semi-supervised")
+        for dtype in (*UNSIGNED, torch.int8, torch.float32)
+    ],
+    ids=str,
+)
 def test_labels_of_any_dtype_are_those_of_int64(dtype: torch.dtype, kind: str) -> None:
     x, y = rows()
     wanted = elbo(pair(kind), (x, y))

@@ -76,7 +76,14 @@ def estimates(
 
 
 @pytest.mark.parametrize(
-    ("shift", "factor"), [(3.0, 1.0), (0.0, 0.1), (0.0, 10.0), (2.0, 0.1), (0.0, 1e-4)]
+    ("shift", "factor"),
+    [
+        (3.0, 1.0),
+        (0.0, 0.1),
+        (0.0, 10.0),
+        pytest.param(2.0, 0.1, marks=pytest.mark.slow),
+        (0.0, 1e-4),
+    ],
 )
 def test_guides_that_are_far_off(pca: ProbabilisticPCA, shift: float, factor: float) -> None:
     guide = off_by(pca, shift, factor)
@@ -141,7 +148,7 @@ def two_modes(
     ("weight", "dims"),
     [
         (0.5, 2),
-        (0.9, 10),
+        pytest.param(0.9, 10, marks=pytest.mark.slow),
         pytest.param(0.5, 10, marks=pytest.mark.slow),
         pytest.param(0.9, 2, marks=pytest.mark.slow),
     ],
@@ -187,6 +194,7 @@ def test_pairs_that_once_were_wrong(seed: int) -> None:
     assert found.reliable >= 0.9 * found.rows, found
 
 
+@pytest.mark.slow
 def test_the_guide_alone_is_wrong_there() -> None:
     """The pairs are hard ones: what is counted as wrong does happen."""
     found = total(tallies(range(6), method="guide"))["all"]

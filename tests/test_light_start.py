@@ -188,7 +188,15 @@ def test_what_the_full_parser_takes_the_light_parser_takes(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"), LIGHT, ids=[f"{' '.join(a)}-{w[:12]}" for a, _, w in LIGHT]
+    ("arguments", "code", "words"),
+    [  # that for zsh takes seconds, as that for bash does
+        pytest.param(
+            *(arguments, code, words),
+            id=f"{' '.join(arguments)}-{words[:12]}",
+            marks=pytest.mark.slow if "zsh" in arguments else (),
+        )
+        for arguments, code, words in LIGHT
+    ],
 )
 def test_an_answer_is_light(arguments: list[str], code: int, words: str) -> None:
     done, loaded = python(RUN, *arguments)

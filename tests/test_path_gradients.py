@@ -487,7 +487,11 @@ def test_the_loss_and_the_state_are_those_without_the_option(objective: Any) -> 
     assert not torch.allclose(my_grads[model], grads[model])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(o, marks=pytest.mark.slow if i else ()) for i, o in enumerate(OBJECTIVES)],
+    ids=lambda o: type(o).__name__,
+)
 def test_a_second_run_is_recorded(
     objective: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

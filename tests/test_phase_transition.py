@@ -43,6 +43,7 @@ def test_the_start_is_the_posterior_of_the_best_weights(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "alive",
     [

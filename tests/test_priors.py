@@ -314,8 +314,19 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-@others
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+@pytest.mark.parametrize(
+    ("prior", "objective"),
+    [
+        pytest.param(
+            *(DENSITIES[prior], OBJECTIVES[objective]),
+            id=f"{objective}-{prior}",
+            # Each prior with one objective.
+            marks=() if i % len(OBJECTIVES) == j else pytest.mark.slow,
+        )
+        for i, prior in enumerate([*DENSITIES][1:])
+        for j, objective in enumerate(OBJECTIVES)
+    ],
+)
 def test_recorded_steps_are_pyros(
     prior: Prior, objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,8 +353,17 @@ def test_recorded_steps_are_pyros(
         assert torch.equal(recorded_state[name], value), name
 
 
-@pytest.mark.parametrize("guide", [MeanField, FullCovariance])
-@pytest.mark.parametrize("name", ["MixturePrior", "VampPrior", "FlowPrior"])
+@pytest.mark.parametrize(
+    ("name", "guide"),
+    [
+        ("MixturePrior", FullCovariance),
+        *((name, MeanField) for name in ("MixturePrior", "VampPrior", "FlowPrior")),
+        *(
+            pytest.param(name, FullCovariance, marks=pytest.mark.slow)
+            for name in ("VampPrior", "FlowPrior")
+        ),
+    ],
+)
 def test_the_elbo_samples_a_kl_that_has_no_closed_form(name: str, guide: Any) -> None:
     """The chosen estimator agrees with quadrature over z, and beta weighs the whole KL."""
     torch.manual_seed(1)

@@ -21,6 +21,7 @@ from scripts import (
 PUBLISHED = ROOT / "analyses" / "published"
 
 
+@pytest.mark.slow
 def test_the_published_iwae_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,7 +196,7 @@ class Half(Bare):
             pyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
 
 
-@pytest.mark.parametrize("kind", [Bare, Half])
+@pytest.mark.parametrize("kind", [Bare, pytest.param(Half, marks=pytest.mark.slow)])
 def test_a_dead_encoder_of_tensors_is_mended_by_what_is_typed(kind: Any) -> None:
     torch.manual_seed(0)
     x = generated("normal") + 0.1 * torch.randn(200, 6)

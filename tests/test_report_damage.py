@@ -126,7 +126,10 @@ def test_files_of_runs_that_the_page_of_a_sweep_does_not_need(swept: Path, tmp_p
     ("change", "told"),
     [
         (lambda text: "", "holds 0 of the 3 lines that led to the weights"),
-        (lambda text: "{", "holds 0 of the 3 lines that led to the weights"),
+        pytest.param(
+            *(lambda text: "{", "holds 0 of the 3 lines that led to the weights"),
+            marks=pytest.mark.slow,
+        ),
         (lambda text: text.splitlines()[0] + "\n", "holds 0 of the 3 lines"),
         (lambda text: text.split("\n", 1)[1], "holds 2 of the 3 lines"),
         (lambda text: text[:-30], "line 3 below its head has not one number for each name"),

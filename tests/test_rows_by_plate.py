@@ -73,7 +73,7 @@ def test_words_by_documents_is_told(documents: int) -> None:
     assert problem.message in found.warnings
 
 
-@pytest.mark.parametrize("documents", [20, 12])
+@pytest.mark.parametrize("documents", [pytest.param(20, marks=pytest.mark.slow), 12])
 def test_documents_by_words(documents: int) -> None:
     """With documents first, log p(x) of each is that by quadrature over the simplex, and nothing is told."""
     lda = LDA(False, documents, 12)
@@ -161,7 +161,10 @@ def rows_of_shared_mean() -> tuple[Tensor, Tensor, Tensor]:
     return x, x.sum() / precision, precision.rsqrt()
 
 
-@pytest.mark.parametrize(("make", "loader"), [(AutoNormal, True), (AutoMultivariateNormal, False)])
+@pytest.mark.parametrize(
+    ("make", "loader"),
+    [(AutoNormal, True), pytest.param(AutoMultivariateNormal, False, marks=pytest.mark.slow)],
+)
 def test_autoguides_over_shared_latents_take_minibatches(make: Any, loader: bool) -> None:
     x, mean, scale = rows_of_shared_mean()
     guide = make(shared_mean)

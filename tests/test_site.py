@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("sphinx", "furo", "myst_parser", "latex2mathml")
 MISSING = [tool for tool in TOOLS if importlib.util.find_spec(tool) is None]
 SECTION = re.compile(r"\n(?:Args|Attributes|Raises|Returns|Yields|Example):\n")
+# These are looked at below; test_pages.py runs the blocks of all pages.
+ALONE = ("-D", "pages_to_run=start,collapse,conditional,semi_supervised")
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -32,7 +34,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"{', '.join(MISSING)} not installed: pip install '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     built = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "docs", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-W",
+            "--keep-going",
+            "-q",
+            "-E",
+            *ALONE,
+            "docs",
+            str(folder),
+        ],
         cwd=ROOT,
         env={
             **os.environ,

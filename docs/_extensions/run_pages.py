@@ -19,6 +19,8 @@ def run_blocks(app: Sphinx, doctree: nodes.document) -> None:
     page = app.env.current_document.docname
     if not app.env.metadata[page].get("run"):
         return
+    if app.config.pages_to_run and page not in app.config.pages_to_run:
+        return
     found = [n for n in doctree.findall(nodes.literal_block) if n.get("language") == "python"]
     pictures = Path(app.outdir) / "_images"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,8 @@ def _last_line(block: nodes.Node) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    # All of them, unless some are named: `sphinx -D pages_to_run=start,collapse`.
+    app.add_config_value("pages_to_run", [], "env", (list,))
     # Ahead of what collects pictures and titles of a page.
     app.connect("doctree-read", run_blocks, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

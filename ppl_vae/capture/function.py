@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae.capture.graphs import forget_values, has_dynamic_shapes, simplify
+from ppl_vae.capture.graphs import (
+    forget_values,
+    has_dynamic_shapes,
+    simplify,
+    without_fake_tensors,
+)
 from ppl_vae.capture.memory import is_random, writes_undone, written_nodes
 from ppl_vae.capture.recording import StaysInTorch
 
@@ -34,7 +39,7 @@ def recorded(
         >>> run(torch.ones(2))
         (tensor([3., 3.]),)
     """
-    with StaysInTorch(), writes_undone():
+    with StaysInTorch(), writes_undone(), without_fake_tensors():
         graph: GraphModule = make_fx(lambda u: function(u))(u)  # it miscounts a method's arguments
     if has_dynamic_shapes(graph):
         raise ValueError("the programs make tensors whose shapes depend on values")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental import proxy_tensor
 
 from ppl_vae.capture.memory import has_effect, sharing_memory, storage_of, written_nodes
 from ppl_vae.capture.substitutions import join_logarithms, split_biases
@@ -33,6 +38,45 @@ _FILLED = {
 
 _LITERAL = "_literal_"
 
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What is kept of the result of an operation.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type.
+        device: Where it is.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+@contextlib.contextmanager
+def without_fake_tensors() -> Iterator[None]:
+    """Within it, `make_fx` keeps `TensorFacts` of each result, not a FakeTensor.
+
+    For each FakeTensor, torch makes a mode of its own, which keeps the text of the whole stack: half of the
+    time of a recording. It computes with the tensors themselves in either case. What another thread traces with
+    fake tensors keeps them.
+    """
+    of_torch: Callable[..., Any] = proxy_tensor.extract_val
+
+    def facts(
+        value: Any, *options: Any, **named: Any
+    ) -> Any:  # they differ between versions of torch
+        if isinstance(value, TensorFacts):  # of the inputs of a user's operation, torch asks again
+            return value
+        if isinstance(value, Tensor) and value.layout is torch.strided and not is_fake(value):
+            return TensorFacts(value.shape, value.dtype, value.device)
+        return of_torch(value, *options, **named)  # of a list, it calls this function for each item
+
+    with mock.patch.object(proxy_tensor, "extract_val", facts):
+        yield
+
+
 LARGEST_LITERAL = 65536
 """Most numbers in a tensor that is computed in advance; a larger one is cheaper to make than to read."""
 
@@ -40,7 +84,8 @@ LARGEST_LITERAL = 65536
 def simplify(graph: GraphModule) -> None:
     """Drops operations that do nothing or whose result is unused, and does those on literals in advance.
 
-    The values that the graph computes stay the same, bit by bit. What is written in place stays as it is.
+    The values that the graph computes stay the same, bit by bit. What is written in place stays as it is. Its
+    code is made again by `recompile`, which is left to the last of several changes.
     """
     written = written_nodes(graph)
     _fold_literals(graph, written)
@@ -52,7 +97,6 @@ def simplify(graph: GraphModule) -> None:
             node.replace_all_uses_with(source)
             graph.graph.erase_node(node)
     _drop_dead(graph.graph)
-    graph.recompile()
 
 
 def forget_values(graph: GraphModule) -> None:
@@ -62,7 +106,7 @@ def forget_values(graph: GraphModule) -> None:
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Turns the tensors of the programs that a graph refers to into its last inputs.
+    """Turns the tensors of the programs that a graph refers to into its last inputs, except for its code.
 
     Returns:
         The tensors, in the order of the new inputs.
@@ -86,12 +130,11 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.graph.erase_node(node)
     graph.graph.lint()
-    graph.recompile()
     return tensors
 
 
 def own_outputs(graph: GraphModule) -> None:
-    """Makes each output a tensor of its own, so that a caller may write into it.
+    """Makes each output a tensor of its own, so that a caller may write into it, and makes the graph's code.
 
     Otherwise a gradient may be an argument, a literal, or the same tensor as another parameter's gradient.
     """
@@ -147,8 +190,8 @@ def has_dynamic_shapes(graph: GraphModule) -> bool:
             continue
         if node.target is not aten.index.Tensor:
             return True
-        indices = [n.meta.get("val") for n in node.args[1] if isinstance(n, Node)]
-        if any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        indices = [_dtype(n) for n in node.args[1] if isinstance(n, Node)]
+        if any(dtype in (None, torch.bool, torch.uint8) for dtype in indices):
             return True
     return False
 
@@ -156,8 +199,11 @@ def has_dynamic_shapes(graph: GraphModule) -> bool:
 def _shape(node: Node) -> torch.Size | None:
     if "shape" in node.meta:
         return node.meta["shape"]  # type: ignore[no-any-return]
-    value = node.meta.get("val")
-    return value.shape if isinstance(value, Tensor) else None
+    return getattr(node.meta.get("val"), "shape", None)
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _source_of_same(node: Node) -> Node | None:
@@ -169,7 +215,9 @@ def _source_of_same(node: Node) -> Node | None:
     if node.target in _SHAPES and _shape(source) is not None and _shape(node) == _shape(source):
         return source
     if node.target in _BY_ONE and len(node.args) > 1 and _is_one(node.args[1]):
-        return source if _shape(node) == _shape(source) else None
+        # A mask times 1 is no mask.
+        same = _shape(node) == _shape(source) and _dtype(node) == _dtype(source) is not None
+        return source if same else None
     if node.target is aten.t.default and source.target is aten.t.default:
         inner = source.args[0]
         return inner if isinstance(inner, Node) else None

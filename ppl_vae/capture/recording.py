@@ -37,6 +37,7 @@ from ppl_vae.capture.graphs import (
     lift_constants,
     own_outputs,
     simplify,
+    without_fake_tensors,
 )
 from ppl_vae.capture.memory import storage_of, writes_undone, written_nodes
 from ppl_vae.capture.python_state import CARRIED, python_state, tensors_kept, unchanged
@@ -181,6 +182,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
             OneHotUnread(),
             pyro.validation_enabled(False),
             writes_undone(),
+            without_fake_tensors(),
         ):
             graph = make_fx(function)(*args)
     except CaptureError as error:

@@ -103,10 +103,13 @@ def _is_of_a_library(value: Any) -> bool:
 def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
     """The values that a function closes over, has as defaults, or reads from its globals."""
     found = globals_of(function)
+    used = _names_used(function.__code__)[1]
     for name, module in list(found.items()):
         if isinstance(module, types.ModuleType):  # nets.decoder
-            inner = {f"{name}.{n}": vars(module).get(n) for n in _names_used(function.__code__)[1]}
-            found |= {n: v for n, v in inner.items() if isinstance(v, nn.Module)}
+            inner = vars(module)
+            for attribute in used & inner.keys():
+                if isinstance(inner[attribute], nn.Module):
+                    found[f"{name}.{attribute}"] = inner[attribute]
     found |= closure_of(function)
     positional = function.__code__.co_varnames[: function.__code__.co_argcount]
     defaults = function.__defaults__ or ()
