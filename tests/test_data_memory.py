@@ -148,9 +148,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from ppl_vae import evaluate, fit
 
 torch.set_num_threads(1)
-x, kept = torch.randn(32, 4096), []
+x, kept = torch.randn(16, 4096), []
 
-class Stream(IterableDataset):  # batches of 512 KiB
+class Stream(IterableDataset):  # batches of 256 KiB
     def __init__(self, batches):
         self.batches = batches
 
@@ -182,13 +182,13 @@ def train(batches):
     rows = lambda: DataLoader(Stream(batches), batch_size=None)
     fitted = fit(model, guide, rows(), validation=rows(), max_epochs=2, learning_rate=1e-4, seed=0)
     assert fitted.steps == 2 * batches
-    assert evaluate(model, guide, rows(), num_samples=4).num_rows == 32 * batches
+    assert evaluate(model, guide, rows(), num_samples=4).num_rows == 16 * batches
 
-train(6)
+train(12)
 kept.clear()
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 28 * 2**20,) * 2)
-train(80)
+train(160)
 """
 
 
