@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -88,7 +89,15 @@ class NetworkClassifier:
     def describe(self, shape: tuple[int, ...], num_rows: int) -> str:
         """The network and the length of its training, in words."""
         network, size = self._network(shape), min(self.batch_size, num_rows)
-        parts = {name: v for name, v in vars(network).items() if v is not None and v is not False}
+        # A switch is told where it is not as usual.
+        of: Any = network
+        fields = dataclasses.fields(of) if dataclasses.is_dataclass(of) else ()
+        usual = {field.name: field.default for field in fields}
+        parts = {
+            name: v
+            for name, v in vars(network).items()
+            if v is not None and not (isinstance(v, bool) and v == usual.get(name, False))
+        }
         shown = (
             f"{k}={v.__name__ if inspect.isclass(v) else v}"
             for k, v in parts.items()
