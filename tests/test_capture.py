@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from catalogue import LIKELIHOODS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae import fit
@@ -645,6 +647,34 @@ def test_what_is_traced_with_fake_tensors_keeps_them() -> None:
     values = [n.meta["val"] for n in graph.graph.nodes if n.op != "output"]
     assert len(values) == 2
     assert all(is_fake(value) for value in values)
+
+
+def test_threads_that_record_at_once_leave_torch_as_it_was() -> None:
+    before = proxy_tensor.extract_val
+    inside, left = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with graphs_module.without_fake_tensors():
+            inside.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=other)
+    with graphs_module.without_fake_tensors():
+        thread.start()
+        assert not inside.wait(0.2)  # it comes after this one
+    left.set()
+    thread.join(10)
+    assert inside.is_set()
+    assert proxy_tensor.extract_val is before
+
+
+def test_a_version_of_torch_that_describes_in_another_way_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graphs_module, "_DESCRIBES", "of_another_version")
+    with graphs_module.without_fake_tensors():
+        graph = make_fx(torch.sin)(torch.randn(3))
+    assert all(is_fake(n.meta["val"]) for n in graph.graph.nodes if n.op != "output")
 
 
 @pytest.mark.parametrize("kept", ["facts", "fake tensors", "nothing"])

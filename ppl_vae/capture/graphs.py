@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -54,27 +54,40 @@ class TensorFacts:
     device: torch.device
 
 
+_DESCRIBES = "extract_val"
+"""The function of torch that describes a result; it is private, so that a version may have none."""
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextlib.contextmanager
 def without_fake_tensors() -> Iterator[None]:
     """Within it, `make_fx` keeps `TensorFacts` of each result, not a FakeTensor.
 
     For each FakeTensor, torch makes a mode of its own, which keeps the text of the whole stack: half of the
     time of a recording. It computes with the tensors themselves in either case. What another thread traces with
-    fake tensors keeps them.
+    fake tensors keeps them. A version of torch that describes results in another way keeps its own.
     """
-    of_torch: Callable[..., Any] = proxy_tensor.extract_val
+    with _ONE_AT_A_TIME:  # threads that end in another order would leave `facts` in place
+        of_torch: Callable[..., Any] | None = getattr(proxy_tensor, _DESCRIBES, None)
+        if of_torch is None:
+            yield
+            return
 
-    def facts(
-        value: Any, *options: Any, **named: Any
-    ) -> Any:  # they differ between versions of torch
-        if isinstance(value, TensorFacts):  # of the inputs of a user's operation, torch asks again
-            return value
-        if isinstance(value, Tensor) and value.layout is torch.strided and not is_fake(value):
-            return TensorFacts(value.shape, value.dtype, value.device)
-        return of_torch(value, *options, **named)  # of a list, it calls this function for each item
+        def facts(value: Any, *options: Any, **named: Any) -> Any:  # versions differ in the options
+            if isinstance(
+                value, TensorFacts
+            ):  # of the inputs of a user's operation, torch asks again
+                return value
+            if isinstance(value, Tensor) and value.layout is torch.strided and not is_fake(value):
+                return TensorFacts(value.shape, value.dtype, value.device)
+            return of_torch(value, *options, **named)  # of a list, it calls this for each item
 
-    with mock.patch.object(proxy_tensor, "extract_val", facts):
-        yield
+        setattr(proxy_tensor, _DESCRIBES, facts)
+        try:
+            yield
+        finally:
+            setattr(proxy_tensor, _DESCRIBES, of_torch)
 
 
 LARGEST_LITERAL = 65536
