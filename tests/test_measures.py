@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -27,11 +29,12 @@ from ppl_vae.cli.fitted_prior import RefittedPrior
 from ppl_vae.diagnosis.history import still_training
 from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VAE, Autoencoder, FullNormal, LaplacePrior
+from ppl_vae.models import VAE, Autoencoder, FlatPrior, FullNormal, LaplacePrior
 from ppl_vae.objectives import ELBO, TargetRate
-from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE
+from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, measure_of_result
 from ppl_vae.reporting import html_report
 from ppl_vae.runs import Comparison
+from ppl_vae.stats import Estimate
 from ppl_vae.sweeps import SweepFolder, SweepTable, read_spec
 from ppl_vae.tasks import Outliers
 
@@ -56,6 +59,12 @@ def plain() -> tuple[Any, Any]:
 def drawn() -> tuple[Any, Any]:
     torch.manual_seed(0)
     return VAE((D,), latent_dim=2, likelihood=Gaussian(1.0)), MeanField((D,), latent_dim=2)
+
+
+def flat() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = VAE((D,), latent_dim=2, likelihood=Gaussian(1.0), prior=FlatPrior())
+    return model, MeanField((D,), latent_dim=2)
 
 
 PAIRS = {"sparse": sparse, "plain": plain, "drawn": drawn}
@@ -313,3 +322,59 @@ def test_rows_are_sorted_by_what_the_pair_has_and_by_nothing_else() -> None:
         figure = plots.worst_reconstructions(x, reconstruct(*pair, x), chosen)
         told = figure.get_suptitle()
         assert told == f"{side} {own.text} of {len(X)} rows"
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "flat"])
+def test_a_file_has_the_measure_of_its_evaluation(name: str, tmp_path: Path) -> None:
+    pair = flat() if name == "flat" else PAIRS[name]()
+    own = {**OWN, "flat": DISTORTION}[name]
+    found = evaluate(*pair, X, num_samples=2, seed=0)
+    assert found.measure is own
+    assert found.to_dict()["measure"] == own.name
+    assert Outliers.of(found).by == own.name
+    assert Outliers.of(found).measure is own
+    save_run(tmp_path, *pair, evaluation=found, rows=X)
+    run = load_run(tmp_path)
+    assert measure_of_result(run.evaluation) is own
+    value = found.distortion if own is DISTORTION else found.elbo
+    assert f"{own.text} {value.mean:.3f} nats" in repr(run)
+    row = Comparison.of([run, run]).table()[1]
+    assert ("not defined" in row) == (own is not ELBO_MEASURE)
+    assert (row[5] == "-") == (own is not ELBO_MEASURE), "unreliable"
+
+
+def test_points_whose_density_is_not_finite_are_points(tmp_path: Path) -> None:
+    pair = sparse()
+    found = evaluate(*pair, X, num_samples=2)
+    infinite = replace(found, elbo=Estimate(found.elbo.values - math.inf))
+    assert infinite.measure is AT_POINT
+    save_run(tmp_path, *pair, evaluation=infinite, rows=X)
+    assert measure_of_result(load_run(tmp_path).evaluation) is AT_POINT
+    assert ">ELBO<" not in html_report(tmp_path)
+    assert "The model has no density of z" not in html_report(tmp_path)
+
+
+def test_a_prior_that_is_improper_for_some_rows_leaves_the_distortion_to_all() -> None:
+    def model(x: torch.Tensor, flag: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            prior = (
+                dist.ImproperUniform(dist.constraints.real, (), ())
+                if flag[0]
+                else dist.Normal(0, 1)
+            )
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: torch.Tensor, flag: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    batches = [(torch.randn(5), torch.full((5,), flag)) for flag in (0, 1)]
+    found = evaluate(model, guide, batches, num_samples=5)
+    assert found.measure is DISTORTION
+    assert found.elbo.values.isfinite().tolist() == [True] * 5 + [False] * 5
+    lines = dict(found.lines())
+    assert lines["ELBO, rate"].startswith(
+        "defined for 5 of 10 rows only, because p(z) of 'z' on 5 of 10 rows is improper"
+    )
+    assert Outliers.of(found).by == "distortion"

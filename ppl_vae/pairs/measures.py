@@ -102,13 +102,22 @@ def measure_in(history: Sequence[Mapping[str, Any]]) -> Measure:
 def measure_of_result(found: Mapping[str, Any] | None) -> Measure:
     """What an evaluation has, by the content of its file; `ELBO_MEASURE` if it does not say.
 
+    Files of earlier versions do not name it: then it is guessed by what they hold.
+
     Example:
+        >>> measure_of_result({"measure": "log_joint"}).text
+        'log p(x, z)'
         >>> measure_of_result({"at_points": True, "elbo": {"mean": -3.0}}).text
         'log p(x, z)'
         >>> measure_of_result({"at_points": True, "elbo": {"mean": None}}).text
         'distortion'
     """
-    if not found or found.get("at_points") is not True:
+    if not found:
+        return ELBO_MEASURE
+    for each in MEASURES:
+        if found.get("measure") == each.name:
+            return each
+    if found.get("at_points") is not True:
         return ELBO_MEASURE
     given = found.get("elbo")
     mean = given.get("mean") if isinstance(given, Mapping) else None

@@ -21,7 +21,7 @@ _QUANTITIES = dict.fromkeys(("elbo", "rate", "distortion", "log_likelihood"))
 """What is compared row by row."""
 
 _OF_BOUND = ("elbo", "rate")
-"""Of these, what is not defined where the guide gives points."""
+"""Of these, what is not defined where the guide gives points, or p(z) is improper."""
 
 _AGAIN = "create it again (`ppl-vae evaluate`, `ppl-vae diagnose`, with --overwrite)"
 
@@ -104,7 +104,8 @@ class Comparison(Result):
     def difference(self, quantity: str, run: int) -> Estimate:
         """A run's quantity minus the first run's, row by row: its error is that of paired rows.
 
-        ELBO and rate are not defined if the guide of one of them gives points: log p(x, z) there is no bound.
+        ELBO and rate are not defined if the guide of one of them gives points, as log p(x, z) there is no
+        bound, or if p(z) of one is improper.
         """
         if quantity in _OF_BOUND and any(map(_has_no_bound, self._both(run))):
             n = len(self.values[0][quantity])
@@ -165,7 +166,7 @@ class Comparison(Result):
         """The share of rows whose log p(x) is not to be trusted; "-" if none is claimed, or for older runs."""
         rows = self.values[run].get("unreliable")
         known = self.evaluations[run]
-        claimed = not (known.get("certain", False) or known.get("at_points", False))
+        claimed = not (known.get("certain", False) or _has_no_bound(known))
         return "-" if rows is None or not claimed else f"{sum(map(bool, rows)) / len(rows):.1%}"
 
     def lines(self) -> list[tuple[str, str]]:
@@ -192,7 +193,7 @@ class Comparison(Result):
         for name, e, rows in zip(self.names, self.evaluations, self.values, strict=True):
             kind = "drawn" if any(rows.get("log_likelihood_error", [1.0])) else "exact"
             kind = "at least the ELBO" if _is_bound(e) else kind
-            kind = "not defined" if e.get("at_points") else kind
+            kind = "not defined" if _has_no_bound(e) else kind
             kinds.setdefault(kind, []).append(name)
             samples |= {e["num_samples"]} if kind == "drawn" else set()
         drawn = " / ".join(map(str, sorted(samples)))
