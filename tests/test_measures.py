@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +26,17 @@ from ppl_vae import (
     save_run,
     to_arviz,
 )
+from ppl_vae.cli.common import stored_evaluation
 from ppl_vae.cli.fitted_prior import RefittedPrior
 from ppl_vae.diagnosis.history import still_training
+from ppl_vae.evaluation import Evaluation
 from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, Autoencoder, FlatPrior, FullNormal, LaplacePrior
 from ppl_vae.objectives import ELBO, TargetRate
 from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, measure_of_result
 from ppl_vae.reporting import html_report
-from ppl_vae.runs import Comparison
+from ppl_vae.runs import Comparison, describe_rows, write_results
 from ppl_vae.stats import Estimate
 from ppl_vae.sweeps import SweepFolder, SweepTable, read_spec
 from ppl_vae.tasks import Outliers
@@ -310,6 +313,13 @@ def test_rows_are_sorted_by_what_the_pair_has_and_by_nothing_else() -> None:
         ).argsort()
         assert chosen.index.tolist() == order[:3].tolist()
         side = "lowest" if own.sign > 0 else "highest"
+        expected = {
+            "sparse": {"log_joint", "neg_log_prior"},
+            "plain": set(),
+            "drawn": {"elbo", "rate"},
+        }
+        for told in (chosen.rows(), chosen.to_dict()):
+            assert told.keys() & (BOUND | POINT) == expected[name]
         assert f"the 3 of {len(X)} rows with the {side} {own.text}, nats" in str(chosen)
         assert torch.equal(Outliers.of(evaluation, num=3, by=own.name).index, chosen.index)  # type: ignore[arg-type]
         assert Outliers.of(evaluation, num=3, by="distortion").by == "distortion"
@@ -378,3 +388,60 @@ def test_a_prior_that_is_improper_for_some_rows_leaves_the_distortion_to_all() -
         "defined for 5 of 10 rows only, because p(z) of 'z' on 5 of 10 rows is improper"
     )
     assert Outliers.of(found).by == "distortion"
+
+
+class Earlier:
+    """An evaluation as an earlier version wrote it: what is no ELBO is called one, and nothing says what it is."""
+
+    def __init__(self, found: Evaluation) -> None:
+        self._found = found
+        self._values = {"elbo": found.elbo, "rate": found.rate}
+
+    def to_dict(self) -> dict[str, Any]:
+        known = self._found.to_dict()
+        own = {name: value for name, value in known.items() if name not in POINT | {"measure"}}
+        return own | {name: of.to_dict() for name, of in self._values.items()}
+
+    def rows(self) -> dict[str, torch.Tensor]:
+        own = {name: of for name, of in self._found.rows().items() if name not in POINT}
+        return {name: of.values for name, of in self._values.items()} | own
+
+    def names(self) -> dict[str, list[str]]:
+        return self._found.names()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_files_of_an_evaluation_have_the_names_of_what_is_defined(
+    name: str, tmp_path: Path
+) -> None:
+    pair, data = PAIRS[name](), SimpleNamespace(name="x", test=X)
+    own = {"sparse": {"log_joint", "neg_log_prior"}, "plain": set(), "drawn": {"elbo", "rate"}}
+    found = evaluate(*pair, X, num_samples=2, seed=0)
+    read: dict[str, Any] = {}
+    for when, evaluation in (("now", found), ("earlier", Earlier(found))):
+        save_run(tmp_path / when, *pair)
+        weights = load_run(tmp_path / when).weights_sha256
+        held_out = describe_rows(X, "x", "test")
+        write_results(tmp_path / when, evaluation=evaluation, rows=held_out, weights=weights)
+        read[when] = load_run(tmp_path / when)
+    with (tmp_path / "now" / "evaluation.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    known = json.loads((tmp_path / "now" / "evaluation.json").read_text())
+    assert rows[0].keys() & (BOUND | POINT) == known.keys() & (BOUND | POINT) == own[name]
+    if name == "sparse":
+        parts = zip(found.elbo.values.tolist(), found.rate.values.tolist(), strict=True)
+        assert [(float(r["log_joint"]), float(r["neg_log_prior"])) for r in rows] == [*parts]
+    # Readers take both; by repr, in which NaN is the same as NaN.
+    old, new = read["earlier"], read["now"]
+    assert repr(sorted(old.evaluation_rows.items())) == repr(sorted(new.evaluation_rows.items()))
+    same = {"measure": "elbo", **old.evaluation}
+    assert repr(sorted(same.items())) == repr(sorted(new.evaluation.items()))
+    for run in (old, new):
+        told = Comparison.of([run, new]).table()
+        assert told[1][1:6] == told[2][1:6]
+        page = html_report(run.path)
+        worst = {"sparse": "lowest log p(x, z)", "plain": "highest distortion"}
+        assert f">Rows with the {worst.get(name, 'lowest log p(x)')}<" in page
+        stored = stored_evaluation(run, data)  # type: ignore[arg-type]
+        assert stored is not None
+        assert repr(stored.elbo.values.tolist()) == repr(found.elbo.values.double().tolist())

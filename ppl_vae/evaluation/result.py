@@ -110,7 +110,7 @@ class Evaluation(DataResult):
             ELBO, rate and distortion are exact, and log p(x), which is at least the ELBO, is NaN.
         at_points: Whether the guide gives a point for every latent, and draws nothing.
         measure: What `elbo` and `rate` are called: of points, and where p(z) of some rows is improper, they are
-            none.
+            none. `rows()`, `to_dict()` and the files of a run have them under these names.
     """
 
     elbo: Estimate
@@ -133,7 +133,7 @@ class Evaluation(DataResult):
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         yield "measure", self.measure.name
-        yield from super()._values()
+        yield from self.measure.of(dict(super()._values())).items()
 
     @property
     def method(self) -> list[str]:

@@ -29,7 +29,7 @@ class Outliers(RowResult):
         by: What they are sorted by: "elbo"; "log_joint", which is log p(x, z) where the guide gives points; or
             "distortion".
         out_of: The number of all rows.
-        measure: What `elbo` and `rate` are called; that of the evaluation.
+        measure: What `elbo` and `rate` are called, also in `rows()` and `to_dict()`; that of the evaluation.
     """
 
     index: Tensor
@@ -74,7 +74,7 @@ class Outliers(RowResult):
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         yield "measure", self.measure.name
-        yield from super()._values()
+        yield from self.measure.of(dict(super()._values())).items()
 
     def table(self) -> list[list[str]]:
         """One line for each row."""
