@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from ppl_vae import (
     save_run,
     to_arviz,
 )
+from ppl_vae.checks import PairWarning
 from ppl_vae.cli.common import stored_evaluation
 from ppl_vae.cli.fitted_prior import RefittedPrior
 from ppl_vae.diagnosis.history import still_training
@@ -34,8 +36,9 @@ from ppl_vae.guides import DeltaEncoder, MeanField
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, Autoencoder, FlatPrior, FullNormal, LaplacePrior
 from ppl_vae.objectives import ELBO, TargetRate
-from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, measure_of_result
+from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, measure_in, measure_of_result
 from ppl_vae.reporting import html_report
+from ppl_vae.reporting.numbers import best_epoch
 from ppl_vae.runs import Comparison, describe_rows, write_results
 from ppl_vae.stats import Estimate
 from ppl_vae.sweeps import SweepFolder, SweepTable, read_spec
@@ -391,7 +394,7 @@ def test_a_prior_that_is_improper_for_some_rows_leaves_the_distortion_to_all() -
 
 
 class Earlier:
-    """An evaluation as an earlier version wrote it: what is no ELBO is called one, and nothing says what it is."""
+    """An evaluation as an earlier version wrote it: all is called an ELBO, and nothing says what it is."""
 
     def __init__(self, found: Evaluation) -> None:
         self._found = found
@@ -445,3 +448,100 @@ def test_files_of_an_evaluation_have_the_names_of_what_is_defined(
         stored = stored_evaluation(run, data)  # type: ignore[arg-type]
         assert stored is not None
         assert repr(stored.elbo.values.tolist()) == repr(found.elbo.values.double().tolist())
+
+
+def normals(x: torch.Tensor, flag: torch.Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def partly(x: torch.Tensor, flag: torch.Tensor) -> None:
+    """Draws from the exact posterior, or gives its mean."""
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        if bool(flag.all()):
+            pyro.sample("z", dist.Delta(slope * x))
+        else:
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
+def of_kind(points: bool, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(8, generator=torch.Generator().manual_seed(seed))
+    return x, torch.full((8,), points)
+
+
+STILL: dict[str, Any] = {**QUICK, "learning_rate": 1e-12, "max_epochs": 2}
+"""The slope stays what it is, so that numbers are known exactly."""
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_training_and_held_out_rows_have_names_of_their_own(points: bool, tmp_path: Path) -> None:
+    (train, flags), (held, other) = of_kind(points), of_kind(not points, seed=1)
+    fitted = fit(
+        *(normals, partly, [(train, flags)]),
+        validation=[(held, other)],
+        patience=1,
+        run_dir=tmp_path,
+        **STILL,
+    )
+    rows = {True: train if points else held, False: held if points else train}
+    at = rows[True]
+    joint = dist.Normal(0.0, 1.0).log_prob(at / 2) + dist.Normal(at / 2, 1.0).log_prob(at)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(rows[False])
+    names = ("log_joint", "validation_elbo") if points else ("validation_log_joint", "elbo")
+    parts = {name.replace("elbo", "rate").replace("log_joint", "neg_log_prior") for name in names}
+    for row in fitted.history:
+        assert row.keys() & (BOUND | POINT) == {*names} | parts
+        assert row[names[0]] == pytest.approx(float(joint.mean()), abs=1e-5)
+        assert row[names[1]] == pytest.approx(float(exact.mean()), abs=1e-5)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert {*next(csv.reader(file))} & (BOUND | POINT) == {*names} | parts
+    assert all(f"{name}=" in repr(fitted) for name in names)
+    own, of_held_out = ("log p(x, z)", "ELBO") if points else ("ELBO", "log p(x, z)")
+    assert f">{own}, training rows<" in fitted._repr_html_()
+    assert f">{of_held_out}, held-out rows<" in fitted._repr_html_()
+    assert fitted.stopped == f"no better held-out {of_held_out} in 1 epochs"
+    assert best_epoch(fitted.history) == 0
+    assert not fitted.warnings
+
+
+def test_a_history_of_points_and_draws_says_that_it_mixes_them() -> None:
+    told = "a point for 'z' in some batches only: .* so that ELBO and rate mix two kinds of rows"
+    with pytest.warns(PairWarning, match=told):
+        fitted = fit(normals, partly, [of_kind(True), of_kind(False)], **STILL)
+    (warning,) = fitted.warnings
+    assert "mix two kinds of rows" in warning
+    assert all("elbo" in row and "log_joint" not in row for row in fitted.history)
+    held = [of_kind(True), of_kind(False)]
+    with pytest.warns(PairWarning, match=f"validation: the guide gives {told}"):
+        fitted = fit(normals, partly, [of_kind(True)], validation=held, **STILL)
+    assert all({"log_joint", "validation_elbo"} <= row.keys() for row in fitted.history)
+
+
+class Changing:
+    """Batches that are points in the first epoch, and draws from then on."""
+
+    points = True
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield of_kind(self.points)
+
+    def switch(self, epoch: int) -> float:
+        self.points = epoch == 0
+        return 1.0
+
+
+def test_a_kind_that_was_seen_among_held_out_rows_counts_once_it_is_trained_on() -> None:
+    batches = Changing()
+
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, batches.switch)
+
+    options = {"validation": [of_kind(False)], "lr_scheduler": schedule, **STILL}
+    with pytest.warns(PairWarning, match="mix two kinds of rows"):
+        fitted = fit(normals, partly, batches, **options)
+    first, second = fitted.history
+    assert ("log_joint" in first, "elbo" in first) == (True, False)
+    assert ("log_joint" in second, "elbo" in second) == (False, True)
+    assert measure_in(fitted.history) is ELBO_MEASURE

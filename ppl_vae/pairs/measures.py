@@ -51,23 +51,29 @@ class Measure:
         """The columns of a history that hold it and its parts, without those of held-out rows."""
         return tuple(dict.fromkeys(name for name in (self.name, self.rate, "distortion") if name))
 
-    def of(self, row: Mapping[str, T]) -> dict[str, T]:
-        """The numbers of an epoch under the names of this measure; without those that are not defined.
+    @property
+    def _names(self) -> dict[str, str]:
+        """Its names of an ELBO and a rate; empty for what is not defined."""
+        return {"elbo": self.name if self.sign > 0 else "", "rate": self.rate}
+
+    def of(self, row: Mapping[str, T], held_out: Measure | None = None) -> dict[str, T]:
+        """Numbers under the names of this measure; without those that are not defined.
 
         Args:
-            row: The numbers under any names.
+            row: The numbers, of which `elbo` and `rate` are renamed, and those of held-out rows.
+            held_out: The measure of held-out rows, if it is another.
 
         Example:
             >>> AT_POINT.of({"epoch": 1, "elbo": -3.0, "rate": 1.0, "distortion": 2.0})
             {'epoch': 1, 'log_joint': -3.0, 'neg_log_prior': 1.0, 'distortion': 2.0}
             >>> DISTORTION.of({"epoch": 1, "elbo": -3.0, "rate": 1.0, "distortion": 2.0})
             {'epoch': 1, 'distortion': 2.0}
+            >>> AT_POINT.of({"elbo": -3.0, "validation_elbo": -4.0}, held_out=ELBO_MEASURE)
+            {'log_joint': -3.0, 'validation_elbo': -4.0}
         """
-        if self is ELBO_MEASURE:
-            return dict(row)
-        defined = self.name if self.sign > 0 else ""
-        names = {ELBO_MEASURE.name: defined, ELBO_MEASURE.rate: self.rate}
-        names |= {HELD_OUT + old: new and HELD_OUT + new for old, new in names.items()}
+        names = self._names
+        of_held_out = (held_out or self)._names
+        names |= {HELD_OUT + old: new and HELD_OUT + new for old, new in of_held_out.items()}
         return {
             names.get(name, name): value for name, value in row.items() if names.get(name, name)
         }
@@ -88,15 +94,38 @@ def measure_of(layouts: Iterable[Layout]) -> Measure:
     return AT_POINT if known and all(layout.only_points for layout in known) else ELBO_MEASURE
 
 
-def measure_in(history: Sequence[Mapping[str, Any]]) -> Measure:
+def measure_in(history: Sequence[Mapping[str, Any]], prefix: str = "") -> Measure:
     """What a history has: the first of `MEASURES` with a column; the last one if none has.
 
+    Args:
+        history: The numbers of each epoch.
+        prefix: `HELD_OUT` asks for that of held-out rows: it is that of the training rows if there are none.
+
     Example:
-        >>> measure_in([{"epoch": 1, "log_joint": -3.0, "distortion": 2.0}]).text
-        'log p(x, z)'
+        >>> history = [{"epoch": 1, "log_joint": -3.0, "distortion": 2.0, "validation_elbo": -4.0}]
+        >>> measure_in(history).text, measure_in(history, HELD_OUT).text
+        ('log p(x, z)', 'ELBO')
     """
     names = {name for row in history for name in row}
-    return next((each for each in MEASURES if each.name in names), DISTORTION)
+    found = next((each for each in MEASURES if prefix + each.name in names), None)
+    return found or (measure_in(history) if prefix else DISTORTION)
+
+
+def mixture_in(layouts: Iterable[Layout]) -> str:
+    """That means over all rows mix points and densities, and what to do; empty if they do not.
+
+    Args:
+        layouts: The layouts of all rows.
+    """
+    known = list(layouts)
+    kinds = {(bool(layout.points), layout.only_points) for layout in known}
+    if len(kinds) < 2 or measure_of(known) is not ELBO_MEASURE:
+        return ""
+    names = ", ".join(dict.fromkeys(f"'{name}'" for layout in known for name in layout.points))
+    return (
+        f"the guide gives a point for {names} in some batches only: it has no density, and the ELBO leaves it "
+        "out of log q(z | x), so that ELBO and rate mix two kinds of rows; use a guide that samples"
+    )
 
 
 def measure_of_result(found: Mapping[str, Any] | None) -> Measure:
