@@ -39,9 +39,10 @@ from ppl_vae.objectives import ELBO, TargetRate
 from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, measure_in, measure_of_result
 from ppl_vae.reporting import html_report
 from ppl_vae.reporting.numbers import best_epoch
+from ppl_vae.reporting.of_sweep import _headline
 from ppl_vae.runs import Comparison, describe_rows, write_results
 from ppl_vae.stats import Estimate
-from ppl_vae.sweeps import SweepFolder, SweepTable, read_spec
+from ppl_vae.sweeps import METRICS, SweepFolder, SweepTable, SweptPoint, read_spec
 from ppl_vae.tasks import Outliers
 
 D, SCALE = 4, 0.5
@@ -245,6 +246,26 @@ def test_a_sweep_of_both_kinds_leaves_cells_empty(tmp_path: Path) -> None:
     only = SweepTable.of(_Done(folder, states), runs[1:])  # type: ignore[arg-type]
     assert "log p(x, z)" not in only.to_markdown()
     assert "log_joint" not in only.to_csv()
+
+
+def headline(*points: dict[str, list[float]]) -> str:
+    missing = {name: [math.nan] for name in METRICS}
+    swept = [SweptPoint({"scale": i}, {**missing, **of}, 1) for i, of in enumerate(points)]
+    return " ".join(map(str, _headline(SweepTable([{"state": "done"}] * len(swept), swept))))
+
+
+def test_the_headline_of_a_sweep_tells_of_what_is_there() -> None:
+    both = headline({"log_joint": [-5.0]}, {"log_joint": [-4.0]})
+    assert "The highest log p(x, z) is -4.00 nats, at scale 1" in both
+    assert "ELBO" not in both
+    assert "two standard errors" in both
+    mixed = headline({"log_joint": [-5.0]}, {"elbo": [-4.0], "log_likelihood": [-3.5]})
+    for text in ("log p(x, z) is -5.00 nats, at scale 0", "ELBO is -4.00", "log p(x) is -3.50"):
+        assert text in mixed
+    none = headline({"distortion": [1.0]}, {"distortion": [2.0]})
+    assert "2 of 2 runs have ended well" in none
+    assert "highest" not in none
+    assert "two standard errors" not in none
 
 
 class _Done:
