@@ -83,7 +83,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A pair's name, its fit, and what the progress bar showed."""
     pair = PAIRS[request.param]()
     folder = tmp_path_factory.mktemp(request.param)
-    return request.param, fit(*pair, X, validation=X, max_epochs=3, run_dir=folder, **QUICK)
+    how: dict[str, Any] = {"max_epochs": 3, "tensorboard": True, **QUICK}
+    return request.param, fit(*pair, X, validation=X, run_dir=folder, **how)
 
 
 def test_a_history_has_the_names_of_what_is_defined(trained: Any) -> None:
@@ -112,6 +113,19 @@ def test_a_history_has_the_names_of_what_is_defined(trained: Any) -> None:
             "drawn": {"ELBO", "rate"},
         }[name]
     )
+
+
+def test_tensorboard_has_these_names(trained: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    name, fitted = trained
+    events = EventAccumulator(str(fitted.run_dir / "tensorboard"))
+    events.Reload()
+    own = {"sparse": POINT, "plain": set(), "drawn": BOUND}[name]
+    assert {*events.Tags()["scalars"]} & (BOUND | POINT) == own
+    for column in (OWN[name].name, f"validation_{OWN[name].name}"):
+        found = [(e.step, e.value) for e in events.Scalars(column)]
+        assert found == [(row["epoch"], pytest.approx(row[column])) for row in fitted.history]
 
 
 def test_the_number_is_log_p_x_z_at_the_point() -> None:
@@ -160,7 +174,12 @@ def test_a_controller_that_misses_its_target_finds_the_rate_at_points() -> None:
         fitted = fit(
             model, guide, X, objective=ELBO(beta=TargetRate(nats=50.0)), max_epochs=4, **QUICK
         )
-    assert fitted.warnings
+    rate, distortion = (
+        sum(row[name] for row in fitted.history) / 4 for name in ("neg_log_prior", "distortion")
+    )
+    assert 0 < rate < 50
+    (told,) = fitted.warnings
+    assert f"the rate is {rate:.4g} and the distortion {distortion:.4g} nats per row" in told
 
 
 def test_a_training_of_an_earlier_version_goes_on_under_the_names_of_today(
@@ -342,8 +361,8 @@ def test_rows_are_sorted_by_what_the_pair_has_and_by_nothing_else() -> None:
             "plain": set(),
             "drawn": {"elbo", "rate"},
         }
-        for told in (chosen.rows(), chosen.to_dict()):
-            assert told.keys() & (BOUND | POINT) == expected[name]
+        for numbers in (chosen.rows(), chosen.to_dict()):
+            assert numbers.keys() & (BOUND | POINT) == expected[name]
         assert f"the 3 of {len(X)} rows with the {side} {own.text}, nats" in str(chosen)
         assert torch.equal(Outliers.of(evaluation, num=3, by=own.name).index, chosen.index)  # type: ignore[arg-type]
         assert Outliers.of(evaluation, num=3, by="distortion").by == "distortion"
