@@ -1,4 +1,4 @@
-"""What is maximized has the name that it deserves, in every history, file, table and picture."""
+"""What stands where the ELBO would has its own name, in every history, file, table and picture."""
 
 from __future__ import annotations
 
@@ -485,6 +485,9 @@ def test_files_of_an_evaluation_have_the_names_of_what_is_defined(
         page = html_report(run.path)
         worst = {"sparse": "lowest log p(x, z)", "plain": "highest distortion"}
         assert f">Rows with the {worst.get(name, 'lowest log p(x)')}<" in page
+        in_place = "What stands where the ELBO would, of held-out rows"
+        assert (in_place in page) == (name == "sparse")
+        assert "What was maximized" not in page
         stored = stored_evaluation(run, data)  # type: ignore[arg-type]
         assert stored is not None
         assert repr(stored.elbo.values.tolist()) == repr(found.elbo.values.double().tolist())

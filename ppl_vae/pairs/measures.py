@@ -1,8 +1,8 @@
-"""What a pair's training maximizes at beta = 1, and what it is called: the one place that decides it.
+"""What stands where the ELBO would, and what it is called: the one place that decides it.
 
 It is the ELBO, but for two kinds of pairs. Where the guide gives points, which have no density, it is
 log p(x, z) at the point, and no bound on log p(x). Where p(z) is improper, there is no such number: what is
-there is the distortion.
+there is the distortion. Whether the training maximizes it is another question, which the objective answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HELD_OUT = "validation_"
 
 @dataclass(frozen=True)
 class Measure:
-    """What is maximized, and its two parts: minus its value is the rate and the distortion.
+    """What stands where the ELBO would, and its two parts: minus its value is the rate and the distortion.
 
     Attributes:
         name: Its column in a history and in metrics.csv.
@@ -87,7 +87,10 @@ MEASURES = (ELBO_MEASURE, AT_POINT, DISTORTION)
 
 
 def measure_of(layouts: Iterable[Layout]) -> Measure:
-    """What is maximized of a pair, by the layouts of all of its batches."""
+    """What stands where the ELBO of a pair would, by the layouts of all of its batches.
+
+    Of some batches with points and others with draws it is the ELBO; see `mixture_in`.
+    """
     known = list(layouts)
     if any(layout.improper for layout in known):
         return DISTORTION

@@ -349,7 +349,7 @@ def _is_told(name: str, history: Sequence[Mapping[str, float]]) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The place of the epoch in which what is maximized was best on held-out rows; None if not measured."""
+    """The place of the epoch in which the ELBO, or what is in its place, was best on held-out rows; or None."""
     measure = measure_in(history, HELD_OUT)
     name = HELD_OUT + measure.name
     found = {i: measure.sign * row[name] for i, row in enumerate(history) if name in row}
