@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import runpy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -501,3 +504,65 @@ def test_classes_without_a_labelled_row_are_told() -> None:
     found = probe(*linear([0]), TRAIN, (TEST[0], y), labels=10, draws=2)
     assert "no labelled row is of classes 2 and 3 in 2 of 2 draws" in str(found)
     assert "one draw of labels" in " ".join(probe(*linear([0]), TRAIN, TEST).warnings)
+
+
+# -- the tables of analyses/few_labels.py ------------------------------------------------------------------
+
+PIXELS = ["pixels, logistic regression", "pixels, nearest neighbor"]
+SHARES = {
+    "from scratch, fine-tuned": ([0.4, 0.5, 0.6], [0.9, 0.9, 0.9]),
+    "AE, fine-tuned": ([0.5, 0.6, 0.7], [0.9, 0.8, 0.7]),
+    PIXELS[0]: ([0.3, 0.3, 0.3], [0.8, 0.8, 0.8]),
+    PIXELS[1]: ([0.6, 0.6, 0.6], [0.5, 0.5, 0.5]),
+}
+"""Of each line the shares of three draws, with 10 labels and with 30."""
+
+
+@pytest.fixture
+def differences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], list[str]]:
+    """What the script prints of made-up scores, line by line."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "analyses")
+    script = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "few_labels.py"))
+    scores = script["Scores"](tmp_path / "scores.csv", "made up")
+    for name, by_labels in SHARES.items():
+        for labels, shares in zip((10, 30), by_labels, strict=True):
+            scores.add(name, labels, shares)
+
+    def printed(chosen: list[str]) -> list[str]:
+        script["_differences"](chosen, scores, (10, 30), 3)
+        return [line for line in capsys.readouterr().out.splitlines() if line]
+
+    return printed
+
+
+def test_differences_are_those_of_the_same_draws(
+    differences: Callable[[list[str]], list[str]],
+) -> None:
+    head = ["| learns | 10 labels | 30 labels |", "| --- | --- | --- |"]
+    # Of 10, 20, 30 the standard error is 10 / sqrt(3); a difference that is the same in each draw has none.
+    assert differences([*SHARES]) == [
+        "Minus training from scratch, fine-tuned, with the same labels:",
+        *head,
+        "| AE, fine-tuned | +10.0 ± 0.0 | -10.0 ± 5.8 |",
+        f"| {PIXELS[0]} | -20.0 ± 5.8 | -10.0 ± 0.0 |",
+        f"| {PIXELS[1]} | +10.0 ± 5.8 | -40.0 ± 0.0 |",
+        "Minus the better of the two on pixels, with the same labels:",
+        *head,
+        "| from scratch, fine-tuned | -10.0 ± 5.8 | +10.0 ± 0.0 |",
+        "| AE, fine-tuned | +0.0 ± 5.8 | +0.0 ± 5.8 |",
+    ]
+
+
+def test_differences_are_from_lines_that_were_asked_for(
+    differences: Callable[[list[str]], list[str]],
+) -> None:
+    assert differences(["AE, fine-tuned", PIXELS[1]]) == [
+        "Minus pixels, with the same labels:",
+        "| learns | 10 labels | 30 labels |",
+        "| --- | --- | --- |",
+        "| AE, fine-tuned | +0.0 ± 5.8 | +30.0 ± 5.8 |",
+    ]
+    assert differences(PIXELS) == []
+    assert differences(["AE, fine-tuned"]) == []

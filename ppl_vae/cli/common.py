@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,15 @@ from ppl_vae.cli.output import OutputError, say, show, warn
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import overfits
 from ppl_vae.evaluation import FEWEST_SAMPLES, Evaluation, evaluate
-from ppl_vae.pairs import Pair, Program, num_rows, take_rows, transformed
+from ppl_vae.pairs import (
+    DISTORTION,
+    Pair,
+    Program,
+    measure_of_result,
+    num_rows,
+    take_rows,
+    transformed,
+)
 from ppl_vae.runs import (
     EVALUATION,
     Run,
@@ -209,7 +218,7 @@ def evaluate_training_rows(
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """What a diagnosis reads of an evaluation, from a run's folder."""
+    """What a diagnosis reads of an evaluation, from a run's folder; of points `elbo` is log p(x, z)."""
 
     elbo: Estimate
     log_likelihood: Estimate
@@ -237,16 +246,19 @@ def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
     except (OSError, CorruptFileError) as error:
         warn(f"the diagnosis goes without the evaluation: {error}")
         return None
-    if rows is None or not {"elbo", "log_likelihood", "unreliable", "method"} <= rows.keys():
+    if rows is None or not {"log_likelihood", "unreliable", "method"} <= rows.keys():
         return None
-    elbo, evidence = (
-        torch.tensor(rows[name], dtype=torch.float64) for name in ("elbo", "log_likelihood")
-    )
-    unreliable = torch.tensor(rows["unreliable"]) > 0
     summary = read_result(run.path / EVALUATION) or {}
+    evidence = torch.tensor(rows["log_likelihood"], dtype=torch.float64)
+    bound, measure = torch.full_like(evidence, math.nan), measure_of_result(summary)
+    if measure is not DISTORTION:
+        if measure.name not in rows:
+            return None
+        bound = torch.tensor(rows[measure.name], dtype=torch.float64)
+    unreliable = torch.tensor(rows["unreliable"]) > 0
     samples = summary.get("num_samples")
     return StoredEvaluation(
-        *(Estimate(elbo), Estimate(evidence), unreliable, rows["method"]),
+        *(Estimate(bound), Estimate(evidence), unreliable, rows["method"]),
         num_samples=samples if isinstance(samples, int) else FEWEST_SAMPLES,
         certain=summary.get("certain") is True,
     )

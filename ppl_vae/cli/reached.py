@@ -53,7 +53,7 @@ def fit_of(run: Run, objective: Objective) -> Fit:
     asked = objective.asked_by(run.model) if isinstance(objective, ELBO) else None
     judged = (asked or objective).judged_by_elbo
     if run.config.get("patience") and judged and not isinstance(objective.beta, Controller):
-        measure = measure_in(history)
+        measure = measure_in(history, HELD_OUT)
         name = HELD_OUT + measure.name
         held = [measure.sign * row.get(name, -measure.sign * math.inf) for row in history]
         best = max(range(best), key=held.__getitem__, default=-1) + 1

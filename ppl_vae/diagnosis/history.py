@@ -46,9 +46,11 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
         now, end = objective.beta_at(n), objective.beta_at(math.ceil(objective.warmup_epochs))
         if n < objective.warmup_epochs and now < end:
             return f"beta was {now:.2g} after {n} epochs, and still rises to {end:g}"
-    measure = measure_in(history)
-    held_out = HELD_OUT + measure.name
-    name = held_out if all(held_out in row for row in history) else measure.name
+    measure = measure_in(history, HELD_OUT)
+    name = HELD_OUT + measure.name
+    if not all(name in row for row in history):
+        measure = measure_in(history)
+        name = measure.name
     found = _rise([measure.sign * row[name] for row in history if name in row])
     if found is None:
         return ""

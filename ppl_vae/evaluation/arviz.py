@@ -23,6 +23,7 @@ from ppl_vae.evaluation.importance import evaluate
 from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import (
+    ELBO_MEASURE,
     Batch,
     DataLike,
     ImproperStandIns,
@@ -171,9 +172,9 @@ def to_arviz(
             f"the evaluation has {evaluation.num_rows} rows, x has {n}: pass an evaluation of exactly "
             "these rows, or none to evaluate them here"
         )
-    # Of codes it is not known, and without a density of z not defined, for any row.
+    # Of codes it is not known, of points or under an improper p(z) not defined.
     unknown = evaluation.certain and bool(evaluation.log_likelihood.values.isnan().all())
-    if not unknown and not evaluation.at_points and not evaluation.elbo.missing:
+    if not unknown and evaluation.measure is ELBO_MEASURE:
         observed = list(groups["observed_data"])
         groups["log_likelihood"] = _log_likelihood(evaluation, observed, num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)

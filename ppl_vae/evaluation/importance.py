@@ -195,6 +195,7 @@ def _evaluate(
         drawn=drawn_rows if bool(drawn_rows.any()) else None,
         rung=joined["rung"].long() if bool(joined["rung"].any()) else None,
         at_points=undefined.all_points,
+        measure=undefined.measure,
         certain=bool(certain.names) and bool(joined["log_likelihood"].isnan().all()),
         notes=notes,
         cautions=(*undefined.cautions, *cautions),

@@ -6,12 +6,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import AT_POINT, DISTORTION, ELBO_MEASURE, Measure
+from ppl_vae.pairs import DISTORTION, ELBO_MEASURE, Measure
 from ppl_vae.stats import (
     Estimate,
     RowResult,
@@ -108,8 +108,9 @@ class Evaluation(DataResult):
             to leave out nothing (`StructuredMeanField` of the model) are not among them.
         certain: Whether the guide puts all of its mass on one value of each latent, as a quantizer does. Then
             ELBO, rate and distortion are exact, and log p(x), which is at least the ELBO, is NaN.
-        at_points: Whether the guide gives a point for every latent, and draws nothing: then `elbo` is log p(x,
-            z) there, no bound on log p(x).
+        at_points: Whether the guide gives a point for every latent, and draws nothing.
+        measure: What `elbo` and `rate` are called: of points, and where p(z) of some rows is improper, they are
+            none. `rows()`, `to_dict()` and the files of a run have them under these names.
     """
 
     elbo: Estimate
@@ -125,16 +126,14 @@ class Evaluation(DataResult):
     rung: Tensor | None = None
     certain: bool = False
     at_points: bool = False
+    measure: Measure = ELBO_MEASURE
 
     derived: ClassVar = (*DataResult.derived, "method", "unreliable")
     hidden: ClassVar = ("rung",)
 
-    @property
-    def measure(self) -> Measure:
-        """What `elbo` and `rate` are called: of points, and where p(z) is improper, they are none."""
-        if self.elbo.missing and bool(self.elbo.values.isnan().all()):
-            return DISTORTION
-        return AT_POINT if self.at_points else ELBO_MEASURE
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        yield "measure", self.measure.name
+        yield from self.measure.of(dict(super()._values())).items()
 
     @property
     def method(self) -> list[str]:
@@ -248,12 +247,14 @@ class Evaluation(DataResult):
             (self.measure.rate_text, str(self.rate)),
             ("distortion", str(self.distortion)),
         ]
+        if self.measure is DISTORTION:
+            bounds = [bounds[2], ("ELBO, rate", str(self.elbo))]  # which says what is missing
         if n == 0 and self.certain:
             of_elbo = bits_per_dim(self.elbo, self.num_values)
             most = of_elbo.missing or f"at most {of_elbo.mean:.4f}, by the ELBO"
             return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
         if n == 0 and self.measure is DISTORTION:
-            return [bounds[2], ("ELBO, log p(x)", "not defined")]
+            return [bounds[0], ("ELBO, log p(x)", "not defined")]
         if n == 0:
             return [*bounds, ("log p(x)", "not defined")]
         bits = self.bits_line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppl_vae.pairs import Layout, remedy_of_improper
+from ppl_vae.pairs import Layout, Measure, measure_of, remedy_of_improper
 
 _OF_POINTS = ("log_likelihood", "error", "ess", "khat")
 """What is not defined of a row for which the guide gives a point."""
@@ -19,12 +19,14 @@ class Undefined:
         self._model = model
         self._points: dict[str, int] = {}  # rows of each latent
         self._improper: dict[str, int] = {}
+        self._layouts: dict[Layout, None] = {}
         self._rows = {"points": 0, "alone": 0, "improper": 0, "both": 0}
         self._all = 0
 
     def add(self, layout: Layout, n: int) -> tuple[str, ...]:
         """Counts n rows of a layout; what is not defined of them."""
         self._all += n
+        self._layouts[layout] = None
         self._rows["points"] += n if layout.points else 0
         self._rows["alone"] += n if layout.only_points else 0
         self._rows["improper"] += n if layout.improper else 0
@@ -35,6 +37,11 @@ class Undefined:
         if layout.improper:
             return ("rate", *_OF_POINTS)
         return _OF_POINTS if layout.points else ()
+
+    @property
+    def measure(self) -> Measure:
+        """What stands where the ELBO would, for all rows."""
+        return measure_of(self._layouts)
 
     @property
     def all_points(self) -> bool:

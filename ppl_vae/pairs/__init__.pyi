@@ -123,6 +123,7 @@ from .measures import (
     measure_in as measure_in,
     measure_of as measure_of,
     measure_of_result as measure_of_result,
+    mixture_in as mixture_in,
 )
 from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
 from .moments import (

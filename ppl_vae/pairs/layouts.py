@@ -37,6 +37,7 @@ class Layouts:
             `signature_of`) and shape of the rows that are found from then on: the sizes of plates inside of a
             row belong to the shape alone. An error that it raises is that of the batch.
         found: Called after `check` with the batch, its traces and its layout.
+        used: The layouts with which `run` has done its work, in their order.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -61,6 +62,7 @@ class Layouts:
         self._pair = pair
         self.check: Callable[[Batch, tuple[Trace, Trace]], object] | None = None
         self.found: Callable[[Batch, tuple[Trace, Trace], Layout], object] | None = None
+        self.used: dict[Layout, None] = {}
         self._known: dict[tuple[Signature, bool], Layout] = {}
         self._kinds: set[tuple[Signature, object]] = set()
         self._last: dict[object, Layout] = {}
@@ -118,7 +120,7 @@ class Layouts:
         layout = self.expected(batch)
         with self._kept(tensors_of(batch)[0].device) as put_back:
             try:
-                return work(layout)
+                result = work(layout)
             except Exception as error:
                 try:
                     found = self.of(batch)
@@ -129,8 +131,26 @@ class Layouts:
                 if found is layout:
                     raise
                 put_back()
+            else:
+                self.used[layout] = None
+                return result
         self._unsteady.add(_shapes(batch))
-        return work(found)
+        result = work(found)
+        self.used[found] = None
+        return result
+
+    @contextmanager
+    def of_others(self, used: dict[Layout, None]) -> Iterator[None]:
+        """Notes the layouts that are used meanwhile apart from `used`, for rows that are looked at aside.
+
+        Args:
+            used: Where they are noted.
+        """
+        own, self.used = self.used, used
+        try:
+            yield
+        finally:
+            self.used = own
 
     @property
     def known(self) -> tuple[Layout, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ppl_vae.pairs import (
+    AT_POINT,
+    DISTORTION,
     ELBO_MEASURE,
     HELD_OUT,
     MEASURES,
@@ -37,22 +39,25 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     rows, samples, of = (found.get(name) for name in ("num_rows", "num_samples", "rows"))
     held_out = isinstance(of, Mapping) and of.get("split") == "test"
     lost = _mean(found, "log_likelihood") - _mean(found, "elbo")
-    points = found.get("at_points") is True  # there is no bound
     measure = measure_of_result(found)
+    points = measure is AT_POINT
     of_rows = "held-out" if held_out else "the evaluated"
-    yield from _estimate(
-        found,
-        "elbo",
-        f"{measure.text}{measure.at}",
-        f"What was maximized, of {of_rows} rows: no bound on log p(x), as a point has no density."
-        if points
-        else f"A lower bound on log p(x), of {of_rows} rows: −rate − distortion. Higher is better.",
-    )
+    if measure is not DISTORTION:
+        yield from _estimate(
+            found,
+            measure.name,
+            f"{measure.text}{measure.at}",
+            f"What stands where the ELBO would, of {of_rows} rows: no bound on log p(x), as a point has no "
+            "density."
+            if points
+            else f"A lower bound on log p(x), of {of_rows} rows: −rate − distortion. Higher is better.",
+        )
     error = found.get("log_likelihood_error")
     exact = isinstance(error, Mapping) and error.get("largest") == 0
     way = "exactly" if exact else f"by {samples} importance samples of each row"
     certain = found.get("certain") is True  # nothing was sampled
-    bad = None if certain or found.get("at_points") is True else _count(found.get("unreliable"))
+    bound = measure is ELBO_MEASURE
+    bad = _count(found.get("unreliable")) if bound and not certain else None
     doubt = f" It is not to be trusted on {bad} of {rows} rows." if bad else ""
     guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
     if guide and beta != 1:
@@ -68,7 +73,7 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     )
     yield from _estimate(
         found,
-        "rate",
+        measure.rate,
         _called(measure.rate_text),
         "The penalty on the code, or its density."
         if points
@@ -93,15 +98,15 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
             "at least the ELBO",
             "The guide puts all of its mass on one value of z: the ELBO is exact, and log p(x) is not known.",
         )
-    if points:
+    if not bound:
         yield (
             "log p(x)",
             "not defined",
             "The guide gives a point, which has no density: there is no bound on log p(x)."
-            if math.isfinite(_mean(found, "elbo"))
+            if points
             else "The model has no density of z: what it has is the distortion.",
         )
-    if isinstance(samples, int) and not exact and not certain and not points:
+    if isinstance(samples, int) and not exact and not certain and bound:
         yield from _spread(
             found,
             "ess",
@@ -132,7 +137,7 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
             "exact",
             "It is a sum over all values of the latents, or follows from the exact posterior, without samples.",
         )
-    elif isinstance(found.get("method"), Mapping) and not certain and not points:
+    elif isinstance(found.get("method"), Mapping) and not certain and bound:
         ways = ", ".join(f"{name} {count}" for name, count in found["method"].items())
         yield (
             "ways to log p(x)",
@@ -344,8 +349,8 @@ def _is_told(name: str, history: Sequence[Mapping[str, float]]) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The place of the epoch in which what is maximized was best on held-out rows; None if not measured."""
-    measure = measure_in(history)
+    """The place of the epoch in which the ELBO, or what is in its place, was best on held-out rows; or None."""
+    measure = measure_in(history, HELD_OUT)
     name = HELD_OUT + measure.name
     found = {i: measure.sign * row[name] for i, row in enumerate(history) if name in row}
     found = {i: value for i, value in found.items() if math.isfinite(value)}
@@ -362,9 +367,9 @@ def lowest_of(rows: Mapping[str, Sequence[Any]] | None, measure: Measure = ELBO_
 
     Args:
         rows: Columns of evaluation.csv.
-        measure: What its ELBO is, of this pair.
+        measure: What stands where the ELBO would.
     """
-    for name, text in (("log_likelihood", "log p(x)"), ("elbo", measure.text)):
+    for name, text in (("log_likelihood", "log p(x)"), (measure.name, measure.text)):
         if any(map(math.isfinite, (rows or {}).get(name, ()))):
             return text
     return "distortion" if (rows or {}).get("distortion") else measure.text
@@ -393,16 +398,15 @@ def worst_rows(
     by = lowest_of(rows, measure)
     if by == "distortion":
         columns, values = ["distortion"], [-value for value in rows["distortion"]]
-    elif by == measure.text and "elbo" in columns:
-        columns = [name for name in columns if name in ("elbo", "rate", "distortion")]
-        values = rows["elbo"]
+    elif by == measure.text and measure.name in columns:
+        columns = [name for name in columns if name in measure.columns]
+        values = rows[measure.name]
     order = sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: values[i])
     cells = [
         [str(i), *(_of_row(name, _told(rows, name, i)) for name in columns)] for i in order[:most]
     ]
-    called = _OF_ROWS | {"elbo": measure.text, "rate": _called(measure.rate_text)}
     return table(
-        ["row", *(called[name] for name in columns)],
+        ["row", *(_OF_ROWS[name] for name in columns)],
         cells,
         title_of_worst(rows, measure),
     )
@@ -410,8 +414,8 @@ def worst_rows(
 
 _OF_ROWS = {
     "log_likelihood": "log p(x)",
-    "elbo": "ELBO",
-    "rate": "rate",
+    **{each.name: each.text for each in MEASURES[:-1]},
+    **{each.rate: _called(each.rate_text) for each in MEASURES[:-1]},
     "distortion": "distortion",
     "khat": "k-hat",
     "unreliable": "unreliable",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppl_vae.pairs import Measure, measure_in, measure_of_result
+from ppl_vae.pairs import HELD_OUT, Measure, measure_in, measure_of_result
 from ppl_vae.reporting.frame import framed
 from ppl_vae.reporting.markup import (
     Markup,
@@ -250,7 +250,7 @@ def _training(history: Sequence[Mapping[str, float]], pictures: Found) -> Markup
         told = f"{told} in {seconds:.0f} s"
     best = best_epoch(history)
     if best is not None:
-        what = measure_in(history).text
+        what = measure_in(history, HELD_OUT).text
         told = f"{told}. The best held-out {what} is that of epoch {history[best].get('epoch', best + 1):.0f}"
     shown = {name: pictures.figures[name] for name in TRAINING if name in pictures.figures}
     below = element("div", *shown.values(), element("div", epoch_table(history)), class_="beside")

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppl_vae.pairs import AT_POINT, ELBO_MEASURE
 from ppl_vae.plots import dark_paper, sweep_metrics, sweep_plane
 from ppl_vae.reporting.frame import framed
 from ppl_vae.reporting.markup import (
@@ -60,6 +61,11 @@ _CAPTIONS = {
         "Means over seeds.",
     ),
 }
+
+_THE_HIGHER_THE_BETTER = (ELBO_MEASURE.name, AT_POINT.name, "log_likelihood")
+"""Metrics whose highest value is told, of those that a sweep has."""
+
+_OF_OTHER_UNITS = ("active_units", "unreliable", "seconds")
 
 
 def sweep_page(path: Path, version: str) -> str:
@@ -115,9 +121,11 @@ def _headline(found: SweepTable) -> Iterator[Markup]:
     best = [
         f"The highest {METRICS[metric]} is {point.estimate(metric).numbers('.2f')} nats, at "
         f"{_named(point, found)}"
-        for metric in ("elbo", "log_likelihood")
+        for metric in _THE_HIGHER_THE_BETTER
         if (point := _best(done, metric)) is not None
     ]
+    if not best:
+        return
     yield listed(best)
     yield paragraph(
         "Differences of less than two standard errors may be chance; `ppl-vae compare` compares two runs row "
@@ -194,9 +202,10 @@ def _means(found: SweepTable) -> Iterator[Markup]:
     lines = [line.strip("|").split(" | ") for line in found.to_markdown().splitlines()]
     head, _, *rows = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
     yield table(head, rows, "Means over seeds")
+    in_nats = _listed([text for name, text in found.metrics.items() if name not in _OF_OTHER_UNITS])
     yield paragraph(
-        "Means over seeds ± one standard error. ELBO, log p(x), rate, distortion and mutual information are in "
-        "nats per row; unreliable is the share of the rows whose log p(x) is not to be trusted."
+        f"Means over seeds ± one standard error. {in_nats} are in nats per row; unreliable is the share of the "
+        "rows whose log p(x) is not to be trusted."
     )
 
 

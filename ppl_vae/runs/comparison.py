@@ -21,18 +21,14 @@ _QUANTITIES = dict.fromkeys(("elbo", "rate", "distortion", "log_likelihood"))
 """What is compared row by row."""
 
 _OF_BOUND = ("elbo", "rate")
-"""Of these, what is not defined where the guide gives points."""
+"""Of these, what is not defined where the guide gives points, or p(z) is improper."""
 
 _AGAIN = "create it again (`ppl-vae evaluate`, `ppl-vae diagnose`, with --overwrite)"
 
 _ESTIMATE = {"mean": None, "standard_error": None}
 
-_OF_EVALUATION = {
-    "rows": dict.fromkeys(("name", "num", "sha256")),
-    "num_samples": None,
-    **dict.fromkeys((*_QUANTITIES, "bits_per_dim"), _ESTIMATE),
-}
-"""What evaluation.json must hold."""
+_OF_EVALUATION = {"rows": dict.fromkeys(("name", "num", "sha256")), "num_samples": None}
+"""What evaluation.json must hold, beside its numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,11 @@ class Comparison(Result):
                 raise _cannot(run, "has no per-row values (its evaluation was a summary)")
             if "rows" not in evaluation:
                 raise _cannot(run, "does not record which rows were evaluated")
-            _require(run.path / EVALUATION, evaluation, _OF_EVALUATION)
-            _require(run.path / EVALUATION, run.evaluation_rows, _QUANTITIES)
+            own_names = measure_of_result(evaluation).columns
+            needed = dict.fromkeys((*own_names, "distortion", "log_likelihood"))
+            numbers = dict.fromkeys((*needed, "bits_per_dim"), _ESTIMATE)
+            _require(run.path / EVALUATION, evaluation, _OF_EVALUATION | numbers)
+            _require(run.path / EVALUATION, run.evaluation_rows, needed)
             evaluations.append(evaluation)
             values.append(run.evaluation_rows)
             if run.diagnosis is not None:
@@ -104,10 +103,11 @@ class Comparison(Result):
     def difference(self, quantity: str, run: int) -> Estimate:
         """A run's quantity minus the first run's, row by row: its error is that of paired rows.
 
-        ELBO and rate are not defined if the guide of one of them gives points: log p(x, z) there is no bound.
+        ELBO and rate are not defined if the guide of one of them gives points, as log p(x, z) there is no
+        bound, or if p(z) of one is improper.
         """
         if quantity in _OF_BOUND and any(map(_has_no_bound, self._both(run))):
-            n = len(self.values[0][quantity])
+            n = len(self.values[0]["distortion"])
             return Estimate(torch.full((n,), math.nan).double(), missing="not defined")
         own, first = (torch.tensor(self.values[i][quantity], dtype=torch.float64) for i in (run, 0))
         return Estimate(own - first)
@@ -165,7 +165,7 @@ class Comparison(Result):
         """The share of rows whose log p(x) is not to be trusted; "-" if none is claimed, or for older runs."""
         rows = self.values[run].get("unreliable")
         known = self.evaluations[run]
-        claimed = not (known.get("certain", False) or known.get("at_points", False))
+        claimed = not (known.get("certain", False) or _has_no_bound(known))
         return "-" if rows is None or not claimed else f"{sum(map(bool, rows)) / len(rows):.1%}"
 
     def lines(self) -> list[tuple[str, str]]:
@@ -186,13 +186,13 @@ class Comparison(Result):
 
     def caption(self) -> list[str]:
         """What the numbers in the table are."""
-        n = len(self.values[0]["elbo"])
+        n = len(self.values[0]["distortion"])
         kinds: dict[str, list[str]] = {}
         samples = set()
         for name, e, rows in zip(self.names, self.evaluations, self.values, strict=True):
             kind = "drawn" if any(rows.get("log_likelihood_error", [1.0])) else "exact"
             kind = "at least the ELBO" if _is_bound(e) else kind
-            kind = "not defined" if e.get("at_points") else kind
+            kind = "not defined" if _has_no_bound(e) else kind
             kinds.setdefault(kind, []).append(name)
             samples |= {e["num_samples"]} if kind == "drawn" else set()
         drawn = " / ".join(map(str, sorted(samples)))
@@ -209,7 +209,7 @@ class Comparison(Result):
 
 
 def _has_no_bound(evaluation: Mapping[str, Any]) -> bool:
-    """Whether what is stored as an ELBO is none."""
+    """Whether there is no ELBO: log p(x, z) at a point is no bound."""
     return measure_of_result(evaluation) is not ELBO_MEASURE
 
 
@@ -221,9 +221,9 @@ def _is_bound(evaluation: Mapping[str, Any]) -> bool:
 
 def _in_words(evaluation: Mapping[str, Any], quantity: str) -> str:
     """The mean of a quantity; where it is known from one side alone, that."""
-    mean, digits = evaluation[quantity]["mean"], 4 if quantity == "bits_per_dim" else 2
     if quantity in _OF_BOUND and _has_no_bound(evaluation):
-        return "not defined"  # it is log p(x, z) at a point, and -log p(z): no bound
+        return "not defined"
+    mean, digits = evaluation[quantity]["mean"], 4 if quantity == "bits_per_dim" else 2
     if not math.isnan(mean):
         return f"{mean:.{digits}f}"
     size = evaluation.get("num_values")

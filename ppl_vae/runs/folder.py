@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from ppl_vae._version import __version__
-from ppl_vae.pairs import as_tensor
+from ppl_vae.pairs import ELBO_MEASURE, as_tensor, measure_of_result
 from ppl_vae.runs.contents import (
     ANNEALED,
     COLORS,
@@ -370,7 +370,8 @@ def _read_csv(
 def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[Any]] | None:
     """Per-row values of a result by name, from the table beside it; None if there are none.
 
-    They are numbers; those of `method` are names.
+    They are numbers; those of `method` are names. What is no ELBO has the name that it has today (`Measure`),
+    whatever an earlier version called it.
 
     Older runs have no table and hold them in the JSON file itself.
 
@@ -390,7 +391,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[Any]] | No
         found = {
             k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
         }
-        return found or None
+        return measure_of_result(summary).of(found) or None
     _require_size(table)
     if hashlib.sha256(table.read_bytes()).hexdigest() != summary.get(_DIGEST):
         raise CorruptFileError(
@@ -399,15 +400,21 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[Any]] | No
             f"{_again(path, result)}",
         )
     lines = _read_csv(table, _number_or_name)
-    return {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
+    columns = {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
+    return measure_of_result(summary).of(columns)
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """A result as `to_dict()` gave it, with NaN for all that is not finite; None if there is none."""
+    """A result as `to_dict()` gave it, with NaN for all that is not finite; None if there is none.
+
+    What an earlier version called an ELBO, though it is none, has the name that it has today (`Measure`).
+    """
     found = read_json(file)
-    return found and {
-        name: _with_nan(value) for name, value in found.items() if name not in (_DIGEST, _WEIGHTS)
-    }
+    if not found:
+        return found
+    measure = measure_of_result(found)
+    known = {n: _with_nan(value) for n, value in found.items() if n not in (_DIGEST, _WEIGHTS)}
+    return known if measure is ELBO_MEASURE else {**measure.of(known), "measure": measure.name}
 
 
 def evaluated_rows(path: Path) -> dict[str, Any] | None:

@@ -123,7 +123,7 @@ class Run:
             lines.append(("epochs", str(len(self.history))))
         known = self.evaluation or {}
         measure = measure_of_result(known)
-        names = {"elbo": measure.text, "log_likelihood": "log p(x)"}
+        names = {measure.name: measure.text, "log_likelihood": "log p(x)"}
         for name, text in {**names, "distortion": "distortion"}.items():
             found = known.get(name)
             value = found.get("mean") if isinstance(found, Mapping) else None
@@ -184,7 +184,7 @@ def save_run(
     """
     path = as_folder(path, "path")
     require_flags(overwrite=overwrite)
-    _require_from(evaluation, "evaluation", "evaluate", ("elbo", "log_likelihood"))
+    _require_from(evaluation, "evaluation", "evaluate", ("distortion", "log_likelihood"))
     _require_from(diagnosis, "diagnosis", "diagnose", ("active_units",))
     _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
     if fit is not None and not hasattr(fit, "history"):

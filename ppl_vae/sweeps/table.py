@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.pairs import AT_POINT, ELBO_MEASURE, measure_of_result
+from ppl_vae.pairs import AT_POINT, ELBO_MEASURE
 from ppl_vae.runs import DIAGNOSIS, EVALUATION, read_result
 from ppl_vae.runtime import CorruptFileError
 from ppl_vae.stats import Estimate
@@ -31,6 +31,9 @@ METRICS = {
 }
 """What is told of each run, and what it is called: nats per row, a count, a share of the rows, seconds. A run
 whose guide gives points has log p(x, z), and neither ELBO nor rate: those cells are empty."""
+
+_OF_EVALUATION = (ELBO_MEASURE.name, AT_POINT.name, "log_likelihood", "rate", "distortion")
+"""Those that evaluation.json holds; what a run does not have is not there."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,7 @@ def _result(folder: SweepFolder, run: SweepRun, name: str, unread: list[str]) ->
 def _results(folder: SweepFolder, run: SweepRun, unread: list[str]) -> dict[str, float]:
     evaluation = _result(folder, run, EVALUATION, unread)
     diagnosis = _result(folder, run, DIAGNOSIS, unread)
-    names = ("elbo", "rate", "log_likelihood", "distortion")
-    stored = {name: _mean(evaluation.get(name)) for name in names}
-    measure = measure_of_result(evaluation)
-    found = {name: value for name, value in measure.of(stored).items() if name in METRICS}
+    found = {name: _mean(evaluation.get(name)) for name in _OF_EVALUATION}
     found["active_units"] = _as_number(diagnosis.get("active_units"))
     found["mutual_information"] = _mean(diagnosis.get("mutual_information"))
     unreliable = evaluation.get("unreliable")

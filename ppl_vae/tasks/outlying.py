@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from torch import Tensor
 
@@ -22,13 +23,13 @@ class Outliers(RowResult):
 
     Attributes:
         index: Which rows they are, counted from 0, `(num,)`.
-        elbo: Their ELBO.
+        elbo: Their ELBO, or what the pair has in its place (`measure`).
         distortion: Their -E log p(x | z): how badly they are reconstructed.
         rate: Their KL(q(z | x) || p(z)): how far from the prior they are encoded.
         by: What they are sorted by: "elbo"; "log_joint", which is log p(x, z) where the guide gives points; or
             "distortion".
         out_of: The number of all rows.
-        at_points: Whether the guide gives points: then `elbo` is log p(x, z) there.
+        measure: What `elbo` and `rate` are called, also in `rows()` and `to_dict()`; that of the evaluation.
     """
 
     index: Tensor
@@ -37,7 +38,7 @@ class Outliers(RowResult):
     rate: Estimate
     by: str
     out_of: int
-    at_points: bool = False
+    measure: Measure = ELBO_MEASURE
 
     @classmethod
     def of(cls, evaluation: Evaluation, *, num: int = 10, by: By | None = None) -> Self:
@@ -68,15 +69,12 @@ class Outliers(RowResult):
             rate=Estimate(evaluation.rate.values[order], missing=evaluation.rate.missing),
             by=by,
             out_of=len(badness),
-            at_points=evaluation.at_points,
+            measure=evaluation.measure,
         )
 
-    @property
-    def measure(self) -> Measure:
-        """What `elbo` and `rate` are called."""
-        if self.elbo.missing:
-            return DISTORTION
-        return AT_POINT if self.at_points else ELBO_MEASURE
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        yield "measure", self.measure.name
+        yield from self.measure.of(dict(super()._values())).items()
 
     def table(self) -> list[list[str]]:
         """One line for each row."""
@@ -169,9 +167,10 @@ def _chosen(evaluation: Evaluation, by: By | None) -> By:
     """
     own: By = "elbo"
     why = "the guide gives a density, so that there is an ELBO"
-    if evaluation.elbo.missing:  # of some rows, too: those could not be compared with the others
+    # Where p(z) of some rows is improper, they could not be compared with the others.
+    if evaluation.measure is DISTORTION:
         own, why = "distortion", f"there is no ELBO: {evaluation.elbo.missing}"
-    elif evaluation.at_points:
+    elif evaluation.measure is AT_POINT:
         own, why = "log_joint", "the guide gives points, at which there is log p(x, z) in its place"
     if by in (None, own, "distortion"):
         return by or own

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ppl_vae.evaluation import evaluate
 from ppl_vae.pairs import (
+    DISTORTION,
     Batch,
     DataArguments,
     Pair,
@@ -239,7 +240,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             seed=self._seed,
             progress=False,
         )
-        return -found.distortion.mean if found.elbo.missing else found.elbo.mean
+        return -found.distortion.mean if found.measure is DISTORTION else found.elbo.mean
 
     def _with_labels(self, model: Program, guide: Program, rows: torch.Tensor, y: object) -> Batch:
         """What the pair is called with: the rows, and their labels if it takes labels.

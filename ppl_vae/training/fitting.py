@@ -57,7 +57,8 @@ class Fit:
         guide: The trained guide, likewise.
         history: A dict of metrics for each epoch, in nats per row; the columns of `metrics.csv`. Where p(z) is
             improper, there is neither `elbo` nor `rate`; where the guide gives points for all latents, there
-            are `log_joint`, log p(x, z) at the point, and `neg_log_prior` in their place.
+            are `log_joint`, log p(x, z) at the point, and `neg_log_prior` in their place. So it is with
+            `validation_elbo` and `validation_rate`, by what the held-out rows are.
         objective: The objective that was given, or the default.
         epochs: Epochs trained.
         steps: Optimizer steps taken.
@@ -66,7 +67,8 @@ class Fit:
         seconds: Time it took.
         run_dir: The folder with metrics and checkpoints, if one was given.
         warnings: Why not to trust the results: minus the loss and the ELBO differ by more than noise; what the
-            checks warn of in batches of another kind than the first; no row has some class, or the labels do
+            checks warn of in batches of another kind than the first; the guide gives points in some batches
+            only, so that the means mix two kinds of rows; no row has some class, or the labels do
             not train the classifier, as `SemiSupervisedELBO` would; or steps were taken with a recording that
             was then found to differ from Pyro. Each was also shown as a `PairWarning`.
         batch_size: The `batch_size` that was given, or its default; None if that is not known.
@@ -109,10 +111,8 @@ class Fit:
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        measure = measure_in(self.history).name
-        numbers = ", ".join(
-            f"{name}={last[name]:.3f}" for name in (measure, HELD_OUT + measure) if name in last
-        )
+        both = (prefix + measure_in(self.history, prefix).name for prefix in ("", HELD_OUT))
+        numbers = ", ".join(f"{name}={last[name]:.3f}" for name in both if name in last)
         beta = f", beta={self.beta:g}" if self.beta != 1.0 else ""
         chosen = f", objective={type(self.resolved).__name__}" if self._was_chosen else ""
         dead = f", dead dimensions: {self._dead}" if self.dead_dimensions else ""
@@ -136,10 +136,10 @@ class Fit:
     def _repr_html_(self) -> str:
         kept = self.history[self.best_epoch - 1 : self.best_epoch]
         last = kept[0] if kept else {}
-        measure = measure_in(self.history)
         names = {
-            measure.name: f"{measure.text}, training rows",
-            HELD_OUT + measure.name: f"{measure.text}, held-out rows",
+            prefix + measure.name: f"{measure.text}, {of} rows"
+            for prefix, of in (("", "training"), (HELD_OUT, "held-out"))
+            for measure in (measure_in(self.history, prefix),)
         }
         numbers = [
             (text, f"{last[name]:.3f} nats per row") for name, text in names.items() if name in last

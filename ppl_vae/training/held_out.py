@@ -69,6 +69,7 @@ class HeldOut:
     Attributes:
         doubt: Why the held-out ELBO is not finite, if it is not.
         measures_information: Whether the mutual information is measured, too, on the first batch.
+        used: The layouts of the rows that were measured.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class HeldOut:
         self._known = Known()
         self.doubt: str | None = None
         self.measures_information = False
+        self.used: dict[Layout, None] = {}
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
         self._elements: dict[object, Elements | None] = {}  # by the kind of the rows
 
@@ -186,7 +188,12 @@ class HeldOut:
         information = math.nan
         used = LatentUse(self.pair, self._known)
         source = self.rows.batches if self.batches is None else self.batches
-        with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
+        with (
+            torch.no_grad(),
+            self.pair.mode(training=False),
+            torch.random.fork_rng(),
+            self.layouts.of_others(self.used),
+        ):
             torch.manual_seed(seed)
             for number, batch in enumerate(source.ordered(self.size)):
                 if self.batches is None:
@@ -229,7 +236,7 @@ class HeldOut:
     def _explain(self, batch: Batch, start: int) -> None:
         """Notes why the ELBO of a batch is not finite."""
         large = large_values(batch, start=start, name="validation")
-        name = measure_of(self.layouts.known).text
+        name = measure_of(self.used).text
         where = large or f"it is so from row {start} of validation on"
         self.doubt = self.doubt or (
             f"the held-out {name} is NaN or infinite: {where}. Repair or rescale these rows, or stop earlier"

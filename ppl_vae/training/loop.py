@@ -45,7 +45,9 @@ from ppl_vae.pairs import (
     PairError,
     Trace,
     least_rate,
+    measure_in,
     measure_of,
+    mixture_in,
     num_rows,
     trace_pair,
 )
@@ -348,13 +350,20 @@ class Training:
             self.pair.load_state({n: t.to(device) for n, t in self.best.items()})
         self.step.clear_gradients()
         if self._has_stopped_early():
-            return f"no better held-out {self._measure.text} in {self.patience} epochs"
+            return f"no better held-out {self._measure_held_out.text} in {self.patience} epochs"
         return f"reached max_epochs = {self.max_epochs}"
 
     @property
     def _measure(self) -> Measure:
-        """What is maximized on all kinds of batches that were seen."""
-        return measure_of(self.step.layouts.known)
+        """What stands where the ELBO would, on all kinds of batches that were trained on."""
+        layouts = self.step.layouts
+        return measure_of(layouts.used or layouts.known)
+
+    @property
+    def _measure_held_out(self) -> Measure:
+        """The same on held-out rows; that of the training if there are none."""
+        used = () if self.held_out.batches is None else self.held_out.used
+        return measure_of(used) if used else self._measure
 
     def _epoch(self, bar: Any, started: float) -> None:
         """The steps of one epoch that are still to be taken."""
@@ -495,7 +504,7 @@ class Training:
         row["seconds"] = round(progress.seconds, 3)
         watched = row.get("validation_elbo", row["elbo"])
         # What is watched is not always an ELBO, and not to be taken for one.
-        progress.end_epoch(row, self._measure)
+        progress.end_epoch(row, self._measure, self._measure_held_out)
         row = progress.history[-1]
         if isinstance(self.scheduler, ReduceLROnPlateau):
             step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
@@ -511,6 +520,7 @@ class Training:
         """Says, once each, that recorded steps may be wrong, or that loss and logged ELBO are not the same."""
         doubts = [] if self.step.captured is None else [self.step.captured.doubt]
         doubts.append(self.held_out.doubt)
+        doubts.append(self._mixture)
         if not self._disagrees:
             doubt = self.agreement.doubt(self._measure.text)
             self._disagrees = doubt is not None
@@ -527,12 +537,20 @@ class Training:
         history = progress.history
         start = progress.step - Controller.EVERY  # an epoch may be one step
         last = [row for row in history if row["step"] > start]
-        parts = (self._measure.rate, "distortion")
+        parts = (measure_in(last).rate, "distortion")
         rate, distortion = (sum(row[name] for row in last) / len(last) for name in parts)
         beta, least = history[-1]["beta"], least_rate(self.pair)
         missed = controller.missed(rate, distortion, beta, progress.step, least)
         if missed is not None:
             self._tell(missed)
+
+    @property
+    def _mixture(self) -> str | None:
+        """That means of the epoch mix points and densities, if they do."""
+        if told := mixture_in(self.step.layouts.used):
+            return told
+        held_out = mixture_in(self.held_out.used)
+        return f"validation: {held_out}" if held_out else None
 
     def _tell(self, doubt: str) -> None:
         """Warns of something, and keeps it."""

@@ -78,7 +78,8 @@ class MetricsLog:
         """Writes the file from its first line on."""
         names = [name for row in self._history for name in row]
         measure = measure_in(self._history) if names else ELBO_MEASURE
-        known = measure.of(dict.fromkeys(METRICS, 0.0))
+        held_out = measure_in(self._history, HELD_OUT) if names else None
+        known = measure.of(dict.fromkeys(METRICS, 0.0), held_out)
         self._columns = list(dict.fromkeys([*known, *names]))
         self._write(self._history, start=True)
 
@@ -119,7 +120,7 @@ def tensorboard_writer(folder: RunFolder | None) -> Iterator[Any]:
 def _postfix(row: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows of the metrics of an epoch."""
     prefix = HELD_OUT if "validation_distortion" in row else ""
-    there = [name for name in measure_in([row]).columns if prefix + name in row]
+    there = [name for name in measure_in([row], prefix).columns if prefix + name in row]
     shown = {name: f"{row[prefix + name]:.2f}" for name in there}
     active = row.get("active_units")
     known = {} if active is None else {"active": str(int(active))}

@@ -51,15 +51,22 @@ class Progress:
                 own = ROWS.format(name)
                 self.sums[own] = self.sums.get(own, 0.0) + rows
 
-    def end_epoch(self, row: dict[str, float], measure: Measure = ELBO_MEASURE) -> None:
+    def end_epoch(
+        self,
+        row: dict[str, float],
+        measure: Measure = ELBO_MEASURE,
+        held_out: Measure | None = None,
+    ) -> None:
         """Keeps the metrics of the epoch that has ended, under the names that they have in this pair.
 
         Args:
             row: The metrics.
-            measure: What is maximized. The epochs of a checkpoint of an earlier version, which knew of nothing
-                but an ELBO, get these names, too.
+            measure: What stands where the ELBO would. The epochs of a checkpoint of an earlier version, which
+                knew of nothing but an ELBO, get these names, too.
+            held_out: The same of held-out rows; None if it is no other.
         """
-        if measure is not ELBO_MEASURE and self.history and ELBO_MEASURE.name in self.history[-1]:
-            self.history[:] = [measure.of(before) for before in self.history]
-        self.history.append(measure.of(row))
+        last = self.history[-1] if self.history else {}
+        if measure.of(last, held_out).keys() != last.keys():
+            self.history[:] = [measure.of(before, held_out) for before in self.history]
+        self.history.append(measure.of(row, held_out))
         self.sums, self.step_in_epoch = {}, 0
