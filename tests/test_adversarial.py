@@ -873,6 +873,87 @@ def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
     assert all(p.grad is None for p in model.discriminator.parameters())
 
 
+def judge() -> Discriminator:
+    torch.manual_seed(0)
+    return Discriminator(NET, (D,))
+
+
+class OwnModel(nn.Module):
+    """z ~ N(0, I), x ~ N(loc + z, 0.5^2 I); loc is a parameter or a `pyro.param`."""
+
+    def __init__(self, of_pyro: bool) -> None:
+        super().__init__()
+        self.discriminator = judge()
+        if not of_pyro:
+            self.loc = nn.Parameter(torch.full((D,), 0.1))
+
+    def forward(self, x: Tensor) -> None:
+        loc = getattr(self, "loc", None)
+        loc = pyro.param("loc", torch.full((D,), 0.1)) if loc is None else loc
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.5).to_event(1), obs=x)
+
+
+class OwnGuide(nn.Module):
+    """z ~ N(slope x, 0.8^2 I)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((D,), 0.5))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * x, 0.8).to_event(1))
+
+
+def of_functions() -> tuple[Any, Any]:
+    """The same programs as functions, with a discriminator that is an attribute of the model."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.full((D,), 0.1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.full((D,), 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.8).to_event(1))
+
+    program: Any = model
+    program.discriminator = judge()
+    return program, guide
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept"),
+    [(VAEGANLoss(), ""), (GANLoss(), "slope"), (VAEDisLoss(), "discriminator")],
+)
+@pytest.mark.parametrize("make", [lambda: (OwnModel(True), OwnGuide()), of_functions])
+def test_numbers_of_pyro_param_are_trained_as_parameters_are(
+    make: Any, objective: Objective, kept: str
+) -> None:
+    """Of a module and of a function: after six steps they are those of a module that has parameters."""
+
+    def trained(model: Any, guide: Any) -> dict[str, Tensor]:
+        options: dict[str, Any] = {"batch_size": 4, "max_epochs": 2, "learning_rate": 0.01}
+        fitted = fit(model, guide, ROWS, objective=objective, seed=0, **options)
+        state = Pair(fitted.model, fitted.guide).state()
+        return {name.partition(".")[2]: value.clone() for name, value in state.items()}
+
+    expected = trained(OwnModel(False), OwnGuide())
+    assert {"loc", "slope", "discriminator.head.weight"} <= expected.keys()
+    found = trained(*make())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    start = {"loc": torch.full((D,), 0.1), "slope": torch.full((D,), 0.5)}
+    start |= {f"discriminator.{name}": p for name, p in judge().named_parameters()}
+    for name, value in start.items():
+        assert torch.equal(found[name], value) == bool(kept and name.startswith(kept)), name
+
+
 def test_an_objective_that_trains_nothing_says_what_to_do() -> None:
     model, guide = small()
     model.requires_grad_(False)

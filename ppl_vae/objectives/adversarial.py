@@ -25,7 +25,6 @@ from ppl_vae.objectives.judged_rows import (
     not_fitted,
     seen_through,
     statistics_held,
-    without,
 )
 from ppl_vae.objectives.schedules import require_bool, require_number, require_whole
 from ppl_vae.pairs import (
@@ -136,7 +135,7 @@ class VAEGANLoss(Alternating):
         """See `Alternating.turns`."""
         discriminator = discriminator_of(pair, self)
         return [
-            Turn("pair", self._pair, [pair.guide, *without(pair.model, discriminator)]),
+            Turn("pair", self._pair, [pair.guide, pair.model], keeps=[discriminator]),
             _turn_of(discriminator, self, self._discriminator),
         ]
 
@@ -234,7 +233,7 @@ class GANLoss(Alternating):
         """See `Alternating.turns`."""
         discriminator = discriminator_of(pair, self)
         return [
-            Turn("generator", self._generator, without(pair.model, discriminator)),
+            Turn("generator", self._generator, [pair.model], keeps=[discriminator]),
             _turn_of(discriminator, self, self._discriminator),
         ]
 

@@ -56,12 +56,6 @@ def discriminator_of(pair: Pair, objective: Objective) -> nn.Module:
     return found
 
 
-def without(model: Any, discriminator: nn.Module) -> list[Tensor]:
-    """The parameters of a model without those of its discriminator."""
-    own = {id(p) for p in discriminator.parameters()}
-    return [p for p in model.parameters() if id(p) not in own]
-
-
 @dataclass(frozen=True)
 class TrainedParts:
     """The parameters that losses are routed to.
