@@ -1049,7 +1049,9 @@ def test_a_layer_that_is_not_there(network: Any, layer: int, told: str) -> None:
 
 
 def test_the_default_discriminator_suits_the_rows() -> None:
-    assert any(isinstance(m, nn.Conv2d) for m in VAEGAN((1, 8, 8), 2).discriminator.modules())
+    parts = [*VAEGAN((1, 8, 8), 2).discriminator.modules()]
+    assert any(isinstance(m, nn.Conv2d) for m in parts)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in parts)  # which compares batches
     assert not any(isinstance(m, nn.Conv2d) for m in VAEGAN((8,), 2).discriminator.modules())
     with pytest.raises(TypeError, match="discriminator"):
         VAEGAN((8,), 2, discriminator="MLP")  # type: ignore[arg-type]
@@ -1163,6 +1165,9 @@ def test_the_command_line(objective: str, tmp_path: Path) -> None:
     model: Any = run.model
     assert type(model) is VAEGAN
     assert type(model.likelihood).__name__ == "OptimalGaussian"
+    parts = [*model.discriminator.modules()]
+    assert any(isinstance(part, nn.Conv2d) for part in parts)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in parts)
     row = read_history(folder)[0]
     assert ("loss_discriminator" in row) == (objective != "VAEDisLoss")
     assert main(["diagnose", str(folder), "--quiet", "--overwrite"]) == 0
