@@ -107,7 +107,7 @@ class Setting:
             return found
 
         adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
-        name += "-batch_norm" if self.batch_norm else ""
+        name += f"-layer={self.layer}" + ("-batch_norm" if self.batch_norm else "")
         return self.trained(name, make, objective=objective, optimizer=adam)
 
     def gan(self) -> Pair:

@@ -1017,6 +1017,28 @@ def test_a_resumed_vae_gan_ends_at_the_same_bits(make: Any, tmp_path: Path) -> N
         assert {**mine, "seconds": 0} == {**truth, "seconds": 0}
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_run_of_other_features_is_not_resumed(own: bool, tmp_path: Path) -> None:
+    """Also in a model of a user's own: the layer has no weights, by which it could be told."""
+
+    def made(layer: int) -> tuple[Any, Any]:
+        network = MLP((6, 6))
+        if not own:
+            model: Any = VAEGAN((D,), 2, NET, discriminator=network, feature_layer=layer)
+            return model, MeanField((D,), 2, NET)
+        model = OwnModel(False)
+        model.discriminator = Discriminator(network, (D,), layer)
+        return model, OwnGuide()
+
+    options: dict[str, Any] = {"objective": VAEGANLoss(), "seed": 0, "run_dir": tmp_path / "run"}
+    fit(*made(1), ROWS, max_epochs=1, **options)
+    assert fit(*made(1), ROWS, max_epochs=2, resume=True, **options).epochs == 2
+    name = "model.discriminator" if own else "model"
+    told = rf"settings\.{name}\.feature_layer = 1, now it is 2"
+    with pytest.raises(ValueError, match=told):
+        fit(*made(2), ROWS, max_epochs=3, resume=True, **options)
+
+
 # -- the discriminator -----------------------------------------------------------------------------------
 
 

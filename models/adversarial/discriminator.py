@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.networks import (
     Network,
+    Rebuildable,
     linear_head,
     require_at_least_one,
     require_data_shape,
@@ -17,7 +18,7 @@ from ppl_vae.networks import (
 )
 
 
-class Discriminator(nn.Module):
+class Discriminator(Rebuildable, nn.Module):
     """The logit of how surely a row is one of the data, and the features by which it is judged.
 
         D(x) = sigmoid(logit(x)),    logit(x) = w features(x) + b
