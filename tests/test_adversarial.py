@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from ranks import Ranks
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from trainings import same, weights
@@ -43,6 +44,7 @@ from ppl_vae.objectives import (
 from ppl_vae.objectives.judged_rows import seen_through
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.runs import read_history
+from ppl_vae.runtime import make_fabric
 
 D, N = 5, 12
 X = torch.rand(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -855,6 +857,43 @@ def test_accuracy_is_that_of_the_logits() -> None:
     judge.count(torch.tensor([1.0]), torch.tensor([-1.0, -3.0]))
     assert judge.epoch_metrics() == {"accuracy_real": 0.75, "accuracy_false": 0.75}
     assert judge.epoch_metrics() == {}
+
+
+def accuracies(rank: int, count: int) -> list[dict[str, float]]:
+    """Of a D that does not move, by so many processes: 33 rows, the last of which is a batch of its own."""
+    model, guide = Affine(1.0, 0.0), Latent()
+    x = torch.randn(33, 1, generator=torch.Generator().manual_seed(0))
+    model.discriminator = judge = Discriminator(NET, (1,))  # type: ignore[assignment]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in judge.parameters():
+            nn.init.normal_(parameter)
+        judge.head.bias.sub_(judge(x)[0].median())
+    expected = float((judge(x)[0] > 0).double().mean()), float(judge(torch.ones(1, 1))[0] < 0)
+    fitted = fit(
+        *(model, guide, x),
+        objective=GANLoss(),
+        optimizer=torch.optim.SGD,
+        learning_rate=1e-9,
+        batch_size=16,
+        max_epochs=2,
+        seed=0,
+        fabric=make_fabric("cpu", num_processes=count),
+        progress=False,
+    )
+    found = [(row["accuracy_real"], row["accuracy_false"]) for row in fitted.history]
+    return [dict(zip(("real", "false"), each, strict=True)) for each in (expected, *found)]
+
+
+def test_accuracy_of_two_processes_is_that_of_all_rows(tmp_path: Path) -> None:
+    """The first process has 17 of the 33 rows, so that its own shares are others."""
+    for expected, *found in (
+        accuracies(0, 1),
+        *Ranks(lambda rank: accuracies(rank, 2), tmp_path).end(60),
+    ):
+        assert 0.4 < expected["real"] < 0.6
+        for row in found:
+            assert row == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
