@@ -1153,6 +1153,46 @@ def test_pairs_that_do_not_suit(objective: Objective) -> None:
         fit(model, guide, ROWS, objective=objective, max_epochs=1)
 
 
+class Masked(OwnModel):
+    """Its rows, or their numbers, are left out where a mask says so."""
+
+    def __init__(self, of_rows: bool, whole: bool) -> None:
+        super().__init__(False)
+        self.of_rows, self.whole = of_rows, whole
+
+    def forward(self, x: Tensor) -> None:
+        mask: Any = torch.full_like(x, True, dtype=torch.bool)
+        mask[0, 0] = self.whole
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            p = dist.Normal(self.loc + z, 0.5)
+            if self.of_rows:
+                with pyro.poutine.mask(mask=mask.all(1)):
+                    pyro.sample("x", p.to_event(1), obs=x)
+            else:
+                pyro.sample("x", p.mask(mask).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("of_rows", [True, False])
+@pytest.mark.parametrize(
+    ("objective", "turn"),
+    [
+        (VAEGANLoss(), "pair"),
+        (VAEGANLoss(), "discriminator"),
+        (GANLoss(), "generator"),
+        (GANLoss(), "discriminator"),
+        (VAEDisLoss(), None),
+    ],
+)
+def test_rows_with_something_left_out_are_refused(
+    objective: Objective, turn: str | None, of_rows: bool
+) -> None:
+    """D would be shown what the model does not see."""
+    assert lost(Masked(of_rows, True), OwnGuide(), objective, turn, ROWS).loss.isfinite()
+    with pytest.raises(PairError, match="sees whole rows, and masks leave out numbers of site 'x'"):
+        lost(Masked(of_rows, False), OwnGuide(), objective, turn, ROWS)
+
+
 def test_a_latent_without_a_gradient_is_refused() -> None:
     class Discrete(nn.Module):
         def __init__(self) -> None:

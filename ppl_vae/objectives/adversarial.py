@@ -86,7 +86,8 @@ class VAEGANLoss(Alternating):
 
     Raises:
         PairError: The model has no `discriminator`, which maps rows to logits `(n,)` and features `(n, ...)`,
-            or several observed sites; or a latent has no reparameterized sampler.
+            or several observed sites, or masks leave out numbers of the rows; or a latent has no
+            reparameterized sampler.
         TypeError: A setting is of another type.
         ValueError: A setting is out of its range, or free_bits is not 0.
 
@@ -195,7 +196,8 @@ class GANLoss(Alternating):
         discriminator_every: The discriminator is moved in every n-th step.
 
     Raises:
-        PairError: The model has no `discriminator`, or several observed sites.
+        PairError: The model has no `discriminator`, or several observed sites, or masks leave out numbers of
+            the rows.
         TypeError: A setting is of another type.
         ValueError: A setting is out of its range, or beta is not 1, free_bits not 0 or num_particles not 1:
             there is no KL.

@@ -30,7 +30,9 @@ from ppl_vae.pairs import (
     is_categorical,
     kl_between,
     latent_sites,
+    mask_kind,
     num_rows,
+    present,
     require_proper,
     rows_first,
     sample_rows,
@@ -125,6 +127,7 @@ class JudgedRows:
                         "TraceELBO"
                     )
         mean = _mean(rows.model_trace, layout, k, n)
+        _require_whole(rows.model_trace.nodes[layout.observed[0]], layout.observed[0])
         x = rows_first(rows.model_trace.nodes[layout.observed[0]], layout, k, n)[0].to(mean.dtype)
         return cls(x, mean.flatten(0, 1), _kl(rows, layout, k, n), rows)
 
@@ -161,6 +164,19 @@ def _mean(trace: Trace, layout: Layout, k: int, n: int) -> Tensor:
             f"OptimalGaussian()"
         ) from error
     return rows_first({**site, "value": mean}, layout, k, n)
+
+
+def _require_whole(site: Site, name: str) -> None:
+    """Raises an error if masks leave out something of the rows, which a discriminator is shown as they are.
+
+    Raises:
+        PairError: They do.
+    """
+    if mask_kind(site) is not True and not bool(present(site).all()):
+        raise PairError(
+            f"a discriminator sees whole rows, and masks leave out numbers of site '{name}': give rows in "
+            "which nothing is missing, or take an objective without a discriminator, such as MeanFieldELBO()"
+        )
 
 
 def _kl(rows: RowDensities, layout: Layout, k: int, n: int) -> Tensor:
