@@ -19,6 +19,7 @@ import torch
 from ranks import Ranks
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.nn.utils import parametrizations
 from trainings import same, weights
 
 from ppl_vae import evaluate, fit, load_run, refit_guide
@@ -511,6 +512,40 @@ def test_statistics_are_those_of_the_discriminators_turn(
         if not torch.equal(value, before[name])
     }
     assert {"running_mean", "running_var", "counts"} <= moved
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss()])
+def test_vectors_of_spectral_norm_are_those_of_the_discriminators_turn(
+    objective: Alternating, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    """One step of the power iteration for one pass in that turn, and none in the other."""
+    model, guide = pair()
+    net: Any = model.discriminator.trunk.net
+    wrap(net[0])
+    first, second = [turn.name for turn in objective.turns(Pair(model, guide))]
+
+    def vectors() -> list[Tensor]:
+        named = dict(model.discriminator.named_buffers())
+        return [v.clone() for name, v in sorted(named.items()) if name.endswith(("_u", "_v"))]
+
+    weights = [p for n, p in net[0].named_parameters() if n.endswith(("original", "_orig"))]
+    with torch.no_grad():  # far from where the iteration ends
+        weights[0].copy_(torch.randn(6, D, generator=torch.Generator().manual_seed(3)))
+    before = vectors()
+    lost(model, guide, objective, first)
+    assert all(torch.equal(*each) for each in zip(vectors(), before, strict=True))
+    assert all(part.training for part in model.discriminator.modules())
+    lost(model, guide, objective, second)
+    (w,), (u, v) = [weight.detach() for weight in weights], before
+    if wrap is nn.utils.spectral_norm:  # which begins with the other one
+        v = nn.functional.normalize(w.T @ u, dim=0)
+        u = nn.functional.normalize(w @ v, dim=0)
+    else:
+        u = nn.functional.normalize(w @ v, dim=0)
+        v = nn.functional.normalize(w.T @ u, dim=0)
+    assert not torch.allclose(u, before[0])
+    torch.testing.assert_close(vectors(), [u, v])
 
 
 class Shifted(nn.Module):

@@ -54,8 +54,8 @@ class VAEGANLoss(Alternating):
 
     In both turns D is shown x, x' and x'' in one pass. So batch norm in it normalizes all of them by the
     statistics of all together, and D sees brightness and contrast. What reaches encoder and decoder through
-    these statistics is part of their gradients. The running statistics, for evaluation, are those of turn
-    `discriminator`.
+    these statistics is part of their gradients. The running statistics, for evaluation, and the vectors of
+    spectral norm are those of turn `discriminator`.
 
     The authors' code is not the paper in all. It shows D rows and false rows in one pass, too, and x with x' in
     another one, for the features. Of faces, D judges x'' alone. Both kinds of false rows weigh as much as the

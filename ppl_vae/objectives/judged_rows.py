@@ -14,6 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.pairs import (
@@ -329,14 +331,26 @@ def in_mode(modules: Iterator[nn.Module] | Sequence[nn.Module], mode: bool) -> I
 
 @contextmanager
 def statistics_held(module: nn.Module) -> Iterator[None]:
-    """Batch norm in training mode normalizes by the rows that it is shown, and remembers nothing of them."""
+    """What a module in training mode remembers of a pass, it does not remember.
+
+    Batch norm normalizes by the rows that it is shown, and keeps its averages; spectral norm divides by the
+    norm that it has, and keeps its vectors.
+    """
     norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
     before = [(norm, norm.track_running_stats, norm.momentum) for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
         norm.momentum = 0.0  # instance norm does not ask for the flag
+    spectral = [part for part in module.modules() if _has_spectral_norm(part)]
     try:
-        yield
+        with in_mode(spectral, False):  # which leaves out the power iteration, and nothing else
+            yield
     finally:
         for norm, tracked, momentum in before:
             norm.track_running_stats, norm.momentum = tracked, momentum
+
+
+def _has_spectral_norm(part: nn.Module) -> bool:
+    """Whether a module is a parametrization by spectral norm, or a layer that has the older one, a hook."""
+    hooks = part._forward_pre_hooks.values()
+    return isinstance(part, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
