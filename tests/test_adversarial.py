@@ -762,9 +762,25 @@ class Doubled(MeanFieldELBO):
         return Loss(2 * found.loss, found.elbo, found.rate, found.distortion, found.traces)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnELBO(ELBO):
+    """An ELBO that chooses another estimator."""
+
+    def resolve(self, pair: Pair, batch: Any) -> Objective:
+        found = super().resolve(pair, batch)
+        return Doubled(beta=self.beta) if isinstance(found, MeanFieldELBO) else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameELBO(ELBO):
+    """An ELBO that changes nothing."""
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
+        (OwnELBO, Doubled(beta=0.5)),
+        (SameELBO, MeanFieldELBO(beta=0.5)),
         ("VAEGANLoss", VAEGANLoss(beta=0.5)),
         (VAEGANLoss, VAEGANLoss(beta=0.5)),
         (Doubled, Doubled(beta=0.5)),
@@ -777,6 +793,8 @@ def test_a_model_asks_for_an_objective(asked: Any, expected: Objective) -> None:
     model.default_objective = asked
     x = torch.zeros(4, 1)
     assert ELBO(beta=0.5).resolve(Pair(model, Latent()), x) == expected
+    given = OwnELBO(beta=0.5)  # which was chosen, so that the model is not asked
+    assert given.resolve(Pair(model, Latent()), x) == Doubled(beta=0.5)
 
 
 def test_a_module_of_the_name_discriminator_chooses_nothing() -> None:
@@ -805,6 +823,8 @@ def test_a_module_of_the_name_discriminator_chooses_nothing() -> None:
         ("VAEGANLos", "default_objective = 'VAEGANLos', which must be the name of an objective"),
         ("adversarial", "default_objective = 'adversarial'"),
         ("Turn", "default_objective = 'Turn'"),
+        ("Alternating", "'Alternating', which must be .* a class that .* has all of its methods"),
+        (Objective, "the class Objective, which must be the name"),
         (VAEGANLoss(), "an object of VAEGANLoss, which must be the name .* or a class"),
         (print, "default_objective = .*, which must be"),
     ],
