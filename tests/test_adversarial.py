@@ -42,7 +42,7 @@ from ppl_vae.objectives import (
     VAEDisLoss,
     VAEGANLoss,
 )
-from ppl_vae.objectives.judged_rows import seen_through
+from ppl_vae.objectives.judged_rows import feature_loss, seen_through
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.runs import read_history
 from ppl_vae.runtime import make_fabric
@@ -213,13 +213,14 @@ def test_noise_is_trained_by_the_distortion_and_a_prior_by_the_kl(
     same_gradients(prior, gradients(0.7 * kl, model.prior))
 
 
-def test_the_best_noise_of_features_has_the_least_loss_and_no_scale() -> None:
+@pytest.mark.parametrize("gamma", [0.3, None])
+def test_the_best_noise_of_features_has_the_least_loss_and_no_scale(gamma: float | None) -> None:
     model, guide = pair()
     best = ByHand(model, guide, sigma=None)
     assert all(ByHand(model, guide, sigma=s).like > best.like for s in (0.05, 0.1, 0.2, 0.5, 1.0))
-    objective = VAEGANLoss(feature_sigma=None, gamma=0.3)
+    objective = VAEGANLoss(feature_sigma=None, gamma=gamma)
     loss = lost(model, guide, objective, "pair")
-    found = gradients(loss.loss, guide)
+    found = gradients(loss.loss, guide, model.decoder)
     last: Any = model.discriminator
     forward = last.forward
 
@@ -228,17 +229,109 @@ def test_the_best_noise_of_features_has_the_least_loss_and_no_scale() -> None:
         return logits, 100 * features
 
     last.forward = larger
-    same_gradients(gradients(lost(model, guide, objective, "pair").loss, guide), found)
+    scaled = lost(model, guide, objective, "pair").loss
+    same_gradients(gradients(scaled, guide, model.decoder), found)
+    share = 1 + (
+        1 / 6 if gamma is None else gamma
+    )  # of `like` in the losses of encoder and decoder
+    torch.testing.assert_close(scaled - loss.loss, scaled.new_tensor(share * 6 * math.log(100)))
     last.forward = lambda x: (forward(x)[0], 0 * forward(x)[1])  # features that are dead
     dead = lost(model, guide, objective, "pair")
     assert dead.loss.isfinite()
     assert all(g is None or g.isfinite().all() for g in gradients(dead.loss, guide))
 
 
-def test_several_draws_are_averaged() -> None:
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_the_best_noise_is_no_less_than_a_thousandth_of_the_features(scale: float) -> None:
+    """Below, the loss is that of the least noise: its gradient has a bound, where it would have a pole."""
+    generator = torch.Generator().manual_seed(0)
+    target = scale * torch.randn(4, 3, generator=generator)
+    least = 1e-3 * target.square().mean().sqrt()
+    for near in (1e-2, 1.0):  # of the least noise: below it, and above
+        away = 3 * near * least * torch.randn(8, 3, generator=generator)
+        features = (target.repeat(2, 1) + away).requires_grad_()
+        error = (features.reshape(2, 4, 3) - target).detach().square().mean().sqrt()
+        assert (error < least) == (near < 1)
+        noise = torch.maximum(error, least)
+        expected = -torch.distributions.Normal(features, noise).log_prob(target.repeat(2, 1))
+        expected = expected.sum(-1).mean()
+        found = feature_loss(target, features, None)
+        torch.testing.assert_close(found, expected)
+        (mine,) = torch.autograd.grad(found, features)
+        (truth,) = torch.autograd.grad(expected, features)
+        torch.testing.assert_close(mine * scale, truth * scale, rtol=1e-4, atol=1e-4)
+    features = torch.zeros(4, 20_000, requires_grad=True)  # dead ones
+    (dead,) = torch.autograd.grad(feature_loss(torch.zeros(4, 20_000), features, None), features)
+    assert not dead.any()
+
+
+def test_gamma_is_one_over_the_number_of_features_of_pictures() -> None:
+    """Of features (C, H, W) it is 1 / (C H W), and not 1 / C."""
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = Convolutional((3,), 4, batch_norm=False)
+    torch.manual_seed(0)
+    model = VAEGAN((1, 4, 4), 2, NET, discriminator=network, feature_layer=1).double()
+    guide = MeanField((1, 4, 4), 2, NET).double()
+    assert model.discriminator(x)[1].shape == (6, 3, 2, 2)
+    by_default, by_all, by_channels = (
+        gradients(lost(model, guide, VAEGANLoss(gamma=gamma), "pair", x).loss, model.decoder)
+        for gamma in (None, 1 / 12, 1 / 3)
+    )
+    same_gradients(by_default, by_all)
+    with pytest.raises(AssertionError):
+        same_gradients(by_default, by_channels)
+
+
+class OfFeatures(nn.Module):
+    """z ~ N(0, 1), x ~ N(z, 0.1^2), whose discriminator has the feature c x."""
+
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.discriminator = Feature(c)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.shift + z, 0.1).to_event(1), obs=x)
+
+
+class Feature(nn.Module):
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.c, self.weight = c, nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.weight * x)[:, 0], self.c * x
+
+
+@pytest.mark.parametrize("c", [1.0, 1e-3])
+def test_small_features_leave_the_encoder_nothing_to_gain_if_their_noise_is_1(c: float) -> None:
+    """A linear pair, from q(z | x) = p(z) on, with x' = z: the KL has no gradient there, and by the slope of
+    the guide, z ~ N(slope x, 1), that of `like` is -c^2 E (x - z) x / sigma^2.
+
+    With the noise that is found, c^2 E (x - z)^2, it is -E (x - z) x / E (x - z)^2, whatever c is.
+    """
+    x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    for sigma in (1.0, None):
+        model, guide = OfFeatures(c), Latent()
+        guide.slope.data.zero_()
+        found = lost(model, guide, VAEGANLoss(feature_sigma=sigma), "pair", x)
+        (gradient,) = gradients(found.loss, guide)
+        z = found.traces[0][1].nodes["z"]["value"].detach()
+        slope = -((x - z) * x).mean()
+        expected = slope * c**2 if sigma else slope / (x - z).square().mean()
+        assert gradient is not None
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-8)
+        assert (abs(float(gradient)) < 1e-4) == (sigma == 1.0 and c < 1)
+
+
+@pytest.mark.parametrize("sigma", [1.0, None])
+def test_several_draws_are_averaged(sigma: float | None) -> None:
     """Three draws in one pass: the losses are means over all of them, each with its own features."""
     model, guide = pair()
-    found = lost(model, guide, VAEGANLoss(num_particles=3, gamma=0.3, feature_sigma=1.0), "pair")
+    objective = VAEGANLoss(num_particles=3, gamma=0.3, feature_sigma=sigma)
+    found = lost(model, guide, objective, "pair")
     z = found.traces[0][1].nodes["z"]["value"]
     assert z.shape == (3, N, 2)
     with torch.no_grad():
@@ -249,7 +342,8 @@ def test_several_draws_are_averaged() -> None:
         kl = ByHand(model, guide).kl
         target = model.discriminator.trunk(X)
         logits, features = model.discriminator(means)
-        like = 0.5 * (features - target).square().sum(-1).mean() + 3 * math.log(2 * math.pi)
+        noise = (features - target).square().mean().sqrt() if sigma is None else X.new_tensor(1.0)
+        like = -torch.distributions.Normal(features, noise).log_prob(target).sum(-1).mean()
         fooled = -logsigmoid(logits).mean() - logsigmoid(model.discriminator(generated)[0]).mean()
     torch.testing.assert_close(found.loss.detach(), 0.7 * kl + 1.3 * like + fooled)
 

@@ -76,9 +76,11 @@ class VAEGANLoss(Alternating):
             by a few nats, gamma F is what counts, and 1 gives both the same scale. The authors' code has 1e-6
             for F = 16,384, gamma F = 0.016, for faces of 64 x 64.
         feature_sigma: sigma, the noise of the features; None for the best one, the root mean squared error of
-            the batch: then `like` does not depend on the scale of the features. The authors have 1, for
-            features of a discriminator with batch norm, whose numbers are about 1. If they are smaller, 1 is so
-            much noise that the rate falls to 0.
+            the batch, but at least a thousandth of the root mean square of the features. Then the gradients of
+            `like` by encoder and decoder do not depend on the scale of the features. Its value does: features
+            that are c times as large add F log c. So `loss_pair` of two epochs, between which D has changed,
+            cannot be compared. The authors have 1, for features of a discriminator with batch norm, whose
+            numbers are about 1. If they are smaller, 1 is so much noise that the rate falls to 0.
         saturating: The decoder minimizes log(1 - D), as the formula of the game says, in place of -log D, whose
             gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.

@@ -265,15 +265,17 @@ def feature_loss(target: Tensor, features: Tensor, sigma: float | None) -> Tenso
     Args:
         target: Features of n rows, `(n, ...)`.
         features: Those of their reconstructions, K of each, `(K n, ...)`.
-        sigma: The standard deviation; None for that with the least loss, the root mean squared error.
+        sigma: The standard deviation; None for that with the least loss, the root mean squared error, but no
+            less than a thousandth of the root mean square of the target: the gradient has a bound then.
     """
     target = target.flatten(1)
     count = target.shape[1]
     error = (features.reshape(-1, *target.shape) - target).square().mean()
     if sigma is None:
-        # The smallest variance keeps the logarithm finite where all features are 0.
-        variance = error.clamp(min=torch.finfo(error.dtype).tiny)
-        return 0.5 * count * ((2 * math.pi * variance).log() + 1)
+        least = 1e-6 * target.detach().square().mean()
+        # Of features that are all 0, which have no size, nothing may become infinite in float32 either.
+        variance = torch.maximum(error, least.clamp(min=1e-30))
+        return 0.5 * count * (error / variance + (2 * math.pi * variance).log())
     return 0.5 * count * (error / sigma**2 + math.log(2 * math.pi * sigma**2))
 
 
