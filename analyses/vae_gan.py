@@ -267,8 +267,7 @@ def fitted_to(of: Setting, model: Any, epochs: int) -> Pair:
 
 
 def distance(judge: Any, x: Tensor, seen: Tensor) -> float:
-    """The squared distance of features of rows and their reconstructions, as a share of the variance of "
-    "those."""
+    """The squared distance of features of rows and reconstructions, over the variance of those of rows."""
     with torch.no_grad():
         real, false = (judge.eval()(part.float())[1].flatten(1) for part in (x, seen))
     return float(

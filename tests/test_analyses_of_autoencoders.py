@@ -96,8 +96,7 @@ def faces(folder: Path) -> None:
 
 
 def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder that is linear in four latents: the mouth, a shift to the side, one upwards, all of the "
-    "face."""
+    """A decoder that is linear in four latents: the mouth, shifts to the side and upwards, all of the face."""
     monkeypatch.syspath_prepend(ROOT / "analyses")
     module: Any = importlib.import_module("faces")
     generator = torch.Generator().manual_seed(0)
