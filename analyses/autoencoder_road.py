@@ -1,5 +1,4 @@
-"""The road from an autoencoder to a VAE: noise that goes to 0, exact for linear pairs and trained for deep "
-"ones."""
+"""From an autoencoder to a VAE: noise that goes to 0, exact for linear pairs, trained for deep ones."""
 
 from __future__ import annotations
 

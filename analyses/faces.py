@@ -1,5 +1,4 @@
-"""The learned manifold of faces: a plane of them, directions in which smile and pose move, paths between "
-"faces."""
+"""The learned manifold of faces: a plane of them, directions of smile and pose, paths between faces."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Setting:
             return found
 
         adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
-        name += "-batch_norm" if self.batch_norm else ""
+        name += f"-layer={self.layer}" + ("-batch_norm" if self.batch_norm else "")
         return self.trained(name, make, objective=objective, optimizer=adam)
 
     def gan(self) -> Pair:
@@ -267,8 +267,7 @@ def fitted_to(of: Setting, model: Any, epochs: int) -> Pair:
 
 
 def distance(judge: Any, x: Tensor, seen: Tensor) -> float:
-    """The squared distance of features of rows and their reconstructions, as a share of the variance of "
-    "those."""
+    """The squared distance of features of rows and reconstructions, over the variance of those of rows."""
     with torch.no_grad():
         real, false = (judge.eval()(part.float())[1].flatten(1) for part in (x, seen))
     return float(

@@ -16,8 +16,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from ranks import Ranks
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.nn.utils import parametrizations
 from trainings import same, weights
 
 from ppl_vae import evaluate, fit, load_run, refit_guide
@@ -40,9 +42,10 @@ from ppl_vae.objectives import (
     VAEDisLoss,
     VAEGANLoss,
 )
-from ppl_vae.objectives.judged_rows import seen_through
+from ppl_vae.objectives.judged_rows import feature_loss, seen_through
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.runs import read_history
+from ppl_vae.runtime import make_fabric
 
 D, N = 5, 12
 X = torch.rand(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -210,13 +213,14 @@ def test_noise_is_trained_by_the_distortion_and_a_prior_by_the_kl(
     same_gradients(prior, gradients(0.7 * kl, model.prior))
 
 
-def test_the_best_noise_of_features_has_the_least_loss_and_no_scale() -> None:
+@pytest.mark.parametrize("gamma", [0.3, None])
+def test_the_best_noise_of_features_has_the_least_loss_and_no_scale(gamma: float | None) -> None:
     model, guide = pair()
     best = ByHand(model, guide, sigma=None)
     assert all(ByHand(model, guide, sigma=s).like > best.like for s in (0.05, 0.1, 0.2, 0.5, 1.0))
-    objective = VAEGANLoss(feature_sigma=None, gamma=0.3)
+    objective = VAEGANLoss(feature_sigma=None, gamma=gamma)
     loss = lost(model, guide, objective, "pair")
-    found = gradients(loss.loss, guide)
+    found = gradients(loss.loss, guide, model.decoder)
     last: Any = model.discriminator
     forward = last.forward
 
@@ -225,17 +229,109 @@ def test_the_best_noise_of_features_has_the_least_loss_and_no_scale() -> None:
         return logits, 100 * features
 
     last.forward = larger
-    same_gradients(gradients(lost(model, guide, objective, "pair").loss, guide), found)
+    scaled = lost(model, guide, objective, "pair").loss
+    same_gradients(gradients(scaled, guide, model.decoder), found)
+    share = 1 + (
+        1 / 6 if gamma is None else gamma
+    )  # of `like` in the losses of encoder and decoder
+    torch.testing.assert_close(scaled - loss.loss, scaled.new_tensor(share * 6 * math.log(100)))
     last.forward = lambda x: (forward(x)[0], 0 * forward(x)[1])  # features that are dead
     dead = lost(model, guide, objective, "pair")
     assert dead.loss.isfinite()
     assert all(g is None or g.isfinite().all() for g in gradients(dead.loss, guide))
 
 
-def test_several_draws_are_averaged() -> None:
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_the_best_noise_is_no_less_than_a_thousandth_of_the_features(scale: float) -> None:
+    """Below, the loss is that of the least noise: its gradient has a bound, where it would have a pole."""
+    generator = torch.Generator().manual_seed(0)
+    target = scale * torch.randn(4, 3, generator=generator)
+    least = 1e-3 * target.square().mean().sqrt()
+    for near in (1e-2, 1.0):  # of the least noise: below it, and above
+        away = 3 * near * least * torch.randn(8, 3, generator=generator)
+        features = (target.repeat(2, 1) + away).requires_grad_()
+        error = (features.reshape(2, 4, 3) - target).detach().square().mean().sqrt()
+        assert (error < least) == (near < 1)
+        noise = torch.maximum(error, least)
+        expected = -torch.distributions.Normal(features, noise).log_prob(target.repeat(2, 1))
+        expected = expected.sum(-1).mean()
+        found = feature_loss(target, features, None)
+        torch.testing.assert_close(found, expected)
+        (mine,) = torch.autograd.grad(found, features)
+        (truth,) = torch.autograd.grad(expected, features)
+        torch.testing.assert_close(mine * scale, truth * scale, rtol=1e-4, atol=1e-4)
+    features = torch.zeros(4, 20_000, requires_grad=True)  # dead ones
+    (dead,) = torch.autograd.grad(feature_loss(torch.zeros(4, 20_000), features, None), features)
+    assert not dead.any()
+
+
+def test_gamma_is_one_over_the_number_of_features_of_pictures() -> None:
+    """Of features (C, H, W) it is 1 / (C H W), and not 1 / C."""
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = Convolutional((3,), 4, batch_norm=False)
+    torch.manual_seed(0)
+    model = VAEGAN((1, 4, 4), 2, NET, discriminator=network, feature_layer=1).double()
+    guide = MeanField((1, 4, 4), 2, NET).double()
+    assert model.discriminator(x)[1].shape == (6, 3, 2, 2)
+    by_default, by_all, by_channels = (
+        gradients(lost(model, guide, VAEGANLoss(gamma=gamma), "pair", x).loss, model.decoder)
+        for gamma in (None, 1 / 12, 1 / 3)
+    )
+    same_gradients(by_default, by_all)
+    with pytest.raises(AssertionError):
+        same_gradients(by_default, by_channels)
+
+
+class OfFeatures(nn.Module):
+    """z ~ N(0, 1), x ~ N(z, 0.1^2), whose discriminator has the feature c x."""
+
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.discriminator = Feature(c)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.shift + z, 0.1).to_event(1), obs=x)
+
+
+class Feature(nn.Module):
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.c, self.weight = c, nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.weight * x)[:, 0], self.c * x
+
+
+@pytest.mark.parametrize("c", [1.0, 1e-3])
+def test_small_features_leave_the_encoder_nothing_to_gain_if_their_noise_is_1(c: float) -> None:
+    """A linear pair, from q(z | x) = p(z) on, with x' = z: the KL has no gradient there, and by the slope of
+    the guide, z ~ N(slope x, 1), that of `like` is -c^2 E (x - z) x / sigma^2.
+
+    With the noise that is found, c^2 E (x - z)^2, it is -E (x - z) x / E (x - z)^2, whatever c is.
+    """
+    x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    for sigma in (1.0, None):
+        model, guide = OfFeatures(c), Latent()
+        guide.slope.data.zero_()
+        found = lost(model, guide, VAEGANLoss(feature_sigma=sigma), "pair", x)
+        (gradient,) = gradients(found.loss, guide)
+        z = found.traces[0][1].nodes["z"]["value"].detach()
+        slope = -((x - z) * x).mean()
+        expected = slope * c**2 if sigma else slope / (x - z).square().mean()
+        assert gradient is not None
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-8)
+        assert (abs(float(gradient)) < 1e-4) == (sigma == 1.0 and c < 1)
+
+
+@pytest.mark.parametrize("sigma", [1.0, None])
+def test_several_draws_are_averaged(sigma: float | None) -> None:
     """Three draws in one pass: the losses are means over all of them, each with its own features."""
     model, guide = pair()
-    found = lost(model, guide, VAEGANLoss(num_particles=3, gamma=0.3, feature_sigma=1.0), "pair")
+    objective = VAEGANLoss(num_particles=3, gamma=0.3, feature_sigma=sigma)
+    found = lost(model, guide, objective, "pair")
     z = found.traces[0][1].nodes["z"]["value"]
     assert z.shape == (3, N, 2)
     with torch.no_grad():
@@ -246,7 +342,8 @@ def test_several_draws_are_averaged() -> None:
         kl = ByHand(model, guide).kl
         target = model.discriminator.trunk(X)
         logits, features = model.discriminator(means)
-        like = 0.5 * (features - target).square().sum(-1).mean() + 3 * math.log(2 * math.pi)
+        noise = (features - target).square().mean().sqrt() if sigma is None else X.new_tensor(1.0)
+        like = -torch.distributions.Normal(features, noise).log_prob(target).sum(-1).mean()
         fooled = -logsigmoid(logits).mean() - logsigmoid(model.discriminator(generated)[0]).mean()
     torch.testing.assert_close(found.loss.detach(), 0.7 * kl + 1.3 * like + fooled)
 
@@ -511,6 +608,40 @@ def test_statistics_are_those_of_the_discriminators_turn(
     assert {"running_mean", "running_var", "counts"} <= moved
 
 
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("objective", [VAEGANLoss(), GANLoss()])
+def test_vectors_of_spectral_norm_are_those_of_the_discriminators_turn(
+    objective: Alternating, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    """One step of the power iteration for one pass in that turn, and none in the other."""
+    model, guide = pair()
+    net: Any = model.discriminator.trunk.net
+    wrap(net[0])
+    first, second = [turn.name for turn in objective.turns(Pair(model, guide))]
+
+    def vectors() -> list[Tensor]:
+        named = dict(model.discriminator.named_buffers())
+        return [v.clone() for name, v in sorted(named.items()) if name.endswith(("_u", "_v"))]
+
+    weights = [p for n, p in net[0].named_parameters() if n.endswith(("original", "_orig"))]
+    with torch.no_grad():  # far from where the iteration ends
+        weights[0].copy_(torch.randn(6, D, generator=torch.Generator().manual_seed(3)))
+    before = vectors()
+    lost(model, guide, objective, first)
+    assert all(torch.equal(*each) for each in zip(vectors(), before, strict=True))
+    assert all(part.training for part in model.discriminator.modules())
+    lost(model, guide, objective, second)
+    (w,), (u, v) = [weight.detach() for weight in weights], before
+    if wrap is nn.utils.spectral_norm:  # which begins with the other one
+        v = nn.functional.normalize(w.T @ u, dim=0)
+        u = nn.functional.normalize(w @ v, dim=0)
+    else:
+        u = nn.functional.normalize(w @ v, dim=0)
+        v = nn.functional.normalize(w.T @ u, dim=0)
+    assert not torch.allclose(u, before[0])
+    torch.testing.assert_close(vectors(), [u, v])
+
+
 class Shifted(nn.Module):
     """z ~ N(0, I), x ~ N(z + shift, 0.1^2 I), with the discriminator of `normed`."""
 
@@ -725,9 +856,25 @@ class Doubled(MeanFieldELBO):
         return Loss(2 * found.loss, found.elbo, found.rate, found.distortion, found.traces)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnELBO(ELBO):
+    """An ELBO that chooses another estimator."""
+
+    def resolve(self, pair: Pair, batch: Any) -> Objective:
+        found = super().resolve(pair, batch)
+        return Doubled(beta=self.beta) if isinstance(found, MeanFieldELBO) else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameELBO(ELBO):
+    """An ELBO that changes nothing."""
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
+        (OwnELBO, Doubled(beta=0.5)),
+        (SameELBO, MeanFieldELBO(beta=0.5)),
         ("VAEGANLoss", VAEGANLoss(beta=0.5)),
         (VAEGANLoss, VAEGANLoss(beta=0.5)),
         (Doubled, Doubled(beta=0.5)),
@@ -740,6 +887,8 @@ def test_a_model_asks_for_an_objective(asked: Any, expected: Objective) -> None:
     model.default_objective = asked
     x = torch.zeros(4, 1)
     assert ELBO(beta=0.5).resolve(Pair(model, Latent()), x) == expected
+    given = OwnELBO(beta=0.5)  # which was chosen, so that the model is not asked
+    assert given.resolve(Pair(model, Latent()), x) == Doubled(beta=0.5)
 
 
 def test_a_module_of_the_name_discriminator_chooses_nothing() -> None:
@@ -768,6 +917,8 @@ def test_a_module_of_the_name_discriminator_chooses_nothing() -> None:
         ("VAEGANLos", "default_objective = 'VAEGANLos', which must be the name of an objective"),
         ("adversarial", "default_objective = 'adversarial'"),
         ("Turn", "default_objective = 'Turn'"),
+        ("Alternating", "'Alternating', which must be .* a class that .* has all of its methods"),
+        (Objective, "the class Objective, which must be the name"),
         (VAEGANLoss(), "an object of VAEGANLoss, which must be the name .* or a class"),
         (print, "default_objective = .*, which must be"),
     ],
@@ -857,6 +1008,43 @@ def test_accuracy_is_that_of_the_logits() -> None:
     assert judge.epoch_metrics() == {}
 
 
+def accuracies(rank: int, count: int) -> list[dict[str, float]]:
+    """Of a D that does not move, by so many processes: 33 rows, the last of which is a batch of its own."""
+    model, guide = Affine(1.0, 0.0), Latent()
+    x = torch.randn(33, 1, generator=torch.Generator().manual_seed(0))
+    model.discriminator = judge = Discriminator(NET, (1,))  # type: ignore[assignment]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in judge.parameters():
+            nn.init.normal_(parameter)
+        judge.head.bias.sub_(judge(x)[0].median())
+    expected = float((judge(x)[0] > 0).double().mean()), float(judge(torch.ones(1, 1))[0] < 0)
+    fitted = fit(
+        *(model, guide, x),
+        objective=GANLoss(),
+        optimizer=torch.optim.SGD,
+        learning_rate=1e-9,
+        batch_size=16,
+        max_epochs=2,
+        seed=0,
+        fabric=make_fabric("cpu", num_processes=count),
+        progress=False,
+    )
+    found = [(row["accuracy_real"], row["accuracy_false"]) for row in fitted.history]
+    return [dict(zip(("real", "false"), each, strict=True)) for each in (expected, *found)]
+
+
+def test_accuracy_of_two_processes_is_that_of_all_rows(tmp_path: Path) -> None:
+    """The first process has 17 of the 33 rows, so that its own shares are others."""
+    for expected, *found in (
+        accuracies(0, 1),
+        *Ranks(lambda rank: accuracies(rank, 2), tmp_path).end(60),
+    ):
+        assert 0.4 < expected["real"] < 0.6
+        for row in found:
+            assert row == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
     model, guide = small()
     before = weights(model, guide)
@@ -871,6 +1059,87 @@ def test_a_gan_leaves_the_guide_and_vae_dis_the_discriminator() -> None:
         moved = name.startswith(("model.decoder", "guide", "model.likelihood"))
         assert torch.equal(value, after[name]) != moved, name
     assert all(p.grad is None for p in model.discriminator.parameters())
+
+
+def judge() -> Discriminator:
+    torch.manual_seed(0)
+    return Discriminator(NET, (D,))
+
+
+class OwnModel(nn.Module):
+    """z ~ N(0, I), x ~ N(loc + z, 0.5^2 I); loc is a parameter or a `pyro.param`."""
+
+    def __init__(self, of_pyro: bool) -> None:
+        super().__init__()
+        self.discriminator = judge()
+        if not of_pyro:
+            self.loc = nn.Parameter(torch.full((D,), 0.1))
+
+    def forward(self, x: Tensor) -> None:
+        loc = getattr(self, "loc", None)
+        loc = pyro.param("loc", torch.full((D,), 0.1)) if loc is None else loc
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.5).to_event(1), obs=x)
+
+
+class OwnGuide(nn.Module):
+    """z ~ N(slope x, 0.8^2 I)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((D,), 0.5))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * x, 0.8).to_event(1))
+
+
+def of_functions() -> tuple[Any, Any]:
+    """The same programs as functions, with a discriminator that is an attribute of the model."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.full((D,), 0.1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.full((D,), 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.8).to_event(1))
+
+    program: Any = model
+    program.discriminator = judge()
+    return program, guide
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept"),
+    [(VAEGANLoss(), ""), (GANLoss(), "slope"), (VAEDisLoss(), "discriminator")],
+)
+@pytest.mark.parametrize("make", [lambda: (OwnModel(True), OwnGuide()), of_functions])
+def test_numbers_of_pyro_param_are_trained_as_parameters_are(
+    make: Any, objective: Objective, kept: str
+) -> None:
+    """Of a module and of a function: after six steps they are those of a module that has parameters."""
+
+    def trained(model: Any, guide: Any) -> dict[str, Tensor]:
+        options: dict[str, Any] = {"batch_size": 4, "max_epochs": 2, "learning_rate": 0.01}
+        fitted = fit(model, guide, ROWS, objective=objective, seed=0, **options)
+        state = Pair(fitted.model, fitted.guide).state()
+        return {name.partition(".")[2]: value.clone() for name, value in state.items()}
+
+    expected = trained(OwnModel(False), OwnGuide())
+    assert {"loc", "slope", "discriminator.head.weight"} <= expected.keys()
+    found = trained(*make())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    start = {"loc": torch.full((D,), 0.1), "slope": torch.full((D,), 0.5)}
+    start |= {f"discriminator.{name}": p for name, p in judge().named_parameters()}
+    for name, value in start.items():
+        assert torch.equal(found[name], value) == bool(kept and name.startswith(kept)), name
 
 
 def test_an_objective_that_trains_nothing_says_what_to_do() -> None:
@@ -936,6 +1205,28 @@ def test_a_resumed_vae_gan_ends_at_the_same_bits(make: Any, tmp_path: Path) -> N
         assert {**mine, "seconds": 0} == {**truth, "seconds": 0}
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_run_of_other_features_is_not_resumed(own: bool, tmp_path: Path) -> None:
+    """Also in a model of a user's own: the layer has no weights, by which it could be told."""
+
+    def made(layer: int) -> tuple[Any, Any]:
+        network = MLP((6, 6))
+        if not own:
+            model: Any = VAEGAN((D,), 2, NET, discriminator=network, feature_layer=layer)
+            return model, MeanField((D,), 2, NET)
+        model = OwnModel(False)
+        model.discriminator = Discriminator(network, (D,), layer)
+        return model, OwnGuide()
+
+    options: dict[str, Any] = {"objective": VAEGANLoss(), "seed": 0, "run_dir": tmp_path / "run"}
+    fit(*made(1), ROWS, max_epochs=1, **options)
+    assert fit(*made(1), ROWS, max_epochs=2, resume=True, **options).epochs == 2
+    name = "model.discriminator" if own else "model"
+    told = rf"settings\.{name}\.feature_layer = 1, now it is 2"
+    with pytest.raises(ValueError, match=told):
+        fit(*made(2), ROWS, max_epochs=3, resume=True, **options)
+
+
 # -- the discriminator -----------------------------------------------------------------------------------
 
 
@@ -968,7 +1259,9 @@ def test_a_layer_that_is_not_there(network: Any, layer: int, told: str) -> None:
 
 
 def test_the_default_discriminator_suits_the_rows() -> None:
-    assert any(isinstance(m, nn.Conv2d) for m in VAEGAN((1, 8, 8), 2).discriminator.modules())
+    parts = [*VAEGAN((1, 8, 8), 2).discriminator.modules()]
+    assert any(isinstance(m, nn.Conv2d) for m in parts)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in parts)  # which compares batches
     assert not any(isinstance(m, nn.Conv2d) for m in VAEGAN((8,), 2).discriminator.modules())
     with pytest.raises(TypeError, match="discriminator"):
         VAEGAN((8,), 2, discriminator="MLP")  # type: ignore[arg-type]
@@ -1007,6 +1300,46 @@ def test_pairs_that_do_not_suit(objective: Objective) -> None:
         match=rf"must return logits \({n},\) and features .* of {n} rows{at_once}, .* an objective that does",
     ):
         fit(model, guide, ROWS, objective=objective, max_epochs=1)
+
+
+class Masked(OwnModel):
+    """Its rows, or their numbers, are left out where a mask says so."""
+
+    def __init__(self, of_rows: bool, whole: bool) -> None:
+        super().__init__(False)
+        self.of_rows, self.whole = of_rows, whole
+
+    def forward(self, x: Tensor) -> None:
+        mask: Any = torch.full_like(x, True, dtype=torch.bool)
+        mask[0, 0] = self.whole
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            p = dist.Normal(self.loc + z, 0.5)
+            if self.of_rows:
+                with pyro.poutine.mask(mask=mask.all(1)):
+                    pyro.sample("x", p.to_event(1), obs=x)
+            else:
+                pyro.sample("x", p.mask(mask).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("of_rows", [True, False])
+@pytest.mark.parametrize(
+    ("objective", "turn"),
+    [
+        (VAEGANLoss(), "pair"),
+        (VAEGANLoss(), "discriminator"),
+        (GANLoss(), "generator"),
+        (GANLoss(), "discriminator"),
+        (VAEDisLoss(), None),
+    ],
+)
+def test_rows_with_something_left_out_are_refused(
+    objective: Objective, turn: str | None, of_rows: bool
+) -> None:
+    """D would be shown what the model does not see."""
+    assert lost(Masked(of_rows, True), OwnGuide(), objective, turn, ROWS).loss.isfinite()
+    with pytest.raises(PairError, match="sees whole rows, and masks leave out numbers of site 'x'"):
+        lost(Masked(of_rows, False), OwnGuide(), objective, turn, ROWS)
 
 
 def test_a_latent_without_a_gradient_is_refused() -> None:
@@ -1082,6 +1415,9 @@ def test_the_command_line(objective: str, tmp_path: Path) -> None:
     model: Any = run.model
     assert type(model) is VAEGAN
     assert type(model.likelihood).__name__ == "OptimalGaussian"
+    parts = [*model.discriminator.modules()]
+    assert any(isinstance(part, nn.Conv2d) for part in parts)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in parts)
     row = read_history(folder)[0]
     assert ("loss_discriminator" in row) == (objective != "VAEDisLoss")
     assert main(["diagnose", str(folder), "--quiet", "--overwrite"]) == 0

@@ -286,6 +286,66 @@ def test_programs_with_pyro_param_have_turns_too() -> None:
         fit(model, guide, x, objective=objective, max_epochs=1)
 
 
+class Declares(nn.Module):
+    """z ~ N(0, 1), x ~ N(slope z + loc, 1): a module with a parameter and a `pyro.param`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(self.slope * z + loc, 1.0), obs=x)
+
+
+def halved(x: Tensor) -> None:
+    shift = pyro.param("shift", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x + shift) / 2, 0.5**0.5))
+
+
+def of_both(**settings: Any) -> InTurn:
+    """Turns of `Declares` and `halved`."""
+    return InTurn(
+        make=lambda pair: [
+            Turn("model", TraceELBO(), [pair.model], **settings),
+            Turn("guide", TraceELBO(), [pair.guide]),
+        ]
+    )
+
+
+def test_the_model_of_a_turn_is_all_that_it_has() -> None:
+    """Also the `pyro.param` of a module, in `fit` and in a call by itself, where nothing has run before."""
+    x, model = torch.tensor([2.0, 4.0]), Declares()
+    assert not check(model, halved, x, objective=of_both()).problems
+    other, pair = Pair(model, halved), Pair(model, halved)
+    with other.scope():
+        layout = find_layout(other, x)
+    with pair.scope():
+        of_both()(pair, layout, x).loss.backward()
+        reached = {n for n, leaf in pair.leaves().items() if leaf.grad is not None}
+        assert reached == {"model.slope", "param.loc", "param.shift"}
+    fitted = fit(model, halved, x, objective=of_both(), learning_rate=0.05, max_epochs=5, seed=0)
+    store = Pair(fitted.model, fitted.guide).store["params"]
+    assert float(store["loc"].detach()) > 0
+    assert float(store["shift"].detach()) != 0
+
+
+def test_a_turn_keeps_parts_of_what_it_moves() -> None:
+    x, model = torch.tensor([2.0, 4.0]), Declares()
+    told = "no turn of InTurn moves parameter 'model.slope'"
+    with pytest.warns(UserWarning, match=told):
+        fitted = fit(model, halved, x, objective=of_both(keeps=[model.slope]), max_epochs=5)
+    assert model.slope == 1.0
+    assert Pair(fitted.model, fitted.guide).store["params"]["loc"] != 0
+    whole = Model()
+    nothing = InTurn(make=lambda pair: [Turn("all", TraceELBO(), [pair.model], keeps=[whole])])
+    with pytest.raises(PairError, match="turn 'all' of InTurn moves nothing"):
+        train(model=whole, objective=nothing)
+
+
 def test_called_by_itself_each_parameter_has_the_gradient_of_its_turns() -> None:
     model, guide = Model(), Guide()
     pair = Pair(model, guide)
@@ -530,6 +590,11 @@ def test_turns_of_other_kinds(make: Any, told: str) -> None:
         ({"loss": 3}, "loss must be a function"),
         ({"moves": nn.Linear(1, 1)}, r"write moves=\[...\]"),
         ({"moves": []}, "it moves nothing"),
+        ({"keeps": nn.Linear(1, 1)}, r"write keeps=\[...\]"),
+        (
+            {"keeps": ["decoder"]},
+            "turn 'a' keeps the string 'decoder': give modules and parameters",
+        ),
         ({"every": 0}, "every must be at least 1, got 0"),
         ({"every": 1.5}, "every"),
         ({"options": 3}, "options must be a dict"),

@@ -96,8 +96,7 @@ def faces(folder: Path) -> None:
 
 
 def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder that is linear in four latents: the mouth, a shift to the side, one upwards, all of the "
-    "face."""
+    """A decoder that is linear in four latents: the mouth, shifts to the side and upwards, all of the face."""
     monkeypatch.syspath_prepend(ROOT / "analyses")
     module: Any = importlib.import_module("faces")
     generator = torch.Generator().manual_seed(0)
@@ -127,11 +126,14 @@ def vae_gan(folder: Path) -> None:
     sizes = replace(module.USUAL, **tiny)
     digits = module.frames("digits", sizes, folder)
     x = digits.test
-    of = module.Setting(digits, 2, sizes, 0.01, 2, folder / "vae_gan_quick")  # all is kept there
+    of = module.Setting(
+        digits, 2, sizes, None, 2, False, folder / "vae_gan_quick"
+    )  # all is kept there
     judge = replace(of, sizes=replace(sizes, seed=1000)).gan()[0].discriminator.eval()
     features = judge(x)[1].flatten(1).detach().double()
     spread = features.var(0, correction=0).sum()
-    assert f"gamma = 0.01 for {features.shape[1]} features" in printed
+    number = features.shape[1]
+    assert f"gamma = {1 / number:g} for {number} features" in printed
     for name in names[:3]:
         model, guide = module.MODELS[name](of)
         with torch.no_grad():
@@ -147,6 +149,8 @@ def vae_gan(folder: Path) -> None:
         for column in ("accuracy, reconstructions", "accuracy, draws"):
             assert 0 <= mean(row[column]) <= 100
     assert imread(folder / "vae_gan_quick.png").ndim == 3
+    kept = {run.parent.name for run in (folder / "vae_gan_quick").rglob("metrics.csv")}
+    assert {"vae-seed=0", "gan-layer=2-seed=0", "vae_gan-layer=2-seed=0"} <= kept
     np.save(folder / "video.npy", np.zeros((60, 1, 8, 8), dtype=np.uint8))
     with pytest.raises(ValueError, match="--accuracy needs labels, and video has none"):
         run(

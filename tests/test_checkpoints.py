@@ -25,6 +25,10 @@ from trainings import HELD_OUT, Guide, Model, X, read_csv, same, scripted, train
 import ppl_vae
 from ppl_vae import refit_guide, runtime
 from ppl_vae.checks import PairWarning
+from ppl_vae.guides import MeanField
+from ppl_vae.likelihoods import Binomial
+from ppl_vae.models import VAE
+from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
     ImportanceWeightedELBO,
@@ -406,6 +410,22 @@ def test_another_pair_cannot_be_resumed(tmp_path: Path) -> None:
     model.extra = nn.Linear(2, 2)
     with pytest.warns(PairWarning), pytest.raises(ValueError, match=r"parameter model\.extra"):
         train(model=model, run_dir=tmp_path, resume=True)
+
+
+def test_settings_without_weights_are_compared(tmp_path: Path) -> None:
+    """The likelihood would count to another number with the same classes, and weights of the same shapes."""
+
+    def made(most: int) -> dict[str, Any]:
+        model = VAE((3,), 2, MLP((4,)), Binomial(most))
+        return {"model": model, "guide": MeanField((3,), 2, MLP((4,)))}
+
+    x = torch.randint(0, 5, (20, 3), generator=torch.Generator().manual_seed(0)).float()
+    train(x, run_dir=tmp_path, max_epochs=1, **made(4))
+    told = r"What differs: settings\.model\.likelihood\.total_count = 4, now it is 5$"
+    with pytest.raises(ValueError, match=told):
+        train(x, run_dir=tmp_path, resume=True, **made(5))
+    resumed, _ = train(x, run_dir=tmp_path, resume=True, **made(4))
+    assert resumed.epochs == 3
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

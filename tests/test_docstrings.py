@@ -39,6 +39,8 @@ def problems(docstring: str) -> list[str]:
         found.append(f"the summary says '{first}': name what it is, as 'The mean over rows.'")
     if not re.search(r"[.:?!]$", docstring.strip().split("\n\n")[0]):
         found.append("the summary is no sentence")
+    if re.search(r'"\n *"', docstring):
+        found.append("quotes of two strings amid the text")
     if "``" in docstring.replace("```", ""):
         found.append("double backticks")
     if re.search(r":\w+:`|^ *:(param|returns?|raises)\b", docstring, re.MULTILINE):
@@ -72,6 +74,7 @@ def test_docstrings_are_in_one_dialect(folder: Path) -> None:
         ("Returns the mean.", "name what it is"),
         ("The mean", "no sentence"),
         ("The mean of ``x``.", "double backticks"),
+        ('The mean of "\n    "x.', "quotes of two strings"),
         ("The mean of :class:`X`.", "Sphinx"),
         ("The mean.\n\n    :param x: Rows.", "Sphinx"),
         ("The mean.\n\nParameters:\n    x: Rows.", "section 'Parameters:'"),

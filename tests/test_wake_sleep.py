@@ -146,6 +146,28 @@ def test_a_continuous_pair_is_dreamed_too() -> None:
     assert float(dreamed.var()) == pytest.approx(2.0, rel=5 * (2 / len(x)) ** 0.5)
 
 
+class Declared(Table):
+    """The same with `pyro.param`, in a module that has parameters of other tables."""
+
+    def forward(self, x: Tensor) -> None:
+        self.prior.requires_grad_(False)
+        prior = pyro.param("prior", self.prior.detach().clone())
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=prior))
+            pyro.sample("x", dist.Categorical(logits=self.rows[z]), obs=x)
+
+
+def test_numbers_of_pyro_param_are_trained_as_parameters_are() -> None:
+    options: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 20, "max_epochs": 2, "seed": 0}
+    model = Table()
+    fit(model, Reader(), rows(100), objective=WakeSleep(), **options)
+    fitted = fit(Declared(), Reader(), rows(100), objective=WakeSleep(), **options)
+    found = Pair(fitted.model, fitted.guide).state()
+    assert not torch.equal(model.prior, Table().prior)
+    torch.testing.assert_close(found["param.prior"], model.prior.detach())
+    torch.testing.assert_close(found["model.rows"], model.rows.detach())
+
+
 def test_check_finds_nothing() -> None:
     assert not check(Table(), Reader(), rows(100), objective=WakeSleep()).problems
 

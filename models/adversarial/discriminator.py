@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.codes import are_several, from_all
 from ppl_vae.networks import (
     Network,
+    Rebuildable,
     linear_head,
     require_at_least_one,
     require_data_shape,
@@ -17,7 +19,7 @@ from ppl_vae.networks import (
 )
 
 
-class Discriminator(nn.Module):
+class Discriminator(Rebuildable, nn.Module):
     """The logit of how surely a row is one of the data, and the features by which it is judged.
 
         D(x) = sigmoid(logit(x)),    logit(x) = w features(x) + b
@@ -28,7 +30,7 @@ class Discriminator(nn.Module):
     After each epoch `fit` logs two shares. D can tell nothing at 1/3 in VAE/GAN, where there are two kinds of
     false rows, and at 1/2 in a GAN. `accuracy_real` is the share of the rows of the data for which D is above
     that, `accuracy_false` the share of the false rows for which it is below. By chance they add up to 1, and
-    to 2 if all rows are told right.
+    to 2 if all rows are told right. Several processes count the rows of all.
 
     Args:
         network: What builds the trunk, as for a guide.
@@ -40,6 +42,7 @@ class Discriminator(nn.Module):
     Attributes:
         counts: Rows of the data and false rows since the epoch began: how many were told right, and how many
             there were, `(2, 2)`.
+        waits: Whether what is counted waits for `learn_together`, as the vectors of a `Quantizer` do.
 
     Raises:
         TypeError: An argument is not what it must be, or `feature_layer` is given, and the trunk is no chain of
@@ -55,6 +58,7 @@ class Discriminator(nn.Module):
     """
 
     counts: Tensor
+    waits: bool = False
 
     def __init__(
         self, network: Network, data_shape: Sequence[int], feature_layer: int | None = None
@@ -67,6 +71,7 @@ class Discriminator(nn.Module):
         self.data_shape = tuple(data_shape)
         self._last = None if feature_layer is None else self._place(network, feature_layer)
         self.register_buffer("counts", torch.zeros(2, 2))
+        self._waiting: Tensor | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The logits `(*batch,)` and the features `(*batch, ...)` of rows `(*batch, *data_shape)`."""
@@ -93,9 +98,26 @@ class Discriminator(nn.Module):
             real: Logits of rows of the data, less the logit of a D that can tell nothing.
             false: The same of false rows.
         """
-        for row, right in zip(self.counts, (real > 0, false < 0), strict=True):
-            row[0].add_(right.sum())
-            row[1].add_(right.numel())
+        found = torch.zeros_like(self.counts)
+        for row, right in zip(found, (real > 0, false < 0), strict=True):
+            row[0], row[1] = right.sum(), right.numel()
+        self._waiting = found if self._waiting is None else self._waiting + found
+        if not self.waits:
+            self.learn_together()
+
+    @torch.no_grad()
+    def learn_together(self) -> None:
+        """Adds what was counted since the last call to `counts`, by all processes.
+
+        If `torch.distributed` has several processes, all of them must call it, also one that has counted
+        nothing.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            waiting = torch.zeros_like(self.counts)
+        if self.waits and are_several():
+            waiting = torch.stack(from_all(waiting)).sum(0)
+        self.counts.add_(waiting)
 
     def epoch_metrics(self) -> dict[str, float]:
         """What `fit` logs after each epoch: the shares of rows of the data, and of false ones, that were told

@@ -40,8 +40,9 @@ class VAEGAN(LatentDecoder):
         network: What builds the decoder.
         likelihood: p(x | features), of a mean; `OptimalGaussian()` if none is given.
         prior: What p(z) is built from; `StandardNormal()` if none is given.
-        discriminator: What builds the trunk of the discriminator: `Convolutional` is for pictures, `MLP` for
-            any rows; the default takes what suits their shape.
+        discriminator: What builds the trunk of the discriminator: `Convolutional(batch_norm=False)` is for
+            pictures, `MLP` for any rows; the default takes what suits their shape. With batch norm D compares
+            batches, and most GANs collapse.
         feature_layer: The hidden layer of it whose outputs are the features Dis_l, counted from 1; None takes
             the last one.
 
@@ -55,7 +56,8 @@ class VAEGAN(LatentDecoder):
     Example:
         >>> import torch
         >>> network = Convolutional((8, 16), hidden=32)
-        >>> model = VAEGAN((1, 8, 8), 2, network, discriminator=network, feature_layer=2)
+        >>> judge = Convolutional((8, 16), hidden=32, batch_norm=False)
+        >>> model = VAEGAN((1, 8, 8), 2, network, discriminator=judge, feature_layer=2)
         >>> logits, features = model.discriminator(torch.zeros(5, 1, 8, 8))
         >>> logits.shape, features.shape
         (torch.Size([5]), torch.Size([5, 16, 2, 2]))
@@ -85,6 +87,7 @@ class VAEGAN(LatentDecoder):
             StandardNormal() if prior is None else prior,
         )
         if discriminator is None:
-            discriminator = Convolutional() if len(self.data_shape) > 1 else MLP()
+            pictures = len(self.data_shape) > 1
+            discriminator = Convolutional(batch_norm=False) if pictures else MLP()
         require_object(self, "discriminator", discriminator, "encoder", "Convolutional()")
         self.discriminator = Discriminator(discriminator, self.data_shape, feature_layer)

@@ -1,4 +1,9 @@
-from .base import Quantizer as Quantizer, perplexity as perplexity
+from .base import (
+    Quantizer as Quantizer,
+    are_several as are_several,
+    from_all as from_all,
+    perplexity as perplexity,
+)
 from .learners import (
     EMA as EMA,
     CodebookLearner as CodebookLearner,

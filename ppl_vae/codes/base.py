@@ -172,13 +172,22 @@ def perplexity(counts: Tensor) -> float:
 
 
 def are_several() -> bool:
-    """Whether there are several processes of a training."""
+    """Whether there are several processes of a training.
+
+    Example:
+        >>> are_several()
+        False
+    """
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return there and torch.distributed.get_world_size() > 1
 
 
 def from_all(value: Tensor) -> list[Tensor]:
-    """The values of all processes, of the same shape, by rank."""
+    """The values of all processes of a training, by rank; all of them must call it.
+
+    Args:
+        value: This process's, of the same shape in all of them.
+    """
     everyone = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(everyone, value.contiguous())
     return everyone

@@ -20,7 +20,7 @@ from ppl_vae.em.online import Online, StepSize
 from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
 from ppl_vae.pairs import Pair, as_args, first_line, num_rows, take_rows
-from ppl_vae.runs import RunFolder, digest_of_rows, programs_of
+from ppl_vae.runs import RunFolder, digest_of_rows, programs_of, settings_of
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""
@@ -71,6 +71,7 @@ class EMLoop:
             "online": str(self.online),
             "data": None if self.folder is None else digest_of_rows(self.data.batches),
             "programs": programs_of(self.pair),
+            "settings": settings_of(self.pair),
         }
         self.checkpoints = EMCheckpoints(self.folder, facts, self.pair, self.data.device)
 

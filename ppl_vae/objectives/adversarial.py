@@ -25,7 +25,6 @@ from ppl_vae.objectives.judged_rows import (
     not_fitted,
     seen_through,
     statistics_held,
-    without,
 )
 from ppl_vae.objectives.schedules import require_bool, require_number, require_whole
 from ppl_vae.pairs import (
@@ -55,8 +54,8 @@ class VAEGANLoss(Alternating):
 
     In both turns D is shown x, x' and x'' in one pass. So batch norm in it normalizes all of them by the
     statistics of all together, and D sees brightness and contrast. What reaches encoder and decoder through
-    these statistics is part of their gradients. The running statistics, for evaluation, are those of turn
-    `discriminator`.
+    these statistics is part of their gradients. The running statistics, for evaluation, and the vectors of
+    spectral norm are those of turn `discriminator`.
 
     The authors' code is not the paper in all. It shows D rows and false rows in one pass, too, and x with x' in
     another one, for the features. Of faces, D judges x'' alone. Both kinds of false rows weigh as much as the
@@ -77,9 +76,11 @@ class VAEGANLoss(Alternating):
             by a few nats, gamma F is what counts, and 1 gives both the same scale. The authors' code has 1e-6
             for F = 16,384, gamma F = 0.016, for faces of 64 x 64.
         feature_sigma: sigma, the noise of the features; None for the best one, the root mean squared error of
-            the batch: then `like` does not depend on the scale of the features. The authors have 1, for
-            features of a discriminator with batch norm, whose numbers are about 1. If they are smaller, 1 is so
-            much noise that the rate falls to 0.
+            the batch, but at least a thousandth of the root mean square of the features. Then the gradients of
+            `like` by encoder and decoder do not depend on the scale of the features. Its value does: features
+            that are c times as large add F log c. So `loss_pair` of two epochs, between which D has changed,
+            cannot be compared. The authors have 1, for features of a discriminator with batch norm, whose
+            numbers are about 1. If they are smaller, 1 is so much noise that the rate falls to 0.
         saturating: The decoder minimizes log(1 - D), as the formula of the game says, in place of -log D, whose
             gradient does not vanish where D is sure.
         discriminator_lr: Learning rate of the discriminator; that of the training if None.
@@ -87,7 +88,8 @@ class VAEGANLoss(Alternating):
 
     Raises:
         PairError: The model has no `discriminator`, which maps rows to logits `(n,)` and features `(n, ...)`,
-            or several observed sites; or a latent has no reparameterized sampler.
+            or several observed sites, or masks leave out numbers of the rows; or a latent has no
+            reparameterized sampler.
         TypeError: A setting is of another type.
         ValueError: A setting is out of its range, or free_bits is not 0.
 
@@ -136,7 +138,7 @@ class VAEGANLoss(Alternating):
         """See `Alternating.turns`."""
         discriminator = discriminator_of(pair, self)
         return [
-            Turn("pair", self._pair, [pair.guide, *without(pair.model, discriminator)]),
+            Turn("pair", self._pair, [pair.guide, pair.model], keeps=[discriminator]),
             _turn_of(discriminator, self, self._discriminator),
         ]
 
@@ -196,7 +198,8 @@ class GANLoss(Alternating):
         discriminator_every: The discriminator is moved in every n-th step.
 
     Raises:
-        PairError: The model has no `discriminator`, or several observed sites.
+        PairError: The model has no `discriminator`, or several observed sites, or masks leave out numbers of
+            the rows.
         TypeError: A setting is of another type.
         ValueError: A setting is out of its range, or beta is not 1, free_bits not 0 or num_particles not 1:
             there is no KL.
@@ -234,7 +237,7 @@ class GANLoss(Alternating):
         """See `Alternating.turns`."""
         discriminator = discriminator_of(pair, self)
         return [
-            Turn("generator", self._generator, without(pair.model, discriminator)),
+            Turn("generator", self._generator, [pair.model], keeps=[discriminator]),
             _turn_of(discriminator, self, self._discriminator),
         ]
 

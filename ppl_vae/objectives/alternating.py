@@ -30,6 +30,8 @@ class Turn:
             guide alone has, those of `pyro.param` too.
         every: The turn is taken in the first step, and then in every n-th.
         options: Settings of the optimizer for these parameters, such as `{"lr": 3e-4, "betas": (0.5, 0.999)}`.
+        keeps: What it leaves as it is of what `moves` names: modules and single parameters, such as
+            `[pair.model.discriminator]`.
 
     Raises:
         TypeError: A part is of another type.
@@ -46,6 +48,7 @@ class Turn:
     moves: Sequence[nn.Module | Tensor | Program]
     every: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    keeps: Sequence[nn.Module | Tensor] = ()
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and re.fullmatch(r"\w+", self.name)):
@@ -58,12 +61,16 @@ class Turn:
                 f"{self}: loss must be a function of pair, layout, batch and beta that returns a Loss, got "
                 f"{described(self.loss)}"
             )
-        if isinstance(self.moves, nn.Module | Tensor | str) or not isinstance(self.moves, Iterable):
-            raise TypeError(
-                f"{self}: moves must be a list of modules and parameters, got {described(self.moves)}: write "
-                "moves=[...]"
-            )
-        object.__setattr__(self, "moves", tuple(self.moves))
+        for name, parts in (("moves", self.moves), ("keeps", self.keeps)):
+            if isinstance(parts, nn.Module | Tensor | str) or not isinstance(parts, Iterable):
+                raise TypeError(
+                    f"{self}: {name} must be a list of modules and parameters, got {described(parts)}: write "
+                    f"{name}=[...]"
+                )
+            object.__setattr__(self, name, tuple(parts))
+        for part in self.keeps:
+            if not isinstance(part, nn.Module | Tensor):
+                raise TypeError(f"{self} keeps {described(part)}: give modules and parameters")
         if not self.moves:
             raise ValueError(
                 f"{self}: it moves nothing; give the modules or parameters that it trains as moves"
@@ -144,9 +151,11 @@ class Alternating(Objective):
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         """All turns at once, at the same weights: each parameter has the gradient of the turns that move it."""
-        name, turns = type(self).__name__, list(self.turns(pair))
-        with torch.random.fork_rng():  # which runs the pair
+        with (
+            torch.random.fork_rng()
+        ):  # which runs the pair, and so declares what the turns may ask for
             leaves = pair.parameters(batch)
+        name, turns = type(self).__name__, list(self.turns(pair))
         moved = moved_by(pair, leaves, turns, name)
         found = [
             checked(f"{turn} of {name}", turn.loss(pair, layout, batch, beta)) for turn in turns
@@ -186,7 +195,9 @@ def moved_by(
             raise PairError(
                 f"{objective} has two turns with the name '{turn.name}': give each its own"
             )
+        kept = {id(tensor) for part in turn.keeps for tensor in _tensors(part)}
         moved = {name for part in turn.moves for name in _named(pair, leaves, part, turn)}
+        moved = {name for name in moved if id(leaves[name]) not in kept}
         if not moved:
             raise PairError(
                 f"{turn} of {objective} moves nothing: what it names as moves has no trainable parameter. Call "
@@ -206,19 +217,15 @@ def _named(pair: Pair, leaves: Mapping[str, Tensor], part: object, turn: Turn) -
     if part is pair.guide:
         yield from (name for name in leaves if not pair.is_of_model(name))
         return
-    if part is pair.model and not isinstance(part, nn.Module):
+    if part is pair.model:  # a module may have parameters of `pyro.param`, too
         yield from (name for name in leaves if pair.is_of_model(name))
         return
-    if isinstance(part, nn.Module):
-        own: list[Tensor] = list(part.parameters())
-    elif isinstance(part, Tensor):
-        own = [part]
-    else:
+    if not isinstance(part, nn.Module | Tensor):
         raise TypeError(
             f"{turn} moves {described(part)}: give modules, parameters, pair.model or pair.guide"
         )
     names = {id(leaf): name for name, leaf in leaves.items()}
-    for tensor in own:
+    for tensor in _tensors(part):
         if id(tensor) in names:
             yield names[id(tensor)]
         elif tensor.requires_grad:
@@ -226,6 +233,11 @@ def _named(pair: Pair, leaves: Mapping[str, Tensor], part: object, turn: Turn) -
                 f"{turn} moves {described(part)}, which is no part of the pair: model and guide must be, hold "
                 "or refer to what is trained, so that it is saved with them"
             )
+
+
+def _tensors(part: nn.Module | Tensor) -> list[Tensor]:
+    """The parameters of a part."""
+    return [part] if isinstance(part, Tensor) else list(part.parameters())
 
 
 def routed(losses: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Tensor:

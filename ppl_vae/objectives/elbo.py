@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -130,19 +131,19 @@ class ELBO(Objective):
             PairError: Its `default_objective` is no objective.
         """
         asked: object = getattr(model, "default_objective", None)
-        if asked is None or self.stick_the_landing:
-            return None
+        if asked is None or self.stick_the_landing or type(self) is not ELBO:
+            return None  # a class that derives from this one was chosen
         kind = asked
         if isinstance(asked, str):  # models must not import objectives
             kind = getattr(importlib.import_module("ppl_vae.objectives"), asked, None)
-        if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        if not (isinstance(kind, type) and issubclass(kind, Objective)) or inspect.isabstract(kind):
             told = repr(asked) if isinstance(asked, str) else described(asked)
             raise PairError(
                 f"{described(model)} has default_objective = {told}, which must be the name of an objective of "
-                "ppl_vae.objectives, such as 'VAEGANLoss', or a class that derives from Objective: change it, "
-                "or name it otherwise if it means something else"
+                "ppl_vae.objectives, such as 'VAEGANLoss', or a class that derives from Objective and has all "
+                "of its methods: change it, or name it otherwise if it means something else"
             )
-        return None if issubclass(kind, ELBO) else kind(**self._shared())
+        return None if kind is ELBO else kind(**self._shared())
 
     def _shared(self) -> dict[str, Any]:
         """The settings that all estimators have."""

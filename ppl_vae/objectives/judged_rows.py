@@ -14,6 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.pairs import (
@@ -30,7 +32,9 @@ from ppl_vae.pairs import (
     is_categorical,
     kl_between,
     latent_sites,
+    mask_kind,
     num_rows,
+    present,
     require_proper,
     rows_first,
     sample_rows,
@@ -54,12 +58,6 @@ def discriminator_of(pair: Pair, objective: Objective) -> nn.Module:
             "takes ELBO, too"
         )
     return found
-
-
-def without(model: Any, discriminator: nn.Module) -> list[Tensor]:
-    """The parameters of a model without those of its discriminator."""
-    own = {id(p) for p in discriminator.parameters()}
-    return [p for p in model.parameters() if id(p) not in own]
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,7 @@ class JudgedRows:
                         "TraceELBO"
                     )
         mean = _mean(rows.model_trace, layout, k, n)
+        _require_whole(rows.model_trace.nodes[layout.observed[0]], layout.observed[0])
         x = rows_first(rows.model_trace.nodes[layout.observed[0]], layout, k, n)[0].to(mean.dtype)
         return cls(x, mean.flatten(0, 1), _kl(rows, layout, k, n), rows)
 
@@ -167,6 +166,19 @@ def _mean(trace: Trace, layout: Layout, k: int, n: int) -> Tensor:
             f"OptimalGaussian()"
         ) from error
     return rows_first({**site, "value": mean}, layout, k, n)
+
+
+def _require_whole(site: Site, name: str) -> None:
+    """Raises an error if masks leave out something of the rows, which a discriminator is shown as they are.
+
+    Raises:
+        PairError: They do.
+    """
+    if mask_kind(site) is not True and not bool(present(site).all()):
+        raise PairError(
+            f"a discriminator sees whole rows, and masks leave out numbers of site '{name}': give rows in "
+            "which nothing is missing, or take an objective without a discriminator, such as MeanFieldELBO()"
+        )
 
 
 def _kl(rows: RowDensities, layout: Layout, k: int, n: int) -> Tensor:
@@ -253,15 +265,17 @@ def feature_loss(target: Tensor, features: Tensor, sigma: float | None) -> Tenso
     Args:
         target: Features of n rows, `(n, ...)`.
         features: Those of their reconstructions, K of each, `(K n, ...)`.
-        sigma: The standard deviation; None for that with the least loss, the root mean squared error.
+        sigma: The standard deviation; None for that with the least loss, the root mean squared error, but no
+            less than a thousandth of the root mean square of the target: the gradient has a bound then.
     """
     target = target.flatten(1)
     count = target.shape[1]
     error = (features.reshape(-1, *target.shape) - target).square().mean()
     if sigma is None:
-        # The smallest variance keeps the logarithm finite where all features are 0.
-        variance = error.clamp(min=torch.finfo(error.dtype).tiny)
-        return 0.5 * count * ((2 * math.pi * variance).log() + 1)
+        least = 1e-6 * target.detach().square().mean()
+        # Of features that are all 0, which have no size, nothing may become infinite in float32 either.
+        variance = torch.maximum(error, least.clamp(min=1e-30))
+        return 0.5 * count * (error / variance + (2 * math.pi * variance).log())
     return 0.5 * count * (error / sigma**2 + math.log(2 * math.pi * sigma**2))
 
 
@@ -319,14 +333,26 @@ def in_mode(modules: Iterator[nn.Module] | Sequence[nn.Module], mode: bool) -> I
 
 @contextmanager
 def statistics_held(module: nn.Module) -> Iterator[None]:
-    """Batch norm in training mode normalizes by the rows that it is shown, and remembers nothing of them."""
+    """What a module in training mode remembers of a pass, it does not remember.
+
+    Batch norm normalizes by the rows that it is shown, and keeps its averages; spectral norm divides by the
+    norm that it has, and keeps its vectors.
+    """
     norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
     before = [(norm, norm.track_running_stats, norm.momentum) for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
         norm.momentum = 0.0  # instance norm does not ask for the flag
+    spectral = [part for part in module.modules() if _has_spectral_norm(part)]
     try:
-        yield
+        with in_mode(spectral, False):  # which leaves out the power iteration, and nothing else
+            yield
     finally:
         for norm, tracked, momentum in before:
             norm.track_running_stats, norm.momentum = tracked, momentum
+
+
+def _has_spectral_norm(part: nn.Module) -> bool:
+    """Whether a module is a parametrization by spectral norm, or a layer that has the older one, a hook."""
+    hooks = part._forward_pre_hooks.values()
+    return isinstance(part, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)

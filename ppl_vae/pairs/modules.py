@@ -101,7 +101,10 @@ def _is_of_a_library(value: Any) -> bool:
 
 
 def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """The values that a function closes over, has as defaults, or reads from its globals."""
+    """The values that a function closes over, has as defaults, or reads from its globals, and its modules.
+
+    Modules are its own as attributes: `model.discriminator = ...`.
+    """
     found = globals_of(function)
     used = _names_used(function.__code__)[1]
     for name, module in list(found.items()):
@@ -115,6 +118,7 @@ def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
     defaults = function.__defaults__ or ()
     found |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
     found |= function.__kwdefaults__ or {}
+    found |= {name: v for name, v in vars(function).items() if isinstance(v, nn.Module)}
     return [*sorted(found.items()), ("__wrapped__", getattr(function, "__wrapped__", None))]
 
 

@@ -13,6 +13,7 @@ from .checkpoints import (
     require_same as require_same,
     restore_optimizer as restore_optimizer,
     save_checkpoint as save_checkpoint,
+    settings_of as settings_of,
 )
 from .comparison import Comparison as Comparison
 from .contents import (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_vae.networks import Recipe, recipe_of
 from ppl_vae.pairs import Batches, Pair, tensors_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runtime import (
@@ -189,6 +190,7 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
                 )
         else:
             differs.extend(_differences(name, before, _as_json(value)))
+    differs = list(dict.fromkeys(differs))  # settings of a part are also those of what holds it
     if differs:
         shown = "; ".join(differs[:5]) + (f"; and {len(differs) - 5} more" if differs[5:] else "")
         raise ValueError(
@@ -228,6 +230,31 @@ def programs_of(pair: Pair) -> dict[str, str]:
         for name, part in module.named_modules():
             found[f"{root}.{name}" if name else root] = type(part).__name__
     return found
+
+
+def settings_of(pair: Pair) -> dict[str, Any]:
+    """What the parts of a pair were built with, by their names, as plain values; of those that remember it.
+
+    Many settings have no weights, such as the layer of a discriminator whose outputs are the features: two
+    pairs of the same classes and shapes may still be two models.
+    """
+    return {
+        f"{root}.{name}" if name else root: _plain(recipe)
+        for root, module in pair.modules().items()
+        for name, part in module.named_modules()
+        if (recipe := recipe_of(part)) is not None
+    }
+
+
+def _plain(told: Any) -> Any:
+    """What a recipe holds, with the names of classes and functions, without their modules."""
+    if isinstance(told, Recipe):
+        return {"class": told.kind.__name__, **_plain(told.arguments)}
+    if isinstance(told, dict):
+        return {name: _plain(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_plain(value) for value in told]
+    return _name(told) if callable(told) else told
 
 
 def _name(program: Any) -> str:

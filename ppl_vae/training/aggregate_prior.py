@@ -27,7 +27,7 @@ from ppl_vae.pairs import (
     tensors_of,
     trace_guide,
 )
-from ppl_vae.runs import RunFolder, describe, digest_of_rows, programs_of
+from ppl_vae.runs import RunFolder, describe, digest_of_rows, programs_of, settings_of
 from ppl_vae.runtime import (
     described,
     digest,
@@ -393,6 +393,7 @@ def _facts(
         "batch_size": steps.batch_size,
         "learning_rate": steps.learning_rate,
         "programs": programs_of(session.pair),
+        "settings": settings_of(session.pair),
         "frozen": digest([tensor for _, tensor in sorted(session.pair.state().items())]),
         "parameters": shapes,
     }

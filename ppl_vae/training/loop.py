@@ -51,7 +51,7 @@ from ppl_vae.pairs import (
     num_rows,
     trace_pair,
 )
-from ppl_vae.runs import RunFolder, digest_of_rows, programs_of
+from ppl_vae.runs import RunFolder, digest_of_rows, programs_of, settings_of
 from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
 from ppl_vae.training.aggressive import Aggression, parameters_of_guide
 from ppl_vae.training.agreement import Agreement
@@ -245,6 +245,7 @@ class Training:
             "processes": self.processes.count,
             "parameters": [[name, list(leaf.shape)] for name, leaf in parameters.items()],
             "programs": programs_of(pair),
+            "settings": settings_of(pair),
         }
         self.processes.require_same(
             {**facts, "max_epochs": max_epochs, "patience": patience},
