@@ -378,7 +378,8 @@ def test_an_error_of_the_system_is_told_in_words(
 
 def test_endings_in_capital_letters_are_taken(run: Path) -> None:
     assert main(["sample", "run", "--num", "4", "-o", "x.NPZ"]) == 0
-    assert np.load("x.NPZ")["x"].shape[0] == 4
+    with np.load("x.NPZ") as found:
+        assert found["x"].shape[0] == 4
 
 
 def test_a_text_for_a_configuration_file_may_be_long(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,8 @@ def test_samples_of_the_run_are_colored_pictures(run: Path, tmp_path: Path) -> N
     given = ["sample", str(run), "--num", "4", "--quiet", "--output"]
     assert main([*given, str(arrays)]) == 0
     assert main([*given, str(drawn)]) == 0
-    found = np.load(arrays)
+    with np.load(arrays) as file:
+        found = dict(file)
     shown = as_pictures(dict(found), load_run(run))
     luma = torch.from_numpy(found["label"])
     assert shown["x"].shape == shown["mean"].shape == (4, 3, 16, 16)

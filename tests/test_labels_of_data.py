@@ -30,6 +30,12 @@ BARE = ("--posterior", "never", "--report", "false")
 """For runs that nobody looks at."""
 
 
+def arrays_in(file: Path) -> dict[str, Any]:
+    """The arrays of an .npz file, which is closed."""
+    with np.load(file) as found:
+        return dict(found)
+
+
 def test_rows_come_with_their_labels() -> None:
     plain, told = load_data("digits", max_rows=200), load_data("digits", max_rows=200, labels=True)
     for split in ("train", "validation", "test"):
@@ -140,7 +146,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     )
     samples = tmp_path / "samples.npz"
     assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
-    drawn = np.load(samples)
+    drawn = arrays_in(samples)
     assert drawn["x"].shape == (5, 1, 8, 8)
     assert drawn["z"].shape == (5, 2)
     y = torch.tensor(drawn["label"])
@@ -151,7 +157,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
         assert main(["sample", str(run), *asked]) == 0
         named = f"of labels {label}, in turn" if "," in label else f"of label {label}"
         assert named in capsys.readouterr().err
-        drawn = np.load(samples)
+        drawn = arrays_in(samples)
         assert drawn["label"].tolist() == wanted
         means = loaded.model.decode(torch.tensor(drawn["z"]), torch.tensor(wanted)).mean.detach()
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
@@ -172,14 +178,14 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     assert (
         main(["sample", str(run), *few[2:4], "--num", "5", "-o", str(samples), "--overwrite"]) == 0
     )
-    assert np.load(samples)["label"].tolist() == [1, 2, 3, 4, 5]  # as it says
+    assert arrays_in(samples)["label"].tolist() == [1, 2, 3, 4, 5]  # as it says
     capsys.readouterr()
     diagnosis = json.loads((run / "diagnosis.json").read_text())
     assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
     assert any("'y' is categorical" in note for note in diagnosis["notes"])
-    drawn = {file.stem for file in (run / "plots").iterdir()}
-    assert {"traversals", "prior_samples", "aggregate_posterior", "interpolations"} <= drawn
-    assert "manifold" not in drawn  # its decodings would be of any class
+    pictures = {file.stem for file in (run / "plots").iterdir()}
+    assert {"traversals", "prior_samples", "aggregate_posterior", "interpolations"} <= pictures
+    assert "manifold" not in pictures  # its decodings would be of any class
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
 
@@ -264,7 +270,7 @@ def test_a_run_with_all_labels_is_sampled_and_drawn(
     assert (run / "plots/prior_samples.png").exists()
     samples = tmp_path / "samples.npz"
     assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
-    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+    assert arrays_in(samples)["x"].shape == (5, 1, 8, 8)
 
 
 def test_a_conditional_run_reads_the_labels_of_the_data(
@@ -294,7 +300,7 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
     for label, wanted in (([], data.test[1][:5]), (["--label", "3"], torch.full((5,), 3))):
         output = ("--num", "5", "-o", str(samples), "--overwrite")
         assert main(["sample", str(run), *label, *output]) == 0
-        drawn = np.load(samples)
+        drawn = arrays_in(samples)
         assert drawn["label"].tolist() == wanted.tolist()
         means = model.decode(torch.tensor(drawn["z"]), wanted).mean.detach()
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
