@@ -173,7 +173,7 @@ def main(
         gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`. What counts is gamma times the
             number of features, which is printed; None takes 1 / number of features.
         layer: The layer of the discriminator whose outputs are the features.
-        batch_norm: Whether the discriminator has batch norm. It then compares batches, and most GANs collapse.
+        batch_norm: Whether the discriminator has batch norm, with which GANs of small faces collapsed.
         sizes: Networks and trainings.
         guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
         test_rows: Test rows for ELBO and log p(x), the first ones.

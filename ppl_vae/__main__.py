@@ -3,7 +3,8 @@
 import os
 import sys
 
-# As in `ppl_vae.cli`: what a module is found by must not be the current folder.
+# As `ppl_vae.cli`: `python -m` puts the current folder first on the path, where its files would stand in for
+# any module.
 if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
     del sys.path[0]
 

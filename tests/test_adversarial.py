@@ -93,6 +93,18 @@ def same_gradients(found: Sequence[Tensor | None], expected: Sequence[Tensor | N
             torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-13)
 
 
+each_turn = pytest.mark.parametrize(
+    ("objective", "turn"),
+    [
+        (VAEGANLoss(), "pair"),
+        (VAEGANLoss(), "discriminator"),
+        (GANLoss(), "generator"),
+        (GANLoss(), "discriminator"),
+        (VAEDisLoss(), None),
+    ],
+)
+
+
 class ByHand:
     """The terms of Larsen's losses, from the formulas, at the draws of `lost`."""
 
@@ -381,16 +393,7 @@ def as_it_is() -> tuple[VAEGAN, MeanField, float]:
     )
 
 
-@pytest.mark.parametrize(
-    ("objective", "turn"),
-    [
-        (VAEGANLoss(), "pair"),
-        (VAEGANLoss(), "discriminator"),
-        (GANLoss(), "generator"),
-        (GANLoss(), "discriminator"),
-        (VAEDisLoss(), None),
-    ],
-)
+@each_turn
 def test_the_elbo_is_that_of_the_rows(objective: Objective, turn: str | None) -> None:
     """At the same draws, ELBO, rate and distortion are those of the ELBO by Pyro, and of `evaluate`."""
     model, guide, expected_elbo = as_it_is()
@@ -1323,16 +1326,7 @@ class Masked(OwnModel):
 
 
 @pytest.mark.parametrize("of_rows", [True, False])
-@pytest.mark.parametrize(
-    ("objective", "turn"),
-    [
-        (VAEGANLoss(), "pair"),
-        (VAEGANLoss(), "discriminator"),
-        (GANLoss(), "generator"),
-        (GANLoss(), "discriminator"),
-        (VAEDisLoss(), None),
-    ],
-)
+@each_turn
 def test_rows_with_something_left_out_are_refused(
     objective: Objective, turn: str | None, of_rows: bool
 ) -> None:

@@ -41,8 +41,8 @@ class VAEGAN(LatentDecoder):
         likelihood: p(x | features), of a mean; `OptimalGaussian()` if none is given.
         prior: What p(z) is built from; `StandardNormal()` if none is given.
         discriminator: What builds the trunk of the discriminator: `Convolutional(batch_norm=False)` is for
-            pictures, `MLP` for any rows; the default takes what suits their shape. With batch norm D compares
-            batches, and most GANs collapse.
+            pictures, `MLP` for any rows; the default takes what suits their shape. With batch norm
+            in D, GANs of small faces made the same picture of every z in our trials.
         feature_layer: The hidden layer of it whose outputs are the features Dis_l, counted from 1; None takes
             the last one.
 

@@ -75,10 +75,8 @@ def without_fake_tensors() -> Iterator[None]:
             return
 
         def facts(value: Any, *options: Any, **named: Any) -> Any:  # versions differ in the options
-            if isinstance(
-                value, TensorFacts
-            ):  # of the inputs of a user's operation, torch asks again
-                return value
+            if isinstance(value, TensorFacts):
+                return value  # of the inputs of a user's operation, torch asks again
             if isinstance(value, Tensor) and value.layout is torch.strided and not is_fake(value):
                 return TensorFacts(value.shape, value.dtype, value.device)
             return of_torch(value, *options, **named)  # of a list, it calls this for each item
@@ -228,9 +226,9 @@ def _source_of_same(node: Node) -> Node | None:
     if node.target in _SHAPES and _shape(source) is not None and _shape(node) == _shape(source):
         return source
     if node.target in _BY_ONE and len(node.args) > 1 and _is_one(node.args[1]):
-        # A mask times 1 is no mask.
-        same = _shape(node) == _shape(source) and _dtype(node) == _dtype(source) is not None
-        return source if same else None
+        if _dtype(source) is None or _dtype(node) != _dtype(source):
+            return None  # a mask times 1 is no mask
+        return source if _shape(node) == _shape(source) else None
     if node.target is aten.t.default and source.target is aten.t.default:
         inner = source.args[0]
         return inner if isinstance(inner, Node) else None
