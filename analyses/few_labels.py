@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from few_labels_encoders import ENCODERS, Setting, Sizes
-from kept_scores import Scores, Shares
+from kept_scores import Scores
 from numpy.typing import NDArray
 from progress import Table, chosen_rows, start
 from sklearn.neighbors import KNeighborsClassifier
@@ -32,6 +32,8 @@ Array = NDArray[Any]
 PIXELS, NEAREST = "pixels, logistic regression", "pixels, nearest neighbor"
 M2, M1_M2 = "M2", "M1 + M2"
 PROBE, TUNED = "probe", "fine-tuned"
+
+Method = Callable[[int, range], Iterator[float]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def main(
     """Trains encoders without labels, once each, and classifiers on what they make of a few rows with labels.
 
     Each draw chooses other rows that keep their label, as many of each class, the same ones for all methods.
-    What is trained and found is kept: a run that was stopped goes on.
+    What is trained and found is kept, draw by draw where each is a training: a run that was stopped goes on.
 
     Args:
         data: Pictures with labels: `digits`, `MNIST`, `CIFAR10`, `folder:PATH`, ...
@@ -100,11 +102,11 @@ def main(
     for name in chosen:
         cells = []
         for k in labels:
-            found = scores.get(name, k, draws)
-            if found is None:
-                found = methods[name](k, draws)
-                scores.add(name, k, found)
-            cells.append(Estimate(100 * torch.tensor(found)).numbers(".1f"))
+            missing = range(len(scores.of(name, k)), draws)
+            for share in methods[name](k, missing) if missing else ():
+                scores.add(name, k, share)
+            found = torch.tensor(scores.of(name, k)[:draws])
+            cells.append(Estimate(100 * found).numbers(".1f"))
             table.step(f"{name}, {k} labels")
         table.row([name, *cells])
     print(
@@ -118,7 +120,7 @@ def _differences(chosen: list[str], scores: Scores, labels: tuple[int, ...], dra
     """Prints what each line adds, draw by draw, to one from scratch and to classifiers of the pixels."""
 
     def of(name: str, k: int) -> Tensor:
-        return 100 * torch.tensor(scores.get(name, k, draws))
+        return 100 * torch.tensor(scores.of(name, k)[:draws])
 
     def from_scratch(name: str, k: int) -> Tensor:
         return of(_beside(name), k)
@@ -152,9 +154,9 @@ def _beside(name: str) -> str:
     return f"{kind}, {TUNED}"
 
 
-def methods_of(of: Setting, learning: Learning) -> dict[str, Callable[[int, int], Shares]]:
-    """The lines of the table: from a number of labels and of draws, the shares of each draw."""
-    found: dict[str, Callable[[int, int], Shares]] = {
+def methods_of(of: Setting, learning: Learning) -> dict[str, Method]:
+    """The lines of the table: from a number of labels and draws of them, the share of each draw."""
+    found: dict[str, Method] = {
         PIXELS: partial(by_pixels, of, learning),
         NEAREST: partial(by_nearest, of),
     }
@@ -165,25 +167,29 @@ def methods_of(of: Setting, learning: Learning) -> dict[str, Callable[[int, int]
     return found | m2
 
 
-def by_probe(of: Setting, learning: Learning, name: str, labels: int, draws: int) -> Shares:
+def by_probe(
+    of: Setting, learning: Learning, name: str, labels: int, draws: range
+) -> Iterator[float]:
     """Logistic regression on what an encoder makes of rows."""
     found = probe(
         *(*of.pair(name), *_labelled(of)),
         labels=labels,
-        draws=draws,
+        draws=draws.stop,
         scale_each=learning.scale_each,
         progress=False,
     )
-    return _shares(found.accuracy.by_repeat)
+    yield from _shares(found.accuracy.by_repeat, draws)
 
 
-def by_fine_tuning(of: Setting, learning: Learning, name: str, labels: int, draws: int) -> Shares:
+def by_fine_tuning(
+    of: Setting, learning: Learning, name: str, labels: int, draws: range
+) -> Iterator[float]:
     """An encoder and a linear layer, trained together."""
     found = fine_tune(
         *of.pair(name),
         *_labelled(of),
         labels=labels,
-        draws=draws,
+        draws=draws.stop,
         num_steps=learning.num_steps,
         learning_rate=learning.learning_rate,
         encoder_rate=learning.encoder_rate,
@@ -191,10 +197,10 @@ def by_fine_tuning(of: Setting, learning: Learning, name: str, labels: int, draw
         scale_each=learning.scale_each,
         progress=False,
     )
-    return _shares(found.accuracy.by_repeat)
+    yield from _shares(found.accuracy.by_repeat, draws)
 
 
-def by_pixels(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
+def by_pixels(of: Setting, learning: Learning, labels: int, draws: range) -> Iterator[float]:
     """Logistic regression on rows as they are, with the scale and the choice of C that a probe has."""
 
     def predict(x: Array, y: Array, held: Array, draw: int) -> Array:
@@ -204,7 +210,7 @@ def by_pixels(of: Setting, learning: Learning, labels: int, draws: int) -> Share
     return _of_rows(of, predict, labels, draws)
 
 
-def by_nearest(of: Setting, labels: int, draws: int) -> Shares:
+def by_nearest(of: Setting, labels: int, draws: range) -> Iterator[float]:
     """The label of the nearest row that has one."""
 
     def predict(x: Array, y: Array, held: Array, draw: int) -> Array:
@@ -215,26 +221,24 @@ def by_nearest(of: Setting, labels: int, draws: int) -> Shares:
 
 
 def _of_rows(
-    of: Setting, predict: Callable[[Array, Array, Array, int], Array], labels: int, draws: int
-) -> Shares:
+    of: Setting, predict: Callable[[Array, Array, Array, int], Array], labels: int, draws: range
+) -> Iterator[float]:
     """Of a classifier that sees the rows with a label alone: rows, labels, test rows, draw -> classes."""
     (x, y), (held, truth) = _labelled(of)
     rows, test = (each.flatten(1).double().numpy() for each in (x, held))
-    found = []
-    for draw in range(draws):
+    for draw in draws:
         known = (few_labels(y, labels, draw) >= 0).numpy()
         right = predict(rows[known], y.numpy()[known], test, draw) == truth.numpy()
-        found.append(float(right.mean()))
-    return found
+        yield float(right.mean())
 
 
-def by_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
+def by_m2(of: Setting, learning: Learning, labels: int, draws: range) -> Iterator[float]:
     """M2, trained on rows with and without labels together, anew for each draw."""
     (x, y), (held, truth) = _labelled(of)
     return _shares_of_m2(of, learning, (x, held), of.sizes.network, (y, truth), labels, draws)
 
 
-def by_m1_m2(of: Setting, learning: Learning, labels: int, draws: int) -> Shares:
+def by_m1_m2(of: Setting, learning: Learning, labels: int, draws: range) -> Iterator[float]:
     """M2 whose rows are what the VAE, which is M1, makes of rows: the means of its guide."""
     (x, y), (held, truth) = _labelled(of)
     model, guide = of.pair("VAE")
@@ -250,8 +254,8 @@ def _shares_of_m2(
     network: Network,
     truth: tuple[Tensor, Tensor],
     labels: int,
-    draws: int,
-) -> Shares:
+    draws: range,
+) -> Iterator[float]:
     """What an M2 of training rows says of test rows, for each draw of labels."""
     (x, held), (y, right) = rows, truth
     shape = tuple(x.shape[1:])
@@ -260,8 +264,7 @@ def _shares_of_m2(
         "classes": 1 + int(y.max()),
         "network": network,
     }
-    found = []
-    for draw in range(draws):
+    for draw in draws:
         torch.manual_seed(of.sizes.seed + draw)
         likelihood = of.likelihood() if shape == of.data.shape else OptimalGaussian()
         model = SemiSupervisedVAE(shape, likelihood=likelihood, **options)
@@ -276,8 +279,7 @@ def _shares_of_m2(
         )
         with torch.no_grad():
             parts = [guide.classify(part).probs.argmax(-1) for part in held.split(512)]
-        found.append(float((torch.cat(parts) == right).double().mean()))
-    return found
+        yield float((torch.cat(parts) == right).double().mean())
 
 
 def _labelled(of: Setting) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -288,8 +290,8 @@ def _labelled(of: Setting) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]
     return (data.train, data.train_labels), (data.test, data.test_labels)
 
 
-def _shares(by_draw: Tensor) -> Shares:
-    return [float(share) for share in by_draw]
+def _shares(by_draw: Tensor, draws: range) -> list[float]:
+    return [float(by_draw[draw]) for draw in draws]
 
 
 if __name__ == "__main__":

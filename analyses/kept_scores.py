@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 from pathlib import Path
 
 from ppl_vae.runtime import replacing
-
-Shares = list[float]
-"""Shares of the test rows that get their label, of each draw of labels."""
 
 
 class Scores:
@@ -17,30 +15,31 @@ class Scores:
 
     Args:
         file: The table.
-        of: What they depend on.
+        made_of: What they depend on.
     """
 
     COLUMNS = ("of", "learns", "labels", "draw", "share")
 
-    def __init__(self, file: Path, of: str) -> None:
-        self.file, self.of = file, hashlib.sha256(of.encode()).hexdigest()
+    def __init__(self, file: Path, made_of: str) -> None:
+        self.file, self.made_of = file, hashlib.sha256(made_of.encode()).hexdigest()
         self.lines: list[dict[str, str]] = []
         if file.exists():
             with file.open(newline="") as opened:
                 self.lines = [*csv.DictReader(opened)]
 
-    def get(self, name: str, labels: int, draws: int) -> Shares | None:
-        """The shares of a line's first draws; None if there are not as many."""
-        own = (self.of, name, str(labels))
+    def of(self, name: str, labels: int) -> list[float]:
+        """The shares of a line's first draws, as many as there are."""
+        own = (self.made_of, name, str(labels))
         found = [line for line in self.lines if (line["of"], line["learns"], line["labels"]) == own]
         by_draw = {int(line["draw"]): float(line["share"]) for line in found}
-        return [by_draw[i] for i in range(draws)] if by_draw.keys() >= {*range(draws)} else None
+        known = itertools.takewhile(by_draw.__contains__, itertools.count())
+        return [by_draw[draw] for draw in known]
 
-    def add(self, name: str, labels: int, shares: Shares) -> None:
-        """Keeps shares, draw by draw."""
-        for draw, share in enumerate(shares):
-            values = (self.of, name, str(labels), str(draw), repr(share))
-            self.lines.append(dict(zip(self.COLUMNS, values, strict=True)))
+    def add(self, name: str, labels: int, share: float) -> None:
+        """Keeps the share of the test rows that get their label, of a line's next draw of labels."""
+        draw = len(self.of(name, labels))
+        values = (self.made_of, name, str(labels), str(draw), repr(share))
+        self.lines.append(dict(zip(self.COLUMNS, values, strict=True)))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with (
             replacing(self.file, overwrite=True) as temporary,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -528,7 +529,8 @@ def differences(
     scores = script["Scores"](tmp_path / "scores.csv", "made up")
     for name, by_labels in SHARES.items():
         for labels, shares in zip((10, 30), by_labels, strict=True):
-            scores.add(name, labels, shares)
+            for share in shares:
+                scores.add(name, labels, share)
 
     def printed(chosen: list[str]) -> list[str]:
         script["_differences"](chosen, scores, (10, 30), 3)
@@ -566,3 +568,34 @@ def test_differences_are_from_lines_that_were_asked_for(
     ]
     assert differences(PIXELS) == []
     assert differences(["AE, fine-tuned"]) == []
+
+
+def test_a_table_that_was_stopped_goes_on_with_the_draws_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "analyses")
+    script = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "few_labels.py"))
+    drawn = []
+
+    def line(labels: int, draws: range) -> Iterator[float]:
+        for draw in draws:
+            if (labels, draw) == (20, 1) and (20, 1) not in drawn:
+                drawn.append((labels, draw))
+                raise KeyboardInterrupt
+            drawn.append((labels, draw))
+            yield 0.5 + 0.1 * draw
+
+    main = script["main"]
+    monkeypatch.setitem(main.__globals__, "methods_of", lambda *_: {"M2": line})
+    table = partial(main, "digits", labels=(10, 20), runs=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        table(draws=2)
+    table(draws=2)
+    assert drawn == [(10, 0), (10, 1), (20, 0), (20, 1), (20, 1)]
+    capsys.readouterr()
+    table(draws=3)
+    assert drawn[5:] == [(10, 2), (20, 2)]
+    assert "| M2 | 60.0 ± 5.8 | 60.0 ± 5.8 |" in capsys.readouterr().out
+    table(draws=1)
+    assert len(drawn) == 7
+    assert "| M2 | 50.0 | 50.0 |" in capsys.readouterr().out
