@@ -260,6 +260,25 @@ def frames(data: str, sizes: Sizes, data_dir: Path = Path("data")) -> Rows:
     return Rows(Path(data).stem, x[~for_test], x[for_test])
 
 
+def over_stretches(values: Tensor, data: str) -> Estimate:
+    """The mean over test rows; of a video, with the standard error of the mean over its stretches.
+
+    Neighbors are nearly alike, so the frames of a stretch count as one observation, weighted by their number.
+
+    Args:
+        values: One for each of the first test rows of `frames(data, ...)`, in their order, `(n,)`.
+        data: See `frames`.
+
+    Returns:
+        An estimate whose rows are stretches; of data by name, the rows. A single stretch has no error.
+    """
+    if not is_video(data):
+        return Estimate(values)
+    parts = values.double().split(STRETCH)
+    sizes = torch.tensor([float(len(part)) for part in parts])
+    return Estimate(torch.stack([part.mean() for part in parts]), weights=sizes)
+
+
 def _measured(model: Any, guide: Any, rows: Rows) -> list[str]:
     found = evaluate(model, guide, rows.test, num_samples=100, seed=0, progress=False)
     errors = squared_errors(rows.test, reconstructed((model, guide), rows.test))

@@ -95,6 +95,23 @@ def faces(folder: Path) -> None:
         run("faces.py", "moves", "--data=floats.npy", "--overwrite=true", cwd=folder)
 
 
+def test_errors_of_a_video_are_those_over_stretches() -> None:
+    module = script("faces")
+    generator = torch.Generator().manual_seed(0)
+    of_stretch = torch.randn(40, 1, generator=generator)
+    values = (of_stretch + 0.1 * torch.randn(40, module.STRETCH, generator=generator)).flatten()
+    found = module.over_stretches(values, "video.npy")
+    means = values.double().reshape(40, -1).mean(1)
+    assert found.mean == pytest.approx(float(values.double().mean()))
+    assert found.standard_error == pytest.approx(float(means.std()) / 40**0.5)
+    assert found.standard_error > 7 * module.over_stretches(values, "MNIST").standard_error
+    # The last stretch is cut: three frames change little.
+    cut = module.over_stretches(torch.cat([values, values[:3]]), "video.npy")
+    assert cut.mean == pytest.approx(float(torch.cat([values, values[:3]]).double().mean()))
+    assert cut.standard_error == pytest.approx(found.standard_error, rel=0.03)
+    assert module.over_stretches(values[:30], "video.npy").numbers(".2f").count("±") == 0
+
+
 def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that is linear in four latents: the mouth, shifts to the side and upwards, all of the face."""
     monkeypatch.syspath_prepend(ROOT / "analyses")
