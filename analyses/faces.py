@@ -260,21 +260,23 @@ def frames(data: str, sizes: Sizes, data_dir: Path = Path("data")) -> Rows:
     return Rows(Path(data).stem, x[~for_test], x[for_test])
 
 
-def over_stretches(values: Tensor, data: str) -> Estimate:
+def over_stretches(values: Tensor, data: str, at: Tensor | None = None) -> Estimate:
     """The mean over test rows; of a video, with the standard error of the mean over its stretches.
 
     Neighbors are nearly alike, so the frames of a stretch count as one observation, weighted by their number.
 
     Args:
-        values: One for each of the first test rows of `frames(data, ...)`, in their order, `(n,)`.
+        values: One for each of some test rows of `frames(data, ...)`, `(n,)`.
         data: See `frames`.
+        at: Which test rows they are; None: the first ones, in their order.
 
     Returns:
         An estimate whose rows are stretches; of data by name, the rows. A single stretch has no error.
     """
     if not is_video(data):
         return Estimate(values)
-    parts = values.double().split(STRETCH)
+    stretch = (torch.arange(len(values)) if at is None else at) // STRETCH
+    parts = [values.double()[stretch == number] for number in stretch.unique()]
     sizes = torch.tensor([float(len(part)) for part in parts])
     return Estimate(torch.stack([part.mean() for part in parts]), weights=sizes)
 

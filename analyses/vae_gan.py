@@ -19,9 +19,18 @@ from autoencoder_pairs import (
     squared_errors,
     trained,
 )
-from faces import frames
+from faces import frames, is_video, over_stretches
 from progress import Table, chosen_rows, start
 from torch import Tensor
+from vae_gan_measures import (
+    DRAWS,
+    Measured,
+    distance,
+    kept,
+    share_distinct,
+    spread_over,
+    variance,
+)
 
 from ppl_vae import classification_accuracy_score, evaluate, refit_guide
 from ppl_vae.guides import MeanField
@@ -29,7 +38,7 @@ from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import VAE, VAEGAN, FullNormal
 from ppl_vae.networks import Convolutional
 from ppl_vae.objectives import GANLoss, Objective, VAEDisLoss, VAEGANLoss
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import digest, replacing, require_output
 from ppl_vae.stats import CrossedEstimate, Estimate
 from ppl_vae.tasks import ClassificationAccuracy, NetworkClassifier, prior_per_class, sample
 
@@ -37,11 +46,14 @@ USUAL = Sizes(
     hidden=(256,), channels=(32, 64, 128), max_epochs=60, batch_size=64, learning_rate=3e-4
 )
 
+SHOWN = 10
+"""Pictures of a line."""
+
 ROUNDS = 3
 """How often noise and guide of a fixed decoder are fitted in turn."""
 
-SPREAD = 0.5
-"""Share of the variance of the rows below which draws count as collapsed."""
+Over = Callable[..., Estimate]
+"""The mean over test rows, with the standard error over what is independent of one another."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Setting:
         latent_dim: Number of latents.
         sizes: Networks and trainings.
         gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`; None: 1 / number of features.
+        feature_sigma: Noise of the features, of `VAEGANLoss` and `VAEDisLoss`; None: the one that is found.
         layer: The layer of the discriminator whose outputs are the features.
         batch_norm: Whether the discriminator has batch norm.
         runs: Folder that keeps the trained pairs.
@@ -62,6 +75,7 @@ class Setting:
     latent_dim: int
     sizes: Sizes
     gamma: float | None
+    feature_sigma: float | None
     layer: int
     batch_norm: bool
     runs: Path
@@ -116,11 +130,15 @@ class Setting:
 
     def vae_dis(self) -> Pair:
         """A VAE of the features that the GAN's discriminator has."""
-        return self.adversarial("vae_dis", VAEDisLoss(), features_of="gan")
+        return self.adversarial(
+            "vae_dis", VAEDisLoss(feature_sigma=self.feature_sigma), features_of="gan"
+        )
 
     def vae_gan(self) -> Pair:
         """VAE/GAN."""
-        return self.adversarial("vae_gan", VAEGANLoss(gamma=self.gamma))
+        return self.adversarial(
+            "vae_gan", VAEGANLoss(gamma=self.gamma, feature_sigma=self.feature_sigma)
+        )
 
 
 MODELS: dict[str, Callable[[Setting], Pair]] = {
@@ -139,6 +157,7 @@ def main(
     seeds: int = 3,
     latent_dim: int = 32,
     gamma: float | None = None,
+    feature_sigma: float | None = None,
     layer: int = 2,
     batch_norm: bool = False,
     sizes: Sizes = USUAL,
@@ -153,30 +172,33 @@ def main(
     """Trains four models with one decoder, and measures each in the space of the rows.
 
     ELBO and log p(x) are those of the decoder that was trained, whatever by: its noise and a new guide are
-    fitted to it, in turn. The feature distance is |Dis_l(x) - Dis_l(x')|^2, as a share of the variance of
-    Dis_l(x), for a row x and its reconstruction x', by the discriminator of a GAN of another seed, without
-    batch norm, which no line was trained with. Accuracies are those of classifiers on real test rows: of ones
-    that were trained on reconstructions, and of ones that were trained on draws, means of x given z from a
-    normal density of the codes of each class (arXiv:1905.10887), as none of the models knows labels. The
-    spread of the draws is their variance as a share of that of the rows: below a half, the line counts as
-    collapsed. All seeds are printed. Rows are unreliable if their log p(x) is not to be trusted, even with
-    better proposals than the guide.
+    fitted to it, in turn. *Minus VAE* is log p(x) less that of the VAE of the same seed, row by row: what an
+    adversary costs. The feature distance is |Dis_l(x) - Dis_l(x')|^2, as a share of the variance of Dis_l(x),
+    for a row x and its reconstruction x', by the discriminator of a GAN of another seed, without batch norm,
+    which no line was trained with. The spread of 500 draws is their variance as a share of that of the rows;
+    *distinct* is how many different training rows are the nearest ones of a draw, as a share of 500. A line
+    counts as collapsed with a spread below a half, or a tenth or less of different rows. Accuracies are those
+    of classifiers on real test rows: of ones that were trained on reconstructions, and of ones that were
+    trained on draws, means of x given z from a normal density of the codes of each class (arXiv:1905.10887), as
+    none of the models knows labels. Rows are unreliable if their log p(x) is not to be trusted, even with
+    better proposals than the guide. All seeds are printed, and means over them.
 
     Args:
         data: A video in an `.npy` file, which is split by stretches, or a name as for `load_data`, which has a
             split.
         data_dir: Folder of the data, in torchvision's layout.
-        runs: Folder that keeps the trained pairs; an interrupted training continues.
+        runs: Folder that keeps trained pairs and what was measured; an interrupted training continues.
         models: Which lines, by their names; all by default.
         seeds: How many seeds.
         latent_dim: Number of latents.
         gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`. What counts is gamma times the
             number of features, which is printed; None takes 1 / number of features.
+        feature_sigma: Noise of the features, of `VAEGANLoss` and `VAEDisLoss`; None takes what is found.
         layer: The layer of the discriminator whose outputs are the features.
         batch_norm: Whether the discriminator has batch norm, with which GANs of small faces collapsed.
         sizes: Networks and trainings.
         guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
-        test_rows: Test rows for ELBO and log p(x), the first ones.
+        test_rows: Test rows for ELBO and log p(x), at equal distances.
         num_samples: Importance samples per row.
         accuracy: Whether classifiers are trained on reconstructions and on draws, of data with labels.
         classifier_steps: Steps of their training.
@@ -188,14 +210,10 @@ def main(
     rows = frames(data, sizes, data_dir)
     if accuracy:
         labels_of(rows)  # before anything is trained
-    of = Setting(rows, latent_dim, sizes, gamma, layer, batch_norm, runs)
-    columns = ["model", "seed", "ELBO", "log p(x)", "unreliable", "squared error"]
-    columns += [
-        "feature distance",
-        "spread of draws",
-        "collapsed",
-        *(["accuracy, reconstructions", "accuracy, draws"] if accuracy else []),
-    ]
+    of = Setting(rows, latent_dim, sizes, gamma, feature_sigma, layer, batch_norm, runs)
+    columns = ["model", "seed", "ELBO", "log p(x)", "minus VAE", "unreliable", "squared error"]
+    columns += ["feature distance", "spread of draws", "distinct", "collapsed"]
+    columns += ["accuracy, reconstructions", "accuracy, draws"] if accuracy else []
     shown = Table(columns, steps=len(chosen) * seeds + 1)
     shown.head()
     # The same one for all tables of these sizes.
@@ -203,49 +221,149 @@ def main(
     judge = of_judge.gan()[0].discriminator
     features = judge.eval()(rows.test[:1].float())[1].numel()
     shown.step("the discriminator that judges")
-    sheet: dict[str, Tensor] = {"test rows": rows.test[:10]}
-    draws: dict[str, Tensor] = {}
+    measures = Measures(judge, guide_epochs, test_rows, num_samples, classifier_steps, accuracy)
+    over = partial(over_stretches, data=data)
+    found: dict[tuple[str, int], Measured] = {}
     for name in chosen:
         for seed in range(sizes.seed, sizes.seed + seeds):
-            setting = replace(of, sizes=replace(sizes, seed=seed))
-            model, own = MODELS[name](setting)
-            model, guide = fitted_to(setting, model, guide_epochs)
-            # A GAN has no encoder of its own: the one that is fitted to it stands for it.
-            seen = reconstructed((model, guide if name == "GAN" else own), rows.test)
-            found = evaluate(
-                *(model, guide, rows.test[:test_rows]),
-                num_samples=num_samples,
-                method="auto",
-                seed=0,
-                progress=False,
-            )
-            drawn = sample(model, 500, seed=0, means=True)
-            spread = _variance(drawn) / _variance(rows.test)
-            cells = [name, f"{seed}", _of(found.elbo.values), _of(found.log_likelihood.values)]
+            each = measures.of(name, replace(of, sizes=replace(sizes, seed=seed)))
+            found[name, seed] = each
+            nats = (over(values, at=each.at).numbers(".2f") for values in (each.elbo, each.log_p))
+            cells = [name, f"{seed}", *nats]
             cells += [
-                f"{found.unreliable.double().mean():.1%}",
-                _of(squared_errors(rows.test, seen)),
-                f"{distance(judge, rows.test, seen):.3f}",
+                _minus_vae(over, found, name, seed),
+                f"{each.unreliable.double().mean():.1%}",
+                over(each.errors).numbers(".2f"),
+                f"{each.distance:.3f}",
+                f"{each.spread:.2f}",
+                f"{each.distinct:.2f}",
+                "yes" if each.collapsed else "no",
             ]
-            cells += [f"{spread:.2f}", "yes" if spread < SPREAD else "no"]
-            if accuracy:
-                encoder = guide if name == "GAN" else own
-                both = accuracies_of(rows, (model, encoder), (model, guide), classifier_steps)
-                cells += [f"{100 * of.mean:.1f} ± {100 * of.standard_error:.1f}" for of in both]
+            shares = (100 * each.accuracy).tolist()
+            cells += [f"{shares[i]:.1f} ± {shares[i + 1]:.1f}" for i in range(0, len(shares), 2)]
             shown.row(cells)
             shown.step(f"{name}, seed {seed}")
-            if seed == sizes.seed:
-                sheet[name] = seen[:10]
-                draws[f"{name}, drawn"] = drawn[:10]
+    _over_seeds(found)
+    sheet: dict[str, Tensor] = {"test rows": rows.test[spread_over(len(rows.test), SHOWN)]}
+    sheet |= {name: found[name, sizes.seed].seen for name in chosen}
+    sheet |= {f"{name}, drawn": found[name, sizes.seed].drawn for name in chosen}
     with replacing(output, overwrite=overwrite) as file:
-        picture_of_rows(sheet | draws).savefig(file)
+        picture_of_rows(sheet).savefig(file)
     gamma = 1 / features if gamma is None else gamma
     print(
         f"\n{rows.name}: {len(rows.test)} test rows (ELBO and log p(x): {min(test_rows, len(rows.test))}), "
-        f"nats and squared errors per row. {sizes.max_epochs} epochs of {len(rows.train)} rows, {latent_dim} "
-        f"latents. gamma = {gamma:g} for {features} features: their product is {gamma * features:.3g}. "
-        f"Reconstructions and draws of the first seed are {output}."
+        f"nats and squared errors per row; standard errors over "
+        f"{'stretches of the video' if is_video(data) else 'rows'}, and over seeds. "
+        f"{sizes.max_epochs} epochs of {len(rows.train)} rows, {latent_dim} latents. gamma = {gamma:g} for "
+        f"{features} features: their product is {gamma * features:.3g}. Reconstructions and draws of the first "
+        f"seed are {output}."
     )
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How models are measured.
+
+    Attributes:
+        judge: The discriminator of other weights whose features are compared.
+        guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
+        test_rows: Test rows for ELBO and log p(x).
+        num_samples: Importance samples per row.
+        classifier_steps: Steps of the training of a classifier.
+        accuracy: Whether there are classifiers.
+    """
+
+    judge: Any
+    guide_epochs: int
+    test_rows: int
+    num_samples: int
+    classifier_steps: int
+    accuracy: bool
+
+    def of(self, name: str, setting: Setting) -> Measured:
+        """What is measured of a model and a seed, from its file if it is there."""
+        model, own = MODELS[name](setting)
+        numbers = [self.guide_epochs, self.test_rows, self.num_samples]
+        numbers += [self.classifier_steps] if self.accuracy else []
+        made_of = digest([*model.state_dict().values(), *own.state_dict().values()])
+        judged = digest(self.judge.state_dict().values())
+        folder = setting.runs / setting.rows.name / "measured"
+        folder.mkdir(parents=True, exist_ok=True)
+        return kept(
+            folder / f"{name.replace('/', '_')}-{made_of[:16]}.safetensors",
+            f"{numbers}, {judged}, {digest([setting.rows.train, setting.rows.test])}",
+            partial(self._measured, name, setting, model, own),
+        )
+
+    def _measured(self, name: str, setting: Setting, model: Any, own: Any) -> Measured:
+        rows = setting.rows
+        model, guide = fitted_to(setting, model, self.guide_epochs)
+        # A GAN has no encoder of its own: the one that is fitted to it stands for it.
+        encoder = guide if name == "GAN" else own
+        seen = reconstructed((model, encoder), rows.test)
+        at = spread_over(len(rows.test), self.test_rows)
+        found = evaluate(
+            *(model, guide, rows.test[at]),
+            num_samples=self.num_samples,
+            method="auto",
+            seed=0,
+            progress=False,
+        )
+        drawn = sample(model, DRAWS, seed=0, means=True)
+        accuracy = torch.empty(0)
+        if self.accuracy:
+            both = accuracies_of(rows, (model, encoder), (model, guide), self.classifier_steps)
+            accuracy = torch.tensor([[each.mean, each.standard_error] for each in both]).flatten()
+        return Measured(
+            at=at,
+            elbo=found.elbo.values,
+            log_p=found.log_likelihood.values,
+            unreliable=found.unreliable,
+            errors=squared_errors(rows.test, seen),
+            distance=distance(self.judge, rows.test, seen),
+            spread=variance(drawn) / variance(rows.test),
+            distinct=share_distinct(drawn, rows.train),
+            accuracy=accuracy,
+            seen=seen[spread_over(len(seen), SHOWN)],
+            drawn=drawn[:SHOWN],
+        )
+
+
+def _minus_vae(over: Over, found: dict[tuple[str, int], Measured], name: str, seed: int) -> str:
+    """What log p(x) is above that of the VAE of the same seed, row by row."""
+    if name == "VAE" or ("VAE", seed) not in found:
+        return ""
+    each = found[name, seed]
+    return over(each.log_p - found["VAE", seed].log_p, at=each.at).numbers("+.2f")
+
+
+def _over_seeds(found: dict[tuple[str, int], Measured]) -> None:
+    """Prints means over seeds with their standard errors, and how many collapsed."""
+    names = [*dict.fromkeys(name for name, _ in found)]
+    accuracy = any(len(each.accuracy) for each in found.values())
+    columns = ["model", "log p(x)", "minus VAE", "squared error", "feature distance"]
+    columns += ["accuracy, reconstructions", "accuracy, draws"] if accuracy else []
+    print()
+    shown = Table([*columns, "spread of draws", "distinct", "collapsed"], steps=1)
+    shown.head()
+    for name in names:
+        of = {seed: each for (of_name, seed), each in found.items() if of_name == name}
+
+        def over(values: list[Tensor], form: str = ".2f") -> str:
+            return Estimate(torch.stack([value.double().mean() for value in values])).numbers(form)
+
+        paired = name != "VAE" and "VAE" in names
+        costs = [each.log_p - found["VAE", seed].log_p for seed, each in of.items() if paired]
+        every = [*of.values()]
+        cells = [name, over([each.log_p for each in every]), over(costs, "+.2f") if costs else ""]
+        cells += [
+            over([each.errors for each in every]),
+            over([each.distance for each in every], ".3f"),
+        ]
+        for place in (0, 2) if accuracy else ():
+            cells.append(over([100 * each.accuracy[place] for each in every], ".1f"))
+        cells += [over([each.spread for each in every]), over([each.distinct for each in every])]
+        shown.row([*cells, f"{sum(each.collapsed for each in every)} of {len(every)}"])
 
 
 def fitted_to(of: Setting, model: Any, epochs: int) -> Pair:
@@ -266,15 +384,6 @@ def fitted_to(of: Setting, model: Any, epochs: int) -> Pair:
                 means = torch.cat([model.decode(part).mean for part in z.split(500)])
                 model.likelihood.variance.fill_((means - of.rows.train).square().mean())
     return model, guide
-
-
-def distance(judge: Any, x: Tensor, seen: Tensor) -> float:
-    """The squared distance of features of rows and reconstructions, over the variance of those of rows."""
-    with torch.no_grad():
-        real, false = (judge.eval()(part.float())[1].flatten(1) for part in (x, seen))
-    return float(
-        (real - false).square().sum(1).mean() / (real - real.mean(0)).square().sum(1).mean()
-    )
 
 
 def labels_of(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -319,15 +428,6 @@ def accuracies_of(
     seen = score((reconstructed(pair, rows.train), labels))
     drawn = score(prior_per_class(*drawn_by, train, FullNormal(), means=True, seed=0), seen)
     return seen.accuracy, drawn.accuracy
-
-
-def _variance(x: Tensor) -> float:
-    flat = x.double().flatten(1)
-    return float((flat - flat.mean(0)).square().sum(1).mean())
-
-
-def _of(values: Tensor) -> str:
-    return Estimate(values).numbers(".2f")
 
 
 if __name__ == "__main__":

@@ -420,6 +420,7 @@ SHARED = (  # what the scripts import
     "photo_scores.py",
     "planted_pairs.py",
     "progress.py",
+    "vae_gan_measures.py",
     "vq_vae_ablation.py",
     "vq_vae_pairs.py",
     "vq_vae_quantizers.py",
