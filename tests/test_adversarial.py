@@ -1397,7 +1397,12 @@ OPTIONS = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--quiet", "--max_epo
 
 
 @pytest.mark.parametrize(
-    "objective", ["ELBO", "GANLoss", pytest.param("VAEDisLoss", marks=pytest.mark.slow)]
+    "objective",
+    [
+        pytest.param("ELBO", marks=pytest.mark.slow),
+        "GANLoss",
+        pytest.param("VAEDisLoss", marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_line(objective: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -324,7 +324,7 @@ def test_a_finer_grid_costs_less(name: str) -> None:
     assert 2 * abs(lost[1]) < 0.1 < 2 * abs(lost[0])
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_latents_are_draws_of_the_guide(at_once: int) -> None:
     """Each one, also the first of a row, which is popped from where the last number was pushed."""
     seen: list[Tensor] = []

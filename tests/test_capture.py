@@ -155,6 +155,13 @@ def name_of(value: Any) -> str:
 
 
 # Every objective with one of the pairs, in turn; the tests of strides and of fits train others.
+@pytest.mark.slow(
+    only=(
+        "MLP-MeanField-ImportanceWeightedELBO-4-doubly_reparameterized",
+        "Convolutional-FullCovariance-MeanFieldELBO-3-free-bits",
+        "Convolutional-FullCovariance-TraceELBO-3-stick_the_landing",
+    )
+)
 @pytest.mark.parametrize(
     ("network", "guide", "objective"),
     [
@@ -232,6 +239,12 @@ LOOK_AT_THE_MODEL: dict[str, Callable[[], tuple[Any, Any, Objective]]] = {
 }
 
 
+@pytest.mark.slow(
+    but=(
+        "SemiAmortized",
+        "Enumerated",
+    )
+)
 @pytest.mark.parametrize("make", LOOK_AT_THE_MODEL.values(), ids=LOOK_AT_THE_MODEL.keys())
 def test_guides_that_look_at_the_model_are_recorded(
     make: Callable[[], tuple[Any, Any, Objective]],
@@ -298,8 +311,12 @@ class Dropping(nn.Module):
 @pytest.mark.parametrize(
     ("network", "guide"),
     [
-        (MLP(hidden=(8,)), lambda: MeanField(SHAPE, 2, MLP(hidden=(8,)))),
-        (NETWORKS[1], lambda: MeanField(SHAPE, 2, NETWORKS[1])),  # batch norm: buffers move
+        pytest.param(
+            MLP(hidden=(8,)), lambda: MeanField(SHAPE, 2, MLP(hidden=(8,))), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            NETWORKS[1], lambda: MeanField(SHAPE, 2, NETWORKS[1]), marks=pytest.mark.slow
+        ),  # batch norm: buffers move
         (MLP(hidden=(8,)), Dropping),
     ],
 )
@@ -552,6 +569,13 @@ LOCATIONS: dict[Any, tuple[str | None, tuple[float | None, ...]]] = {
 """Why a program is not recorded, and the clipping with which it is not slow."""
 
 
+@pytest.mark.slow(
+    only=(
+        "expanded-None-0.5",
+        "constant-None-0.5",
+        "twice-None-0.5",
+    )
+)
 @pytest.mark.parametrize(
     ("location", "reason", "clip"),
     [
@@ -887,9 +911,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     [
         ((4, 12), {}, [5]),  # 4 epochs of 3 steps: long enough
         ((4, 13), {}, []),
-        ((4, 12), {"compile": False}, []),
-        ((4, 12), {"capture": False}, []),
-        ((10, 1000), {"compile": True}, [5]),
+        pytest.param((4, 12), {"compile": False}, [], marks=pytest.mark.slow),
+        pytest.param((4, 12), {"capture": False}, [], marks=pytest.mark.slow),
+        pytest.param((10, 1000), {"compile": True}, [5], marks=pytest.mark.slow),
     ],
 )
 def test_full_batches_of_long_trainings_are_compiled(

@@ -159,6 +159,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+@pytest.mark.slow(only=("ELBO",))
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 def test_each_objective_finds_the_posterior(objective: Objective) -> None:
     """The posterior logits of this mixture are linear in x: a linear encoder loses nothing."""

@@ -67,6 +67,7 @@ def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
     assert main(["compare", str(trained), str(folder), "-o", str(tmp_path / "c.png")]) == 0
 
 
+@pytest.mark.slow
 def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> None:
     prior = ("--model.prior", "VampPrior", "--model.prior.components", "3")
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
@@ -179,12 +180,12 @@ OF_ROWS = ("prior_samples", "reconstructions", "worst_reconstructions")
     ("model", "pictures"),
     [
         ("GaussianMixture", {"components", *OF_ROWS}),
-        ("ProbabilisticPCA", {"interpolations", *OF_ROWS}),
+        pytest.param("ProbabilisticPCA", {"interpolations", *OF_ROWS}, marks=pytest.mark.slow),
         pytest.param(*("FactorAnalysis", {"interpolations", *OF_ROWS}), marks=pytest.mark.slow),
         pytest.param(
             *("MixtureOfPCA", {*OF_ROWS}), marks=pytest.mark.slow
         ),  # it sums its components out
-        ("GaussianHMM", {*OF_ROWS}),  # a site for each step
+        pytest.param("GaussianHMM", {*OF_ROWS}, marks=pytest.mark.slow),  # a site for each step
     ],
 )
 def test_em_draws_what_the_model_makes_of_rows(

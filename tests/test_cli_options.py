@@ -99,7 +99,7 @@ def test_a_printed_configuration_can_be_given_back(
     [
         ("ELBO", "stick_the_landing"),
         ("TraceELBO", "stick_the_landing"),
-        ("ImportanceWeightedELBO", "doubly_reparameterized"),
+        pytest.param("ImportanceWeightedELBO", "doubly_reparameterized", marks=pytest.mark.slow),
     ],
 )
 def test_gradients_are_chosen_by_an_option(

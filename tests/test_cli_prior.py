@@ -135,6 +135,7 @@ def test_other_commands_take_it(
     assert f"which continues it: ppl-vae refit-prior --resume {run}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_levels_of_rows_with_labels(place: Path, tmp_path: Path) -> None:
     """A training, new priors of both levels, and rows of wanted labels."""
     first, run, output = tmp_path / "first", tmp_path / "run", tmp_path / "drawn.npz"
@@ -159,6 +160,7 @@ def test_levels_of_rows_with_labels(place: Path, tmp_path: Path) -> None:
         assert arrays["z"].shape == (5, 5)  # one code above, and 2 x 2
 
 
+@pytest.mark.slow
 def test_whether_the_fit_of_the_prior_had_ended(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

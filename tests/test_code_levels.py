@@ -236,6 +236,7 @@ def _log_density(model: Any, x: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
         return torch.as_tensor(pyro.poutine.trace(held).get_trace(x).log_prob_sum())
 
 
+@pytest.mark.slow(but=("Transformer",))
 @learned
 def test_draws_are_from_the_top_down_and_as_probable_as_the_density_says(prior: CodePrior) -> None:
     model, _ = pair(prior, size=4, codes=(2, 2))
@@ -310,6 +311,7 @@ def copies(n: int) -> Tensor:
     return torch.cat([high.flatten(1), low.flatten(1)], 1).double()
 
 
+@pytest.mark.slow
 def test_the_rate_is_the_conditional_entropy_and_that_without_the_top_more_by_the_information() -> (
     None
 ):

@@ -564,6 +564,7 @@ def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
     torch.testing.assert_close(whole.mean_variance, parts.mean_variance, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow(but=("False-False",))
 @pytest.mark.parametrize(
     ("few", "lags"),
     [

@@ -389,6 +389,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(calls)
 
 
+@pytest.mark.slow
 def test_colors_start_at_clusters(once: Callable[[], int], photos: Path, tmp_path: Path) -> None:
     options = ["--data", f"folder:{photos}", "--run_dir", str(tmp_path / "r"), *TINY]
     assert main(["colorize", "train", *options, "--report", "false"]) == 0

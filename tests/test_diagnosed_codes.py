@@ -360,6 +360,12 @@ PLANTED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow(
+    but=(
+        "codes out of reach",
+        "encoder drift",
+    )
+)
 @pytest.mark.parametrize("cause", PLANTED)
 def test_a_planted_cause_is_named(cause: str) -> None:
     x, model, guide, fitted = PLANTED[cause](0)
@@ -374,7 +380,7 @@ def test_a_planted_cause_is_named(cause: str) -> None:
         assert used < 16
 
 
-@pytest.mark.parametrize("of_prior", [0, 5])
+@pytest.mark.parametrize("of_prior", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_pair_that_lags_and_had_not_ended_may_catch_up(of_prior: int) -> None:
     """Also if a prior was fitted after that, whose epochs say nothing of the pair."""
     x = factors(0)
@@ -728,6 +734,7 @@ RUN += ["--model.quantizer.codes", "32", "--model.quantizer.dim", "64", "--max_e
 RUN += ["--model.quantizer.start", "RandomStart", "--model.quantizer.restarts", "0"]
 
 
+@pytest.mark.slow
 def test_a_run_is_diagnosed_and_mended_by_the_command_that_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def reference_from(model: GaussianMixture, covariance: str, **options: Any) -> R
     )
 
 
+@pytest.mark.slow(only=("tied-dtype0",))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_converges_where_scikit_learn_does(covariance: str, dtype: torch.dtype) -> None:
@@ -267,7 +268,7 @@ class Chain(nn.Module):
         return torch.stack(log_p)
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("hard", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_enumeration_follows_any_dependencies(hard: bool) -> None:
     model, x = Chain(), torch.randn(20, 3, dtype=torch.float64)
     log_joint = model.log_joint(x)

@@ -334,7 +334,9 @@ def test_several_latent_sites_and_other_names() -> None:
     assert_agrees(found, normal_evidence(x, 3.0))
 
 
-@pytest.mark.parametrize("n", [3, 4, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n", [3, pytest.param(4, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_plates_inside_of_the_rows(n: int) -> None:
     """z of a row, and a local v and an x for each of three pixels; also with three rows."""
 

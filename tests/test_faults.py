@@ -123,6 +123,7 @@ def test_a_decoder_that_overfits() -> None:
     ).faults.keys() & {"overfit", "overfit encoder", "overfit decoder"}
 
 
+@pytest.mark.slow
 def test_both_overfit() -> None:
     model, _, train, held = overfit_model(8)
     guide = Memorizing(model, train, 0.5)
@@ -132,6 +133,7 @@ def test_both_overfit() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_log_p_it_is_not_said_which_of_the_two_overfits() -> None:
     model, guide, train, held = true_pair(shift=0.3)
     of_train, of_held = results(model, guide, train, held)

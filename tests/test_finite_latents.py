@@ -153,7 +153,10 @@ class Mixed:
         return torch.logsumexp(terms.double(), -1) - math.log(self.sizes)
 
 
-@pytest.mark.parametrize(("c_first", "loop"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("c_first", "loop"),
+    [(True, False), pytest.param(False, False, marks=pytest.mark.slow), (True, True)],
+)
 def test_with_continuous_latents(c_first: bool, loop: bool) -> None:
     pair = Mixed(c_first, loop)
     x = torch.linspace(-6, 6, 9)

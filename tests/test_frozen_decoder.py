@@ -73,6 +73,7 @@ def test_with_few_temperatures_it_is_above_the_curve() -> None:
     assert excess.mean > 10 * excess.standard_error
 
 
+@pytest.mark.slow
 def test_the_stated_errors_are_those_of_repetitions() -> None:
     model, x = programs.pca(n=1)
     rows = x.expand(225, -1)
@@ -87,6 +88,7 @@ def test_the_stated_errors_are_those_of_repetitions() -> None:
             assert float(error.square().mean().sqrt() / values.std()) == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 def test_at_its_own_beta_a_trained_linear_decoder_touches_the_curve_of_the_data(
     beta: float,

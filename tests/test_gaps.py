@@ -67,6 +67,7 @@ def test_a_guide_with_the_old_name_of_amortize_has_its_own_family() -> None:
     assert torch.equal(then.best_elbo.values, now.best_elbo.values)
 
 
+@pytest.mark.slow
 def test_full_covariance_holds_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     model, x, _ = correlated()
@@ -108,7 +109,7 @@ def test_mean_field_holds_the_posterior_of_orthogonal_columns() -> None:
     assert not gaps.warnings
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.7])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_a_shifted_guide_loses_the_closed_form_kl(shift: float) -> None:
     model, x, precision = correlated()
 
@@ -278,6 +279,7 @@ def test_a_guide_whose_latents_depend_on_each_other_keeps_that() -> None:
     assert "site 'a' depends on another latent" in gaps.notes[0]
 
 
+@pytest.mark.slow(but=("LogNormal",))
 @pytest.mark.parametrize(
     "kind",
     [

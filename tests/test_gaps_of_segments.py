@@ -107,6 +107,7 @@ def test_gaps_of_wide_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(gaps.log_likelihood.values.isfinite().all())
 
 
+@pytest.mark.slow
 def test_narrow_and_wide_grids_in_one_call() -> None:
     model, rows = wide()
     narrow = (rows[0][:, :, :4].contiguous(), rows[1][:, :, :4].contiguous())

@@ -49,6 +49,7 @@ def posterior(x: Tensor) -> None:
 # -- guides that are messengers: they run the model, with its data ---------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -145,6 +145,7 @@ def best_of(kind: str, sigma: float) -> tuple[BottomUp | TopDown, Tensor, Tensor
     return exact_top_down(linear_model(sigma), sigma), of_z1, of_z2
 
 
+@pytest.mark.slow(but=("TopDown",))
 @pytest.mark.parametrize("kind", GUIDES)
 def test_the_best_q_of_two_layers_is_the_closed_form(kind: str) -> None:
     """Guides that are the best of their family, but for means that are shifted by d: KL d^T precision d / 2.
@@ -176,6 +177,7 @@ def test_the_best_q_of_two_layers_is_the_closed_form(kind: str) -> None:
     assert "depends on another latent" in gaps.notes[0]
 
 
+@pytest.mark.slow(but=("BottomUp",))
 @guides
 def test_importance_sampling_meets_the_evidence(make: Make) -> None:
     torch.manual_seed(0)
@@ -250,7 +252,11 @@ def test_the_encoder_of_x_runs_once_a_row(make: Make) -> None:
 
 
 @guides
-@pytest.mark.parametrize("network", [MLP(hidden=(8,)), Convolutional((3, 4), 8)], ids=["MLP", "C"])
+@pytest.mark.parametrize(
+    "network",
+    [MLP(hidden=(8,)), pytest.param(Convolutional((3, 4), 8), marks=pytest.mark.slow)],
+    ids=["MLP", "C"],
+)
 def test_every_parameter_is_trained_and_everything_works(
     make: Make, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

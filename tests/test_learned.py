@@ -139,6 +139,7 @@ def test_a_fit_of_fitted_programs_goes_on() -> None:
     assert float(loc.detach()) == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_pairs_of_one_parameter_name_do_not_mix() -> None:
     learn()
     fitted = learn(other_model, param_guide, POINTS + 4.0)

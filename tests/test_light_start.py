@@ -210,6 +210,7 @@ def test_an_answer_is_light(arguments: list[str], code: int, words: str) -> None
     assert loaded == []
 
 
+@pytest.mark.slow
 def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
     (tmp_path / "argcomplete.py").write_text(
         "def autocomplete(parser):\n"
@@ -365,6 +366,7 @@ def test_a_constructor_with_keywords_of_any_name(last: str, any_name: bool) -> N
         assert source.takes_any_name(source.Definition("ppl_vae", node)) is any_name
 
 
+@pytest.mark.slow(but=("guide",))
 @pytest.mark.parametrize("role", CLASSES)
 def test_every_argument_of_every_class_is_accepted(role: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()

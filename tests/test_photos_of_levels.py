@@ -247,7 +247,12 @@ def test_a_file_is_a_header_and_the_levels_from_the_highest(several: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("halvings", "blocks", "patches"), [((1, 1), 1, False), ((2, 1), 0, True), ((1, 1, 1), 0, True)]
+    ("halvings", "blocks", "patches"),
+    [
+        ((1, 1), 1, False),
+        ((2, 1), 0, True),
+        pytest.param((1, 1, 1), 0, True, marks=pytest.mark.slow),
+    ],
 )
 def test_tiles_give_what_the_whole_photo_gives(
     halvings: tuple[int, ...], blocks: int, patches: bool
@@ -264,7 +269,7 @@ def test_tiles_give_what_the_whole_photo_gives(
     assert int((pictures[0] - pictures[1]).abs().max()) <= 1  # summed in another order
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_too_few_pixels_are_told_in_pixels_and_those_advised_are_enough(several: bool) -> None:
     model, guide = levels_of() if several else pair_of()
     photo = photo_of(110, 70)

@@ -314,6 +314,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+@pytest.mark.slow(only=("beta-AutoregressivePrior",))
 @pytest.mark.parametrize(
     ("prior", "objective"),
     [
@@ -474,7 +475,11 @@ def test_refitted_normal_has_the_moments_of_the_aggregate_posterior() -> None:
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("prior", [MixturePrior(1), FlowPrior(2, (16,))], ids=["mixture", "flow"])
+@pytest.mark.parametrize(
+    "prior",
+    [MixturePrior(1), pytest.param(FlowPrior(2, (16,)), marks=pytest.mark.slow)],
+    ids=["mixture", "flow"],
+)
 def test_refitted_by_draws(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
     """One component has the moments; a flow, the whole Gaussian of aggregate covariance."""
     monkeypatch.setattr(flow_prior, "_STEPS", 400)

@@ -249,7 +249,9 @@ def test_the_data_tell_whether_a_dimension_would_pay(kind: str, factor: float, c
     assert not any("not known" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("kind", ["normal", "bits", "categories"])
+@pytest.mark.parametrize(
+    "kind", ["normal", pytest.param("bits", marks=pytest.mark.slow), "categories"]
+)
 @pytest.mark.parametrize(("factor", "cause"), [(0.0, "surplus dimensions"), (1.2, "local optimum")])
 def test_only_what_is_there_counts(kind: str, factor: float, cause: str) -> None:
     """A third of the numbers is missing, and holds anything."""

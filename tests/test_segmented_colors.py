@@ -186,7 +186,7 @@ def test_the_exact_guide_at_beta_is_the_best_one(
     assert torch.allclose(-found.loss, best.mean(), atol=1e-10)
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("beta", [1.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_the_structured_mean_field_is_the_best_guide_with_independent_lines(
     beta: float, pictures: tuple[Tensor, Tensor], segmentations: Tensor
 ) -> None:
@@ -278,6 +278,7 @@ def test_initialized_segments_have_the_colors_of_clusters(colors: Colors) -> Non
         model.initialize(y[:1, :1, :2], x[:1, :1, :2])
 
 
+@pytest.mark.slow
 def test_segments_emerge_in_simulated_pictures() -> None:
     """Colored regions with a texture and a shading: nobody shows the model a segmentation.
 

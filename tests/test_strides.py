@@ -175,6 +175,15 @@ GRAPH_ALONE = {"particles", "Adam by default", "SGD", "a schedule"}
 """What the fast suite takes with one engine."""
 
 
+@pytest.mark.slow(
+    but=(
+        "loop-as it is",
+        "loop-batch norm and dropout",
+        "loop-clipped",
+        "graph-beta",
+        "graph-a schedule",
+    )
+)
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
@@ -223,6 +232,7 @@ def rough_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recording, "compile", compile)
 
 
+@pytest.mark.slow(but=("loop",))
 @pytest.mark.usefixtures("engine", "rough_compiler")
 def test_mixed_precision_is_compiled(strides: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """Steps that are compared with Pyro are compared under the same precision, up to its rounding."""
@@ -333,7 +343,7 @@ HOOKS: dict[str, Any] = {
     ("engine", "optimizer"),
     [
         ("loop", "Adam"),
-        ("loop", "a hook"),
+        pytest.param("loop", "a hook", marks=pytest.mark.slow),
         ("graph", "ClippedAdam"),
         pytest.param("loop", "ClippedAdam", marks=pytest.mark.slow),
         pytest.param("graph", "Adam", marks=pytest.mark.slow),

@@ -57,6 +57,7 @@ QUICK = ("both", "beta", "parts", "SWALR")
 """Each kind of choice: an optimizer with a schedule, a schedule of beta, parts of the model, a path."""
 
 
+@pytest.mark.slow(but=("both",))
 @pytest.mark.parametrize(
     "choice",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHOICES],

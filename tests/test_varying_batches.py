@@ -138,7 +138,12 @@ def test_sites_that_depend_on_values_in_memory(descending: bool) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     "objective",
-    [ELBO(), TraceELBO(), TraceELBO(num_particles=3), ImportanceWeightedELBO()],
+    [
+        ELBO(),
+        pytest.param(TraceELBO(), marks=pytest.mark.slow),
+        pytest.param(TraceELBO(num_particles=3), marks=pytest.mark.slow),
+        ImportanceWeightedELBO(),
+    ],
     ids=repr,
 )
 def test_training_sees_every_step(order: tuple[int, ...], objective: Objective) -> None:

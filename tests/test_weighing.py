@@ -68,7 +68,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
 
 @methods
 @pytest.mark.parametrize("guide", [MeanField, FullCovariance])
-@pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian])
+@pytest.mark.parametrize("likelihood", [Bernoulli, pytest.param(Gaussian, marks=pytest.mark.slow)])
 def test_the_numbers_are_those_of_pyro_bit_by_bit(
     method: str, likelihood: Any, guide: Any, recorded: list[Recording]
 ) -> None:
@@ -213,6 +213,7 @@ def test_a_wrong_recording_is_found(
     assert "differ from Pyro's" in caplog.text
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_compiled_chunks_agree_to_float_precision(
@@ -239,6 +240,12 @@ READERS = {
 }
 
 
+@pytest.mark.slow(
+    but=(
+        "numpy",
+        "__array__",
+    )
+)
 @pytest.mark.parametrize("reader", READERS)
 def test_rows_read_outside_of_torch_are_not_recorded(
     reader: str, recorded: list[Recording], caplog: pytest.LogCaptureFixture
@@ -261,6 +268,7 @@ def test_rows_read_outside_of_torch_are_not_recorded(
     assert f"read tensors outside of torch, by .{name}()" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong_from", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_recording_that_turns_out_wrong_is_done_again(
     wrong_from: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
