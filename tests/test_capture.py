@@ -239,12 +239,7 @@ LOOK_AT_THE_MODEL: dict[str, Callable[[], tuple[Any, Any, Objective]]] = {
 }
 
 
-@pytest.mark.slow(
-    but=(
-        "SemiAmortized",
-        "Enumerated",
-    )
-)
+@pytest.mark.slow(but=("SemiAmortized", "Enumerated"))
 @pytest.mark.parametrize("make", LOOK_AT_THE_MODEL.values(), ids=LOOK_AT_THE_MODEL.keys())
 def test_guides_that_look_at_the_model_are_recorded(
     make: Callable[[], tuple[Any, Any, Objective]],
@@ -569,13 +564,7 @@ LOCATIONS: dict[Any, tuple[str | None, tuple[float | None, ...]]] = {
 """Why a program is not recorded, and the clipping with which it is not slow."""
 
 
-@pytest.mark.slow(
-    only=(
-        "expanded-None-0.5",
-        "constant-None-0.5",
-        "twice-None-0.5",
-    )
-)
+@pytest.mark.slow(only=("expanded-None-0.5", "constant-None-0.5", "twice-None-0.5"))
 @pytest.mark.parametrize(
     ("location", "reason", "clip"),
     [

@@ -494,12 +494,7 @@ def conditional(prior: CodePrior | None = None) -> tuple[ConditionalVQVAE, Quant
     return model, guide
 
 
-@pytest.mark.slow(
-    but=(
-        "PixelCNN-2",
-        "Transformer-1",
-    )
-)
+@pytest.mark.slow(but=("PixelCNN-2", "Transformer-1"))
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(
     "prior",

@@ -196,12 +196,7 @@ def rows(n: int = 60, size: int = 8) -> tuple[Tensor, Tensor]:
     return torch.bernoulli(centers[labels], generator=generator), labels
 
 
-@pytest.mark.slow(
-    but=(
-        "counts",
-        "PixelCNN",
-    )
-)
+@pytest.mark.slow(but=("counts", "PixelCNN"))
 @every
 def test_log_p_of_x_given_c_is_a_sum_over_all_joint_codes(name: str) -> None:
     """The trace's density of each of 2^5 joint codes; the ELBO is that of the guide's, and a bound."""

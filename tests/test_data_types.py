@@ -647,12 +647,7 @@ def _lists(found: Any) -> Any:
     return found.tolist()
 
 
-@pytest.mark.slow(
-    only=(
-        "annealed_importance_sampling",
-        "bidirectional_monte_carlo",
-    )
-)
+@pytest.mark.slow(only=("annealed_importance_sampling", "bidirectional_monte_carlo"))
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_gives_what_the_tensor_gives(name: str) -> None:
     expected, _ = of_a_tensor(name)

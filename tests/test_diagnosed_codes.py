@@ -360,12 +360,7 @@ PLANTED: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow(
-    but=(
-        "codes out of reach",
-        "encoder drift",
-    )
-)
+@pytest.mark.slow(but=("codes out of reach", "encoder drift"))
 @pytest.mark.parametrize("cause", PLANTED)
 def test_a_planted_cause_is_named(cause: str) -> None:
     x, model, guide, fitted = PLANTED[cause](0)

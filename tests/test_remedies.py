@@ -266,12 +266,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.slow(
-    but=(
-        "one-hot",
-        "student",
-    )
-)
+@pytest.mark.slow(but=("one-hot", "student"))
 @pytest.mark.filterwarnings("ignore:beta warms up for")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_collapsed_pair_of_any_likelihood_gets_a_cause(kind: str) -> None:

@@ -795,12 +795,7 @@ def test_without_the_extra_the_page_of_a_sweep_names_it(
 # -- in a browser --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow(
-    but=(
-        "1280-light",
-        "400-dark",
-    )
-)
+@pytest.mark.slow(but=("1280-light", "400-dark"))
 @in_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])

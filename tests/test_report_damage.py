@@ -53,12 +53,7 @@ def pictures(drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(f"ppl_vae.reporting.of_sweep.{name}", lambda *_, **__: None)
 
 
-@pytest.mark.slow(
-    only=(
-        "evaluation.json-a list-True",
-        "diagnosis.json-a list-True",
-    )
-)
+@pytest.mark.slow(only=("evaluation.json-a list-True", "diagnosis.json-a list-True"))
 @pytest.mark.parametrize(("how", "drawn"), with_pictures_of_few(DAMAGE))
 @pytest.mark.parametrize("name", ["evaluation.json", "diagnosis.json"])
 @pytest.mark.usefixtures("pictures")

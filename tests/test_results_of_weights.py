@@ -198,12 +198,7 @@ def meanwhile(function: str, work: Callable[[], object]) -> Any:
 
 
 # One function tells the weights from those that were read: each command meets one change, in turn.
-@pytest.mark.slow(
-    only=(
-        "diagnose-other weights",
-        "export-broken weights",
-    )
-)
+@pytest.mark.slow(only=("diagnose-other weights", "export-broken weights"))
 @pytest.mark.parametrize(
     ("name", "left"),
     [

@@ -150,12 +150,7 @@ def test_a_scale_of_few_numbers_that_is_too_large(kind: str, others: int) -> Non
     assert found.cause == "local optimum"
 
 
-@pytest.mark.slow(
-    but=(
-        "normal-5-bits",
-        "laplace-5-normal",
-    )
-)
+@pytest.mark.slow(but=("normal-5-bits", "laplace-5-normal"))
 @pytest.mark.parametrize(
     ("kind", "others", "beside"), all_pairs(LIKELIHOODS, [5, 300], ["bits", "normal"])
 )

@@ -245,12 +245,7 @@ class Mixture(nn.Module):
             pyro.sample("x", dist.Normal(self.locs[z], 1.0), obs=x)
 
 
-@pytest.mark.slow(
-    but=(
-        "observed in a plate-3",
-        "factor-7",
-    )
-)
+@pytest.mark.slow(but=("observed in a plate-3", "factor-7"))
 @pytest.mark.parametrize("batch_size", [7, 3])
 @pytest.mark.parametrize("in_plate", [True, False], ids=["observed in a plate", "factor"])
 def test_em_counts_a_prior_once_whatever_the_batches(in_plate: bool, batch_size: int) -> None:

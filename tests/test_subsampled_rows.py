@@ -175,12 +175,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.slow(
-    only=(
-        "annealed",
-        "to_arviz",
-    )
-)
+@pytest.mark.slow(only=("annealed", "to_arviz"))
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_gives_what_it_gives_without_a_part(name: str) -> None:
     values, others = (torch.as_tensor(FUNCTIONS[name](*linear(part))) for part in (5, None))

@@ -215,12 +215,7 @@ def test_a_y_of_no_clear_use_is_refused(kind: Any, words: str) -> None:
         PairTransformer(renamed, max_epochs=1, random_state=0).fit(X)
 
 
-@pytest.mark.slow(
-    but=(
-        "conditional_pair-uint8",
-        "classes_and_style-bool",
-    )
-)
+@pytest.mark.slow(but=("conditional_pair-uint8", "classes_and_style-bool"))
 @pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize(
     ("pair", "dtype"),

@@ -47,13 +47,7 @@ def read_only(
     return make
 
 
-@pytest.mark.slow(
-    but=(
-        "13-evaluation.json",
-        "13-diagnosis.json",
-        "13-gaps.json",
-    )
-)
+@pytest.mark.slow(but=("13-evaluation.json", "13-diagnosis.json", "13-gaps.json"))
 @pytest.mark.parametrize("file", RESULTS)
 def test_a_result_that_cannot_be_kept_is_shown(
     file: str,
@@ -71,12 +65,7 @@ def test_a_result_that_cannot_be_kept_is_shown(
     assert ".ppl_vae-lock" not in told.err
 
 
-@pytest.mark.slow(
-    but=(
-        "13-sample",
-        "13-export",
-    )
-)
+@pytest.mark.slow(but=("13-sample", "13-export"))
 @pytest.mark.parametrize("name", ["sample", "export"])
 def test_what_is_only_written_is_refused_at_once(
     name: str,
@@ -222,10 +211,7 @@ def test_weights_that_are_no_file_are_told(kind: str, run: Path) -> None:
 
 
 @pytest.mark.slow(
-    but=(
-        "ppl_vae.cli.finish.to_arviz-error0",
-        "ppl_vae.runs.folder.as_netcdf-error1",
-    )
+    but=("ppl_vae.cli.finish.to_arviz-error0", "ppl_vae.runs.folder.as_netcdf-error1")
 )
 @pytest.mark.parametrize(
     "error", [FileNotFoundError(2, "No such file", "/nohome"), ImportError("no netCDF")]

@@ -240,12 +240,7 @@ READERS = {
 }
 
 
-@pytest.mark.slow(
-    but=(
-        "numpy",
-        "__array__",
-    )
-)
+@pytest.mark.slow(but=("numpy", "__array__"))
 @pytest.mark.parametrize("reader", READERS)
 def test_rows_read_outside_of_torch_are_not_recorded(
     reader: str, recorded: list[Recording], caplog: pytest.LogCaptureFixture
