@@ -317,7 +317,7 @@ def test_a_planted_dictionary_is_found() -> None:
     assert float((guide.encode(x).mean > 0).double().sum(1).mean()) < 3.5
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("held", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_penalty_is_cheated_unless_the_weights_are_held(held: bool) -> None:
     """By small codes and large weights: nothing of the squared error has to be given up."""
     x, _ = exact_rows()

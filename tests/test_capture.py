@@ -184,7 +184,7 @@ def test_gradients_are_bit_identical(network: Any, guide: Any, objective: Object
 
 
 # Every likelihood with one network, and those of one, of two and of many numbers per element with all of them.
-WITH_ALL_NETWORKS = ("Bernoulli", "DiscretizedLogistic", "Categorical")
+WITH_ALL_NETWORKS = ("DiscretizedLogistic",)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,7 @@ LOOK_AT_THE_MODEL: dict[str, Callable[[], tuple[Any, Any, Objective]]] = {
 }
 
 
+@pytest.mark.slow(but=("SemiAmortized",))
 @pytest.mark.slow(but=("SemiAmortized", "Enumerated"))
 @pytest.mark.parametrize("make", LOOK_AT_THE_MODEL.values(), ids=LOOK_AT_THE_MODEL.keys())
 def test_guides_that_look_at_the_model_are_recorded(
@@ -468,7 +469,9 @@ class Labelled(nn.Module):
                 pyro.sample("z", dist.Normal(loc, 1.0))
 
 
-@pytest.mark.parametrize("one_hot", [by_place, by_name, of_tables])
+@pytest.mark.parametrize(
+    "one_hot", [pytest.param(by_place, marks=pytest.mark.slow), by_name, of_tables]
+)
 def test_one_hot_with_a_number_of_classes_is_recorded(
     one_hot: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -816,7 +819,9 @@ def test_recording_leaves_generators_and_buffers_alone() -> None:
         assert all(torch.equal(*both) for both in zip(buffers, now, strict=True))
 
 
-@pytest.mark.parametrize("change", [3e-4, 0.3], ids=["rounding", "wrong"])
+@pytest.mark.parametrize(
+    "change", [pytest.param(3e-4, marks=pytest.mark.slow), 0.3], ids=["rounding", "wrong"]
+)
 def test_a_compiled_step_may_choose_other_codes_for_vectors_between_two(
     monkeypatch: pytest.MonkeyPatch, change: float
 ) -> None:
@@ -899,7 +904,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("steps", "options", "expected"),
     [
         ((4, 12), {}, [5]),  # 4 epochs of 3 steps: long enough
-        ((4, 13), {}, []),
+        pytest.param((4, 13), {}, [], marks=pytest.mark.slow),
         pytest.param((4, 12), {"compile": False}, [], marks=pytest.mark.slow),
         pytest.param((4, 12), {"capture": False}, [], marks=pytest.mark.slow),
         pytest.param((10, 1000), {"compile": True}, [5], marks=pytest.mark.slow),
@@ -917,6 +922,7 @@ def test_full_batches_of_long_trainings_are_compiled(
     assert compilations == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # epochs: before the step is compiled, and after
     "killed_after", [pytest.param(1, marks=pytest.mark.slow), 3]
 )

@@ -87,6 +87,7 @@ def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> N
         assert torch.equal(refitted.prior().log_prob(z), before)
 
 
+@pytest.mark.slow
 def test_a_refitted_run_is_not_resumed_as_a_training(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +133,7 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(
     assert not [f for f in tmp_path.glob("runs/*") if any(f.iterdir())]
 
 
+@pytest.mark.slow
 def test_annealed_importance_sampling_of_a_run(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +253,7 @@ def test_em_warns_of_a_model_that_overfits(
     assert "overfits" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_density_is_fitted_to_dequantized_levels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

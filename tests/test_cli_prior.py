@@ -113,6 +113,7 @@ def _test_rows(config: Any) -> Any:
     return load_rows(config).test
 
 
+@pytest.mark.slow
 def test_other_commands_take_it(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +346,7 @@ def require_same_runs(run: Path, other: Path) -> None:
         assert found == there
 
 
+@pytest.mark.slow
 def test_one_of_the_same_settings_is_the_same(place: Path, tmp_path: Path) -> None:
     options = ("--prior", "TransformerPrior", "--prior.width", "8", "--prior.layers", "1")
     for name in ("a", "b"):

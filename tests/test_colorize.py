@@ -297,6 +297,12 @@ WRONG: tuple[tuple[tuple[str, ...], int, str], ...] = (
 )
 
 
+@pytest.mark.slow(
+    only=(
+        "arguments13-1-use ScanLineSegments with LatentColors and the guide WithinPicture",
+        "arguments19-1-StructuredMeanField",
+    )
+)
 @pytest.mark.parametrize(("arguments", "code", "told"), WRONG)
 def test_what_is_wrong_is_said_in_a_line(
     arguments: tuple[str, ...],

@@ -196,7 +196,7 @@ def test_the_prior_takes_the_autoguide_with_independent_latents() -> None:
     model = model_of(AutoregressivePrior(0.9))
     guide, x = AutoNormal(model), torch.randn(30, 3)
     how: dict[str, Any] = {"objective": ELBO(beta=20.0), "learning_rate": 0.05, "seed": 0}
-    fit(model, guide, x, batch_size=30, max_epochs=600, **how)
+    fit(model, guide, x, batch_size=30, max_epochs=200, **how)
     committed = model.prior.committed_rate
     found = evaluate(model, guide, x, num_samples=400, method="guide", seed=0).rate
     assert found.mean >= committed - 2 * found.standard_error

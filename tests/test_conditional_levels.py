@@ -309,7 +309,9 @@ WIDER: dict[str, CodePrior] = {
 }
 
 
-@pytest.fixture(scope="module", params=WIDER)
+@pytest.fixture(
+    scope="module", params=["PixelCNN", pytest.param("Transformer", marks=pytest.mark.slow)]
+)
 def fitted(request: pytest.FixtureRequest) -> Any:
     """The planted source with a prior that was fitted."""
     torch.manual_seed(0)

@@ -129,9 +129,9 @@ print((now("VmHWM") - before) / sum(4 * x.numel() for x in (data.train, data.val
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", [pytest.param("npy", marks=pytest.mark.slow), "npz"])
 def test_load_data_holds_the_values_once(tmp_path: Path, kind: str) -> None:
-    """A file of 200 MB; its zeros are not stored, but read as any others."""
+    """A file of 100 MB; its zeros are not stored, but read as any others."""
     few, many = tmp_path / f"few.{kind}", tmp_path / f"many.{kind}"
-    for file, rows in ((few, 50), (many, 50_000)):
+    for file, rows in ((few, 50), (many, 25_000)):
         if kind == "npy":
             np.lib.format.open_memmap(file, "w+", np.float32, (rows, 1000)).flush()
         else:

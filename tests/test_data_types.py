@@ -505,6 +505,7 @@ def refusal(call: Callable[..., Any], model: Any, guide: Any, x: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow(only=("evaluate",))
 @pytest.mark.parametrize("call", CASES)
 def test_rows_are_not_read_as_batches_of_numbers(call: Callable[..., Any]) -> None:
     """A linear layer takes a vector, and its output is broadcast over the plate: nothing would fail."""

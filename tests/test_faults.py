@@ -101,6 +101,7 @@ def test_an_encoder_that_overfits() -> None:
     assert not any("overfit" in name for name in again.faults)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_overfits() -> None:
     model, guide, train, held = overfit_model(8)
     of_train, of_held = results(model, guide, train, held)
@@ -430,6 +431,7 @@ def test_a_decoder_that_ignores_its_latents_is_no_dead_encoder() -> None:
     assert found.cause == "local optimum"
 
 
+@pytest.mark.slow
 def test_an_encoder_that_works_is_not_called_dead() -> None:
     model, guide, x = pixels()
     ppl_vae.fit(model, guide, x, max_epochs=60, learning_rate=0.02, seed=0)

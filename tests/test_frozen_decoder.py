@@ -149,6 +149,7 @@ def test_a_latent_with_a_bound_against_quadrature() -> None:
         assert float(point.rate_error.max()) < 0.2
 
 
+@pytest.mark.slow
 def test_chains_in_parts_and_rows_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**14)
     model, x = programs.pca(n=2)

@@ -264,6 +264,7 @@ def chained_model(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(b, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_a_guide_whose_latents_depend_on_each_other_keeps_that() -> None:
     """b | x ~ N(2 x / 3, 2 / 3) and a | b ~ N(b / 2, 1 / 2): independent normals would lose 0.2 nats."""
 

@@ -69,6 +69,7 @@ def test_no_caution_of_draws_where_log_evidence_is_exact() -> None:
     assert not any(DRAWN in text for text in gaps.warnings)
 
 
+@pytest.mark.slow
 def test_gaps_of_latent_colors() -> None:
     torch.manual_seed(0)
     model = IndependentSegments(3, LatentColors(), SMALL)

@@ -96,7 +96,7 @@ def test_what_was_learned_with_another_program_is_missed_aloud() -> None:
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
     def missed(model: Any, guide: Any) -> tuple[str, ...]:
-        found = evaluate(model, guide, POINTS, num_samples=100, seed=0)
+        found = evaluate(model, guide, POINTS, num_samples=100, method="guide", seed=0)
         told = tuple(text for text in found.warnings if "initial values" in text)
         assert all(
             diagnose(model, guide, POINTS, seed=0).warnings.count(text) == 1 for text in told

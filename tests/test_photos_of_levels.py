@@ -84,6 +84,7 @@ PRIORS: dict[str, CodePrior | list[CodePrior]] = {
 }
 
 
+@pytest.mark.slow(only=("halvings0-3-mixed", "halvings2-3-PixelCNN"))
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize(("halvings", "channels"), [((1, 1), 3), ((2, 1), 1), ((1, 1, 1), 3)])
 def test_codes_come_back_and_take_the_bits_that_the_priors_say(
@@ -463,7 +464,16 @@ def test_the_numbers_of_each_level_print() -> None:
     assert "z1" not in str(one)
 
 
-@pytest.mark.parametrize("halvings", [(5,), (3, 2), (2, 2, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize(
+    "halvings",
+    [
+        (5,),
+        pytest.param((3, 2), marks=pytest.mark.slow),
+        (2, 2, 1),
+        pytest.param((3, 3), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_photos_of_more_than_512_by_512_need_no_option(
     halvings: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

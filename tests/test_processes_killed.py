@@ -277,6 +277,7 @@ def results(folder: Path) -> tuple[dict[str, torch.Tensor], bytes]:
     return weights, (run / "evaluation.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_path: Path) -> None:
     """They are killed after the first of two steps of an epoch; the run that is not killed replaces another."""
     both = ("--num_processes", "2", "--device", "cpu", "--max_epochs", "5", *OPTIONS)

@@ -736,6 +736,7 @@ def test_single_runs_are_not_called_means(tmp_path: Path) -> None:
     assert len(layers_of(chart_in(page), "point")) == 1
 
 
+@pytest.mark.slow
 def test_the_planes_of_a_sweep_have_the_entropy_and_curves(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
     sweep = sweep_in(tmp_path / "sweep")

@@ -91,6 +91,7 @@ def test_a_point_without_any_number_is_left_out_of_the_plane(tmp_path: Path) -> 
     assert len(page.pictures) == 2
 
 
+@pytest.mark.slow(only=("half-True",))
 @pytest.mark.slow(only=("a list-True",))
 @pytest.mark.parametrize(
     ("how", "drawn"), with_pictures_of_few([*DAMAGE, "other options", "removed"])

@@ -141,6 +141,7 @@ def test_a_result_that_is_saved_again_belongs_to_the_weights_beside_it(
     assert new["weights_sha256"] == content_digest(tmp_path / "new" / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_results_of_earlier_versions_are_read_as_before(run: Path) -> None:
     assert command("diagnose", "run") == 0
     for name in ("evaluation.json", "diagnosis.json"):

@@ -161,6 +161,7 @@ def rows_of_shared_mean() -> tuple[Tensor, Tensor, Tensor]:
     return x, x.sum() / precision, precision.rsqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "loader"),
     [(AutoNormal, True), pytest.param(AutoMultivariateNormal, False, marks=pytest.mark.slow)],

@@ -229,7 +229,10 @@ def test_data_without_any_noise_show_all_their_dimensions() -> None:
     assert "2 more dimensions would pay" in evidence(found)
 
 
-@pytest.mark.parametrize(("sigma", "cause"), [(100.0, "local optimum"), (1e4, "decoder noise")])
+@pytest.mark.parametrize(
+    ("sigma", "cause"),
+    [pytest.param(100.0, "local optimum", marks=pytest.mark.slow), (1e4, "decoder noise")],
+)
 def test_numbers_far_from_zero_in_double_precision(sigma: float, cause: str) -> None:
     """Times in seconds since 1970: what is left of them was taken for rounding."""
     torch.manual_seed(0)

@@ -128,6 +128,16 @@ class Closed(nn.Module):
         self.model(y, x)
 
 
+@pytest.mark.slow(
+    but=(
+        "IndependentSegments-exact at beta-True-0.3",
+        "IndependentSegments-encoder-False-1.0",
+        "ScanLineSegments-exact-True-1.0",
+        "ScanLineSegments-encoder-False-0.3",
+        "PottsSegments-encoder-True-1.0",
+        "TreeSegments-exact-True-0.3",
+    )
+)
 @pytest.mark.parametrize(
     ("rung", "guide", "closed", "beta"),
     all_pairs(RUNGS, ["exact", "exact at beta", "encoder"], [False, True], [1.0, 0.3]),
@@ -440,6 +450,7 @@ def test_impossible_chroma_is_refused(colors: Colors, pictures: tuple[Tensor, Te
         fit(model, guide, (y, x), max_epochs=1, progress=False)
 
 
+@pytest.mark.slow(but=("IndependentSegments", "TreeSegments"))
 @pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 def test_after_an_epoch_the_elbo_is_that_of_all_segmentations(
     rung: Rung,

@@ -175,6 +175,8 @@ GRAPH_ALONE = {"particles", "Adam by default", "SGD", "a schedule"}
 """What the fast suite takes with one engine."""
 
 
+@pytest.mark.slow(only=("graph-beta",))
+@pytest.mark.slow(only=("loop-batch norm and dropout", "graph-a schedule"))
 @pytest.mark.slow(
     but=(
         "loop-as it is",
@@ -250,7 +252,8 @@ def test_full_precision_is_compared_strictly(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize(
-    ("factor", "what"), [((1.02, 1.0), "the loss"), ((1.0, 1.5), "the gradient")]
+    ("factor", "what"),
+    [((1.02, 1.0), "the loss"), pytest.param((1.0, 1.5), "the gradient", marks=pytest.mark.slow)],
 )
 def test_a_wrong_compiled_step_in_mixed_precision_is_found(
     factor: tuple[float, float],
@@ -344,7 +347,7 @@ HOOKS: dict[str, Any] = {
     [
         ("loop", "Adam"),
         pytest.param("loop", "a hook", marks=pytest.mark.slow),
-        ("graph", "ClippedAdam"),
+        pytest.param("graph", "ClippedAdam", marks=pytest.mark.slow),
         pytest.param("loop", "ClippedAdam", marks=pytest.mark.slow),
         pytest.param("graph", "Adam", marks=pytest.mark.slow),
         pytest.param("graph", "a hook", marks=pytest.mark.slow),

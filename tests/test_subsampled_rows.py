@@ -234,6 +234,7 @@ def documents(part: int | None) -> tuple[Any, Any]:
     return model, guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [pytest.param(12, marks=pytest.mark.slow), 5]
 )  # 5: as many documents as words

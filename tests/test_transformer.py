@@ -277,6 +277,7 @@ def test_a_pair_that_needs_labels_says_how_latents_are_decoded() -> None:
     torch.testing.assert_close(found, model.decode(z, c).mean.detach())
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_a_classifier_and_pickle() -> None:
     y = (X.sum(1) > 24).astype(int)
     pipeline = make_pipeline(

@@ -66,7 +66,7 @@ def test_a_result_that_cannot_be_kept_is_shown(
 
 
 @pytest.mark.slow(but=("13-sample", "13-export"))
-@pytest.mark.parametrize("name", ["sample", "export"])
+@pytest.mark.parametrize("name", ["sample", pytest.param("export", marks=pytest.mark.slow)])
 def test_what_is_only_written_is_refused_at_once(
     name: str,
     run: Path,

@@ -182,6 +182,7 @@ def test_a_program_that_counts_its_calls_runs_as_often(caplog: pytest.LogCapture
     assert "the evaluation goes on in Pyro: the pair changes Python state" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixture) -> None:
     model, q = pair()
 
