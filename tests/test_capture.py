@@ -157,6 +157,8 @@ def name_of(value: Any) -> str:
 # Every objective with one of the pairs, in turn; the tests of strides and of fits train others.
 @pytest.mark.slow(
     only=(
+        "MLP-MeanField-ImportanceWeightedELBO-4",
+        "Convolutional-FullCovariance-TraceELBO-2",
         "MLP-MeanField-ImportanceWeightedELBO-4-doubly_reparameterized",
         "Convolutional-FullCovariance-MeanFieldELBO-3-free-bits",
         "Convolutional-FullCovariance-TraceELBO-3-stick_the_landing",
@@ -240,7 +242,6 @@ LOOK_AT_THE_MODEL: dict[str, Callable[[], tuple[Any, Any, Objective]]] = {
 
 
 @pytest.mark.slow(but=("SemiAmortized",))
-@pytest.mark.slow(but=("SemiAmortized", "Enumerated"))
 @pytest.mark.parametrize("make", LOOK_AT_THE_MODEL.values(), ids=LOOK_AT_THE_MODEL.keys())
 def test_guides_that_look_at_the_model_are_recorded(
     make: Callable[[], tuple[Any, Any, Objective]],

@@ -464,6 +464,7 @@ def test_an_interrupted_run_is_finished_without_further_options(tmp_path: Path) 
     assert same_weights(cut, whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")

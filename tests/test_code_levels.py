@@ -237,7 +237,6 @@ def _log_density(model: Any, x: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.slow(but=("Transformer",))
 @learned
 def test_draws_are_from_the_top_down_and_as_probable_as_the_density_says(prior: CodePrior) -> None:
     model, _ = pair(prior, size=4, codes=(2, 2))

@@ -145,6 +145,8 @@ LIKE_OTHERS = (
     *("ConditionalVAE-MeanField-AutoregressiveDecoder", "ConditionalVAE-MeanField-Convolutional"),
     *("ConditionalVAE-LowRank-linear", "VAE-InverseAutoregressive"),
     *("IndependentSegments-Exact", "IndependentSegments-WithinPicture"),
+    *("VQVAE-VectorQuantizer-Gradient", "VQVAE-VectorQuantizer-SimVQ", "VQVAE-PixelCNNPrior"),
+    *("VQVAE-TransformerPrior", "VQVAE2", "PottsSegments-StructuredMeanField"),
 )
 
 

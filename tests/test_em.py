@@ -348,6 +348,7 @@ def test_draws_of_a_posterior_do_where_there_is_nothing_else() -> None:
     assert float(model.loc.detach()) == pytest.approx(float(x.mean()), abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_exact_guide_has_a_bound_without_a_gap() -> None:
     x = clusters(100)
     model = ProbabilisticPCA((3,), 1).double()

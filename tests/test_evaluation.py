@@ -330,7 +330,7 @@ def test_several_latent_sites_and_other_names() -> None:
             pyro.sample("u", dist.Normal(v / 2, 0.8))
 
     x = torch.linspace(-3, 3, 9)
-    found = evaluate(model, guide, x, num_samples=2000, seed=0)
+    found = evaluate(model, guide, x, num_samples=2000, seed=0, method="guide")
     assert_agrees(found, normal_evidence(x, 3.0))
 
 
@@ -357,7 +357,7 @@ def test_plates_inside_of_the_rows(n: int) -> None:
     expected = dist.MultivariateNormal(
         torch.zeros(3), torch.ones(3, 3) + 2 * torch.eye(3)
     ).log_prob(x)
-    found = evaluate(model, guide, x, num_samples=3000, seed=0)
+    found = evaluate(model, guide, x, num_samples=3000, seed=0, method="guide")
     assert found.num_values == 3
     assert_agrees(found, expected)
 
@@ -493,7 +493,7 @@ def test_a_mixture_prior_beside_a_sampled_latent() -> None:
     guide = programs.normal_guide(1.0, 0.6)
     x = torch.linspace(-4, 5, 8)
     expected = (WEIGHTS.log() + dist.Normal(LOCS, 1.25**0.5).log_prob(x[:, None])).logsumexp(1)
-    found = evaluate(model, guide, x, num_samples=3000, seed=0)
+    found = evaluate(model, guide, x, num_samples=3000, seed=0, method="guide")
     assert_agrees(found, expected)
     # D = E[(x - z)^2] / (2 / 4) + 1/2 log(2 pi / 4)
     distortion = 0.5 * 0.36 / 0.25 + 0.5 * math.log(2 * math.pi * 0.25)
@@ -534,7 +534,7 @@ def test_latents_of_all_rows_give_the_predictive_density() -> None:
 def test_autoguides_that_keep_rows_apart_are_evaluated() -> None:
     x = torch.linspace(-2, 2, 100)
     guide = AutoNormal(scalar, init_scale=0.8, init_loc_fn=pyro.infer.autoguide.init_to_mean)
-    found = evaluate(scalar, guide, x, num_samples=1000, seed=0)
+    found = evaluate(scalar, guide, x, num_samples=1000, seed=0, method="guide")
     assert_agrees(found, normal_evidence(x), sigmas=6.0)
 
 

@@ -161,6 +161,7 @@ def log_p_of_counts(x: Tensor) -> Tensor:
     return torch.add(counts, flags)
 
 
+@pytest.mark.slow
 def test_a_strangers_gamma_and_beta_reach_the_conjugate_posterior() -> None:
     gaps = inference_gaps(conjugate_model, conjugate_guide, COUNTS, seed=0)
     exact = log_p_of_counts(COUNTS)

@@ -84,6 +84,7 @@ def test_gaps_of_latent_colors() -> None:
     assert bool((off < 6 * error + 0.5).all())
 
 
+@pytest.mark.slow
 def test_gaps_of_wide_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = wide()
     asked: list[str] = []

@@ -348,6 +348,7 @@ def test_runs_are_compared_unless_labels_of_test_rows_are_told(
     assert "given: log p(x | c), all: log p(x, label)" in told
 
 
+@pytest.mark.slow
 def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "--model", "HierarchicalVAE", *SMALL_RUN, *SMALL_NETWORK, "--quiet"]

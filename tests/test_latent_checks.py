@@ -418,7 +418,7 @@ def test_a_guide_with_a_part_of_the_support_is_told() -> None:
         evaluate(*exact, x, num_samples=10)
 
 
-@pytest.mark.parametrize("run", [evaluate, diagnose, fit])
+@pytest.mark.parametrize("run", [pytest.param(evaluate, marks=pytest.mark.slow), diagnose, fit])
 def test_a_mask_that_only_later_rows_have(run: Any) -> None:
     """The first rows are whole; of the others, the model alone leaves something out."""
 

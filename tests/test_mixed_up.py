@@ -277,7 +277,13 @@ def meanwhile(function: str, file: Path) -> Any:
     ("words", "function", "output", "code"),
     [
         (["sample", "-o", "x.npz"], "sampled", "x.npz", 1),
-        (["export", "-o", "x.nc", "--num_samples", "2"], "to_arviz", "x.nc", 1),
+        pytest.param(
+            ["export", "-o", "x.nc", "--num_samples", "2"],
+            "to_arviz",
+            "x.nc",
+            1,
+            marks=pytest.mark.slow,
+        ),
         (["gaps", "--max_rows", "2", "--num_samples", "5"], "inference_gaps", "run/gaps.json", 0),
         (["gaps", "--max_rows", "2", "--num_samples", "5"], "gaps_plot", "run/plots/gaps.png", 1),
         pytest.param(
@@ -295,7 +301,9 @@ def test_a_command_does_not_replace_what_came_while_it_worked(
     assert Path(output).read_text() == "{}"
 
 
-@pytest.mark.parametrize("name", ["compare", "sample", "export"])
+@pytest.mark.parametrize(
+    "name", ["compare", "sample", pytest.param("export", marks=pytest.mark.slow)]
+)
 def test_an_output_in_a_run_waits_for_its_lock(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

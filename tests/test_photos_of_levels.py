@@ -250,7 +250,7 @@ def test_a_file_is_a_header_and_the_levels_from_the_highest(several: bool) -> No
 @pytest.mark.parametrize(
     ("halvings", "blocks", "patches"),
     [
-        ((1, 1), 1, False),
+        pytest.param((1, 1), 1, False, marks=pytest.mark.slow),
         ((2, 1), 0, True),
         pytest.param((1, 1, 1), 0, True, marks=pytest.mark.slow),
     ],

@@ -314,8 +314,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-@pytest.mark.slow(only=("particles-FullNormal", "beta-MixturePrior"))
-@pytest.mark.slow(only=("beta-AutoregressivePrior",))
+@pytest.mark.slow(only=("particles-FullNormal", "beta-MixturePrior", "beta-AutoregressivePrior"))
 @pytest.mark.parametrize(
     ("prior", "objective"),
     [

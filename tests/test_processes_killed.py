@@ -187,6 +187,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {n: where / str(n) for n in (1, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "iterable"])
 def test_beta_clipping_schedule_and_stopping_are_those_of_one_process(
     folders: dict[int, Path], name: str

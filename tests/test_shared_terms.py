@@ -186,7 +186,7 @@ def test_a_factor_that_follows_the_rows_is_a_warning() -> None:
     (problem,) = check(model, untrained, X).problems
     assert problem.site == "more"
     assert "the loss of fit counts it, but the ELBO and log p(x) of a row do not" in problem.message
-    assert evaluate(model, untrained, X).warnings == (problem.message,)
+    assert evaluate(model, untrained, X, method="guide").warnings == (problem.message,)
 
 
 def test_a_prior_on_weights_counts_once_in_each_minibatch_unless_the_plate_knows_all_rows() -> None:

@@ -175,17 +175,7 @@ GRAPH_ALONE = {"particles", "Adam by default", "SGD", "a schedule"}
 """What the fast suite takes with one engine."""
 
 
-@pytest.mark.slow(only=("graph-beta",))
-@pytest.mark.slow(only=("loop-batch norm and dropout", "graph-a schedule"))
-@pytest.mark.slow(
-    but=(
-        "loop-as it is",
-        "loop-batch norm and dropout",
-        "loop-clipped",
-        "graph-beta",
-        "graph-a schedule",
-    )
-)
+@pytest.mark.slow(but=("loop-as it is", "loop-clipped", "graph-beta"))
 @pytest.mark.parametrize(
     ("engine", "options"),
     [

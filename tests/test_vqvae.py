@@ -395,7 +395,7 @@ QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
 }
 
 
-@pytest.mark.slow(but=("EMA", "FSQ", "residual"))
+@pytest.mark.slow(but=("EMA", "FSQ"))
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_recorded_training_is_that_of_pyro(name: str) -> None:
     def trained(capture: bool) -> dict[str, Tensor]:

@@ -95,8 +95,7 @@ EACH = [
 ]
 
 
-@pytest.mark.slow(only=("annealed-whole first",))
-@pytest.mark.slow(only=("sandwich-whole first",))
+@pytest.mark.slow(only=("annealed-whole first", "sandwich-whole first"))
 @pytest.mark.parametrize(("function", "order"), EACH)
 def test_every_result_says_what_evaluate_says(function: str, order: str) -> None:
     pair = Half()
