@@ -580,6 +580,7 @@ def test_units_that_a_penalty_has_killed_are_named_and_mended() -> None:
     assert mended.active_units >= 6
 
 
+@pytest.mark.slow
 def test_an_autoencoder_that_overfits_is_told() -> None:
     x = torch.randn(300, D, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)

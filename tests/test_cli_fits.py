@@ -178,6 +178,7 @@ def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[
 OF_ROWS = ("prior_samples", "reconstructions", "worst_reconstructions")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "pictures"),
     [

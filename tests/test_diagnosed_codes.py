@@ -201,6 +201,7 @@ def test_dead_codes_are_those_that_chance_does_not_explain() -> None:
     assert members.use("z", 0.0, 0.0).dead == 40
 
 
+@pytest.mark.slow
 def test_codes_that_are_drawn_are_codes() -> None:
     """Their cost, noise and use are those of q(z | x); of one draw, so up to its error."""
     x = factors(0)
