@@ -147,6 +147,7 @@ LIKE_OTHERS = (
     *("IndependentSegments-Exact", "IndependentSegments-WithinPicture"),
     *("VQVAE-VectorQuantizer-Gradient", "VQVAE-VectorQuantizer-SimVQ", "VQVAE-PixelCNNPrior"),
     *("VQVAE-TransformerPrior", "VQVAE2", "PottsSegments-StructuredMeanField"),
+    *("PottsSegments-SegmentationEncoder", "TreeSegments-Exact"),
 )
 
 

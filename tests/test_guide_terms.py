@@ -49,7 +49,6 @@ def posterior(x: Tensor) -> None:
 # -- guides that are messengers: they run the model, with its data ---------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -187,6 +187,7 @@ def test_what_the_full_parser_takes_the_light_parser_takes(line: str) -> None:
     command_parser("train").check(line.split())
 
 
+@pytest.mark.slow(only=("colorize train --help-train a mode",))
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [  # that for zsh takes seconds, as that for bash does

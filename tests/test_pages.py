@@ -31,6 +31,8 @@ def name(page: Path) -> str:
 
 @pytest.mark.slow(
     only=(
+        "docs/classification_accuracy.md",
+        "docs/which_number.md",
         "docs/autoencoders.md",
         "docs/codes.md",
         "docs/collapse.md",

@@ -242,7 +242,7 @@ def test_absolute_errors(factor: float, cause: str) -> None:
     assert diagnose(*decoded(kinked), x, seed=0).cause == cause
 
 
-USUAL = ("normal", "bits", "counts", "categories", "levels")
+USUAL = ("normal", "bits", "categories")
 
 
 @pytest.mark.parametrize(

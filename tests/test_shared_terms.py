@@ -85,6 +85,7 @@ PLAIN: list[Objective] = [
 ]
 
 
+@pytest.mark.slow(only=("factor-ELBO-6",))
 @pytest.mark.parametrize(  # 3 rows: as many as weights
     ("term", "objective", "rows"),
     all_pairs(TERMS, PLAIN, [6, 3]),

@@ -175,7 +175,7 @@ GRAPH_ALONE = {"particles", "Adam by default", "SGD", "a schedule"}
 """What the fast suite takes with one engine."""
 
 
-@pytest.mark.slow(but=("loop-as it is", "loop-clipped", "graph-beta"))
+@pytest.mark.slow(but=("loop-as it is", "graph-beta"))
 @pytest.mark.parametrize(
     ("engine", "options"),
     [

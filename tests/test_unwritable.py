@@ -47,7 +47,7 @@ def read_only(
     return make
 
 
-@pytest.mark.slow(but=("13-evaluation.json", "13-diagnosis.json", "13-gaps.json"))
+@pytest.mark.slow(but=("13-evaluation.json", "13-gaps.json"))
 @pytest.mark.parametrize("file", RESULTS)
 def test_a_result_that_cannot_be_kept_is_shown(
     file: str,

@@ -628,6 +628,7 @@ def of_two_kinds(first: int = 0) -> list[Batch]:
     return batches if first == 0 else batches[::-1]
 
 
+@pytest.mark.slow(only=("mask-0",))
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("case", WRONG)
 def test_a_later_kind_of_batch_is_refused_as_a_first_one(case: str, first: int) -> None:

@@ -551,6 +551,7 @@ CODE_PRIORS: dict[str, CodePrior] = {
 }
 
 
+@pytest.mark.slow(but=("1-PixelCNN", "2-Transformer"))
 @pytest.mark.parametrize("prior", CODE_PRIORS)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_rows_are_written_at_their_elbo(prior: str, depth: int) -> None:
