@@ -94,8 +94,39 @@ def _no_seed(seed: int) -> None:
     """There is no device whose random numbers it would be."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def is_meant(mark: pytest.Mark, case: str) -> bool:
+    """Whether a mark is for the case of this id: slow(but=ids) is for the others, slow(only=ids) for these."""
+    if "but" in mark.kwargs:
+        return case not in mark.kwargs["but"]
+    return "only" not in mark.kwargs or case in mark.kwargs["only"]
+
+
+def choose_cases(items: list[pytest.Item]) -> list[str]:
+    """Leaves marks to the cases that they are meant for. What it returns are ids that no case has.
+
+    `pytest.param(..., marks=...)` marks one of the values of one argument. This marks cases of products, and of
+    values that are computed or shared by tests.
+    """
+    named: dict[str, set[str]] = {}
+    seen: dict[str, set[str]] = {}
+    for item in items:
+        case = item.callspec.id if hasattr(item, "callspec") else ""
+        test = item.nodeid.partition("[")[0]
+        for mark in [m for m in item.own_markers if m.name == "slow" and m.kwargs]:
+            named[test] = {*mark.kwargs.get("but", ()), *mark.kwargs.get("only", ())}
+            seen.setdefault(test, set()).add(case)
+            if not is_meant(mark, case):
+                item.own_markers.remove(mark)
+    return [f"{test}[{case}]" for test, ids in named.items() for case in sorted(ids - seen[test])]
+
+
+@pytest.hookimpl(tryfirst=True)  # before any test is left out by its marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Lets what is slow take its time."""
+    absent = choose_cases(items)
+    whole = not (any("::" in path for path in config.args) or config.getoption("lf", False))
+    if absent and whole:
+        raise pytest.UsageError(f"no such case, which a mark `slow` names: {', '.join(absent)}")
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(0))

@@ -774,6 +774,7 @@ def test_the_loss_of_the_best_discriminator_is_the_divergence() -> None:
     assert loss == pytest.approx(best(), abs=5 * math.sqrt(2 / len(x)))
 
 
+@pytest.mark.slow
 def test_a_discriminator_comes_to_the_divergence() -> None:
     """Trained by its turn alone: its loss under the two normals is within 1e-3 of log 4 - 2 JS = 0.938."""
     model, guide = Affine(1.0, 0.5), Latent()
@@ -1397,7 +1398,12 @@ OPTIONS = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--quiet", "--max_epo
 
 
 @pytest.mark.parametrize(
-    "objective", ["ELBO", "GANLoss", pytest.param("VAEDisLoss", marks=pytest.mark.slow)]
+    "objective",
+    [
+        pytest.param("ELBO", marks=pytest.mark.slow),
+        "GANLoss",
+        pytest.param("VAEDisLoss", marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_line(objective: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

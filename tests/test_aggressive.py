@@ -152,6 +152,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int)
         )
 
 
+@pytest.mark.slow
 @compilers
 def test_strides_wait_for_the_end_of_the_phase(
     compiler: Callable[[Recording], None], monkeypatch: pytest.MonkeyPatch

@@ -485,6 +485,7 @@ SLOW = (  # ten seconds to half a minute each
 )
 
 
+@pytest.mark.slow(but=("mutual_information.py", "swap_guides.py"))
 @pytest.mark.parametrize(
     "script",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CHECKS],

@@ -126,6 +126,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

@@ -34,7 +34,12 @@ def wide_guide(model: ProbabilisticPCA) -> FullCovariance:
 
 
 @pytest.mark.parametrize(
-    "start", [narrow_guide, pytest.param(wide_guide, marks=pytest.mark.slow), None]
+    "start",
+    [
+        pytest.param(narrow_guide, marks=pytest.mark.slow),
+        pytest.param(wide_guide, marks=pytest.mark.slow),
+        None,
+    ],
 )
 def test_it_finds_the_evidence_where_importance_sampling_is_caught_by_its_khat(start: Any) -> None:
     model, x = pca()
@@ -110,7 +115,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     assert most[2] - most[0] < (120 - 30) * 250
 
 
-@pytest.mark.parametrize(("budget", "n"), [(1, 2), (2**14, 3)])
+@pytest.mark.parametrize(("budget", "n"), [(1, 2), pytest.param(2**14, 3, marks=pytest.mark.slow)])
 def test_chains_and_rows_in_parts(budget: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
     model, x = pca(n=n)

@@ -350,7 +350,7 @@ def test_errors_say_what_to_do() -> None:
         to_arviz(model, Exact(model), x, evaluation=evaluation, num_draws=2)
 
 
-@pytest.mark.parametrize("rows", [40, 300])
+@pytest.mark.parametrize("rows", [40, pytest.param(300, marks=pytest.mark.slow)])
 def test_the_size_of_the_file_is_estimated(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = VAE((1, 8, 8), 3), MeanField((1, 8, 8), 3)
     x = (torch.rand(rows, 1, 8, 8) < 0.3).float()

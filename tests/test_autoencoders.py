@@ -119,6 +119,7 @@ def test_a_linear_autoencoder_finds_the_principal_components() -> None:
     assert found.distortion.mean == pytest.approx(float(error) / 2 + constant, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_weight_decay_finds_the_directions_and_shrinks_them() -> None:
     """W_2 = U (I - wd / Lambda)^(1/2) O and W_1 = W_2^T: "Loss Landscapes of Regularized Linear Autoencoders"
     (arXiv:1901.08168), where the sum of both squared norms is penalized."""
@@ -184,6 +185,7 @@ def test_the_noise_of_denoising() -> None:
     assert noise.train()(counts).is_floating_point()
 
 
+@pytest.mark.slow
 def test_a_denoiser_knows_the_score_of_a_mixture() -> None:
     """(r(x') - x') / s^2 = grad log p_s(x'), the score of the corrupted rows (Vincent, 2011)."""
     s, means = 0.5, torch.tensor([[-1.5, 0.0], [1.0, 1.0], [1.0, -1.5]])
@@ -287,6 +289,7 @@ def test_codes_of_a_fixed_dictionary_are_those_of_sparse_coding(dictionary: Tens
     assert float((found - joint(codes)).abs().max()) < 5e-3
 
 
+@pytest.mark.slow
 def test_a_planted_dictionary_is_found() -> None:
     """20 unit vectors, of which each row has two, with weights from 1 to 2."""
     generator = torch.Generator().manual_seed(3)
@@ -314,7 +317,7 @@ def test_a_planted_dictionary_is_found() -> None:
     assert float((guide.encode(x).mean > 0).double().sum(1).mean()) < 3.5
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("held", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_penalty_is_cheated_unless_the_weights_are_held(held: bool) -> None:
     """By small codes and large weights: nothing of the squared error has to be given up."""
     x, _ = exact_rows()
@@ -552,6 +555,7 @@ def test_diagnose_counts_the_units_that_are_used() -> None:
     assert found.mutual_information.missing
 
 
+@pytest.mark.slow
 def test_units_that_a_penalty_has_killed_are_named_and_mended() -> None:
     x, _ = exact_rows(256)
     x = x.float()
@@ -576,6 +580,7 @@ def test_units_that_a_penalty_has_killed_are_named_and_mended() -> None:
     assert mended.active_units >= 6
 
 
+@pytest.mark.slow
 def test_an_autoencoder_that_overfits_is_told() -> None:
     x = torch.randn(300, D, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)

@@ -462,7 +462,7 @@ def a_pair(**options: Any) -> tuple[VAE, MeanField, Tensor]:
     return VAE(SHAPE, LATENT, description), MeanField(SHAPE, LATENT, description), x
 
 
-@pytest.mark.parametrize("pixel_dropout", [0.0, 0.3])
+@pytest.mark.parametrize("pixel_dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_training_is_captured(
     pixel_dropout: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -573,6 +573,7 @@ def test_log_p_is_that_of_the_pair(tmp_path: Path) -> None:
 
 
 # A report has each picture twice.
+@pytest.mark.slow
 @pytest.mark.parametrize("report", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_the_command_line_trains_and_draws_it(
     report: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

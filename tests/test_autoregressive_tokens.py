@@ -138,6 +138,7 @@ def test_words_are_unknown_in_training_alone() -> None:
     assert bool((read[-1][:, -1, 0, first.aside :] == 1).all()), "draws see all"
 
 
+@pytest.mark.slow
 def test_word_dropout_keeps_z_in_use() -> None:
     """Copies of one coin: with all tokens known, the first one says all that is to come, and z is not used."""
     x = torch.randint(2, (256, 1)).float().expand(256, 6).contiguous()

@@ -112,6 +112,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [*SLOW, coding])
 def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
     check(tmp_path)

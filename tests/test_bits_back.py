@@ -307,7 +307,15 @@ def test_the_length_is_the_elbo_of_another_sampler() -> None:
     case = made("MeanField")
     which = torch.randint(10, (500,))
     file = compress(case.model, case.guide, case.x[which], progress=False)
-    found = evaluate(case.model, case.guide, case.x[:10], num_samples=2000, seed=1, progress=False)
+    found = evaluate(
+        case.model,
+        case.guide,
+        case.x[:10],
+        num_samples=2000,
+        method="guide",
+        seed=1,
+        progress=False,
+    )
     gaps = file.elbo.values - found.elbo.values[which]
     assert abs(float(gaps.mean())) < 4 * float(gaps.std()) / math.sqrt(len(gaps))
 
@@ -324,7 +332,7 @@ def test_a_finer_grid_costs_less(name: str) -> None:
     assert 2 * abs(lost[1]) < 0.1 < 2 * abs(lost[0])
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_latents_are_draws_of_the_guide(at_once: int) -> None:
     """Each one, also the first of a row, which is popped from where the last number was pushed."""
     seen: list[Tensor] = []

@@ -159,6 +159,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+@pytest.mark.slow(only=("ELBO",))
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 def test_each_objective_finds_the_posterior(objective: Objective) -> None:
     """The posterior logits of this mixture are linear in x: a linear encoder loses nothing."""
@@ -174,7 +175,7 @@ def test_each_objective_finds_the_posterior(objective: Objective) -> None:
         gap = (log_q.exp() * (log_q - log_joint.log_softmax(-1))).sum(-1)
     limit = {EnumELBO: 1e-3, ELBO: 1e-3, TraceELBO: 0.01, GumbelSoftmaxELBO: 0.02}
     assert gap.mean() < limit[type(objective)]
-    found = evaluate(model, guide, data, num_samples=200, seed=1, progress=False)
+    found = evaluate(model, guide, data, num_samples=200, seed=1, progress=False, method="guide")
     evidence = log_joint.logsumexp(-1)
     assert (found.log_likelihood.values - evidence).abs().mean() < 0.05
     assert found.elbo.mean == pytest.approx((evidence - gap).mean().item(), abs=0.02)
@@ -209,7 +210,7 @@ def test_it_fits_the_mixtures(
         assert math.isfinite(fitted.history[-1]["elbo"])
         after = [*model.parameters(), *guide.parameters()]
         assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    found = evaluate(model, guide, x, num_samples=400, seed=1, progress=False)
+    found = evaluate(model, guide, x, num_samples=400, seed=1, progress=False, method="guide")
     evidence = model.log_evidence(x).detach()
     q = guide.encode(x)
     gap = torch.distributions.kl_divergence(q, model.posterior(x)).detach()

@@ -60,7 +60,7 @@ FEW = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("seed", FEW)
-@pytest.mark.parametrize("factor", [False, True])
+@pytest.mark.parametrize("factor", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bits(seed: int, factor: bool) -> None:
     torch.manual_seed(seed)
     same = torch.rand(800, 1) < 0.5 if factor else torch.zeros(800, 1, dtype=torch.bool)
@@ -70,7 +70,7 @@ def test_bits(seed: int, factor: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", FEW[:3])
-@pytest.mark.parametrize("size", [30, 100])
+@pytest.mark.parametrize("size", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_rare_bits_of_held_out_rows(seed: int, size: int) -> None:
     """Some of them are more frequent in these rows, by chance: numbers without that variation hid it."""
     torch.manual_seed(seed)
@@ -87,6 +87,7 @@ WIDE: dict[str, Callable[[float], Any]] = {
 
 
 # One size of each kind.
+@pytest.mark.slow(but=("normal-20-100",))
 @pytest.mark.parametrize(
     ("kind", "size", "n"),
     [

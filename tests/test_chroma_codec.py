@@ -102,6 +102,13 @@ def test_what_is_read_is_what_was_written(
         assert len(data) - HEADER <= exact / 8 * 1.01 + 5
 
 
+@pytest.mark.slow(
+    only=(
+        "Palette-IndependentSegments",
+        "PictureColors-IndependentSegments",
+        "PictureColors-ScanLineSegments",
+    )
+)
 @pytest.mark.parametrize("kind", [IndependentSegments, ScanLineSegments])
 @pytest.mark.parametrize("colors", COLORS[:3], ids=lambda colors: type(colors).__name__)
 def test_the_length_is_that_of_the_evidence(kind: type[SegmentedColors], colors: Colors) -> None:
@@ -145,6 +152,7 @@ def test_latent_colors_cost_their_shifts_and_the_evidence_given_them() -> None:
 
 
 # Margins are wider for decoders that see more, and lines are as long as a tile: each with one of the other.
+@pytest.mark.slow(but=("IndependentSegments-Palette", "ScanLineSegments-LumaColors"))
 @pytest.mark.parametrize(
     ("kind", "colors"),
     [

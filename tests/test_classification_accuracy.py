@@ -86,10 +86,14 @@ def test_the_bayes_accuracy_of_two_normals_is_known() -> None:
     [
         (Normals([0.0, 1.0]), LogisticRegression()),
         (Normals([0.0, 3.0]), LinearDiscriminantAnalysis()),
-        (Normals([-2.0, 0.0, 2.0]), LogisticRegression()),
+        pytest.param(Normals([-2.0, 0.0, 2.0]), LogisticRegression(), marks=pytest.mark.slow),
         (Normals([0.0, 0.0], [1.0, 3.0]), QuadraticDiscriminantAnalysis()),
         (Normals([0.0, 2.0]), NetworkClassifier(MLP(hidden=()), num_steps=300, learning_rate=0.05)),
-        (Normals([0.0, 0.0], [1.0, 3.0]), NetworkClassifier(num_steps=200)),
+        pytest.param(
+            Normals([0.0, 0.0], [1.0, 3.0]),
+            NetworkClassifier(num_steps=200),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["d=1", "d=3", "three", "scales", "linear network", "default network"],
 )

@@ -163,9 +163,9 @@ def test_without_a_terminal_each_stage_is_told(done: subprocess.CompletedProcess
 @pytest.mark.parametrize(
     ("posterior", "large", "written"),
     [
-        ("auto", False, True),
+        pytest.param("auto", False, True, marks=pytest.mark.slow),
         ("auto", True, False),
-        ("always", True, True),
+        pytest.param("always", True, True, marks=pytest.mark.slow),
         ("never", False, False),
     ],
 )
@@ -326,7 +326,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("quiet", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_bar_on_a_terminal(
     quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,7 +356,7 @@ class _Clock:
     ("quiet", "seconds", "most", "least"),
     [
         (False, 2.0, 10, 8),
-        (False, 1e-3, 0, 0),
+        pytest.param(False, 1e-3, 0, 0, marks=pytest.mark.slow),
         pytest.param(True, 2.0, 0, 0, marks=pytest.mark.slow),
     ],
 )
@@ -464,6 +464,7 @@ def test_an_interrupted_run_is_finished_without_further_options(tmp_path: Path) 
     assert same_weights(cut, whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")

@@ -67,6 +67,7 @@ def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
     assert main(["compare", str(trained), str(folder), "-o", str(tmp_path / "c.png")]) == 0
 
 
+@pytest.mark.slow
 def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> None:
     prior = ("--model.prior", "VampPrior", "--model.prior.components", "3")
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
@@ -86,6 +87,7 @@ def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> N
         assert torch.equal(refitted.prior().log_prob(z), before)
 
 
+@pytest.mark.slow
 def test_a_refitted_run_is_not_resumed_as_a_training(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +133,7 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(
     assert not [f for f in tmp_path.glob("runs/*") if any(f.iterdir())]
 
 
+@pytest.mark.slow
 def test_annealed_importance_sampling_of_a_run(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,16 +178,17 @@ def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[
 OF_ROWS = ("prior_samples", "reconstructions", "worst_reconstructions")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "pictures"),
     [
         ("GaussianMixture", {"components", *OF_ROWS}),
-        ("ProbabilisticPCA", {"interpolations", *OF_ROWS}),
+        pytest.param("ProbabilisticPCA", {"interpolations", *OF_ROWS}, marks=pytest.mark.slow),
         pytest.param(*("FactorAnalysis", {"interpolations", *OF_ROWS}), marks=pytest.mark.slow),
         pytest.param(
             *("MixtureOfPCA", {*OF_ROWS}), marks=pytest.mark.slow
         ),  # it sums its components out
-        ("GaussianHMM", {*OF_ROWS}),  # a site for each step
+        pytest.param("GaussianHMM", {*OF_ROWS}, marks=pytest.mark.slow),  # a site for each step
     ],
 )
 def test_em_draws_what_the_model_makes_of_rows(
@@ -250,6 +254,7 @@ def test_em_warns_of_a_model_that_overfits(
     assert "overfits" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_density_is_fitted_to_dequantized_levels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

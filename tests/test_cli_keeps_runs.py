@@ -460,7 +460,9 @@ def test_no_run_is_refitted_into_one_around_it_or_inside(
         assert content(run) == before
 
 
-@pytest.mark.parametrize("epoch", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    "epoch", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2]
+)
 def test_an_interrupted_refit_goes_on(
     run: Path, tmp_path: Path, interrupted: Callable[..., None], epoch: int
 ) -> None:
@@ -485,7 +487,15 @@ def test_a_finished_refit_without_checkpoints_is_not_resumed(
     assert content(done) == before
 
 
-@pytest.mark.parametrize("lacking", ["device", "seed", "num_samples", "refit_of"])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "device",
+        pytest.param("seed", marks=pytest.mark.slow),
+        pytest.param("num_samples", marks=pytest.mark.slow),
+        pytest.param("refit_of", marks=pytest.mark.slow),
+    ],
+)
 def test_a_configuration_that_lacks_an_option_is_completed(run: Path, lacking: str) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config.pop(lacking, None)

@@ -113,6 +113,7 @@ def _test_rows(config: Any) -> Any:
     return load_rows(config).test
 
 
+@pytest.mark.slow
 def test_other_commands_take_it(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_other_commands_take_it(
     assert f"which continues it: ppl-vae refit-prior --resume {run}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_levels_of_rows_with_labels(place: Path, tmp_path: Path) -> None:
     """A training, new priors of both levels, and rows of wanted labels."""
     first, run, output = tmp_path / "first", tmp_path / "run", tmp_path / "drawn.npz"
@@ -159,6 +161,7 @@ def test_levels_of_rows_with_labels(place: Path, tmp_path: Path) -> None:
         assert arrays["z"].shape == (5, 5)  # one code above, and 2 x 2
 
 
+@pytest.mark.slow
 def test_whether_the_fit_of_the_prior_had_ended(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +346,7 @@ def require_same_runs(run: Path, other: Path) -> None:
         assert found == there
 
 
+@pytest.mark.slow
 def test_one_of_the_same_settings_is_the_same(place: Path, tmp_path: Path) -> None:
     options = ("--prior", "TransformerPrior", "--prior.width", "8", "--prior.layers", "1")
     for name in ("a", "b"):

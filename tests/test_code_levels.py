@@ -236,6 +236,7 @@ def _log_density(model: Any, x: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
         return torch.as_tensor(pyro.poutine.trace(held).get_trace(x).log_prob_sum())
 
 
+@pytest.mark.slow
 @learned
 def test_draws_are_from_the_top_down_and_as_probable_as_the_density_says(prior: CodePrior) -> None:
     model, _ = pair(prior, size=4, codes=(2, 2))
@@ -310,6 +311,7 @@ def copies(n: int) -> Tensor:
     return torch.cat([high.flatten(1), low.flatten(1)], 1).double()
 
 
+@pytest.mark.slow
 def test_the_rate_is_the_conditional_entropy_and_that_without_the_top_more_by_the_information() -> (
     None
 ):
@@ -415,6 +417,7 @@ def test_each_level_pays_its_part(refitted: tuple[Any, Any, Any]) -> None:
         assert use.rate * use.count == pytest.approx(rates[use.name], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_file_of_it_has_the_length_of_the_elbo_and_is_read_back(
     refitted: tuple[Any, Any, Any], tmp_path: Path
 ) -> None:
@@ -454,6 +457,7 @@ def test_a_tenth_is_held_out_the_same_of_all_levels() -> None:
     assert len(counted.rate.values) == 60
 
 
+@pytest.mark.slow
 def test_a_training_with_its_prior_goes_on_as_if_it_had_not_been_interrupted(
     tmp_path: Path,
 ) -> None:

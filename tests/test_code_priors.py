@@ -319,7 +319,7 @@ def drawn(every: Tensor, log_p: Tensor, n: int) -> Tensor:
 @pytest.mark.parametrize(
     "prior",
     [
-        PixelCNNPrior(channels=16, layers=2, dropout=0.0),
+        pytest.param(PixelCNNPrior(channels=16, layers=2, dropout=0.0), marks=pytest.mark.slow),
         TransformerPrior(width=16, layers=2, heads=2, dropout=0.0),
     ],
     ids=["PixelCNN", "Transformer"],
@@ -494,6 +494,7 @@ def conditional(prior: CodePrior | None = None) -> tuple[ConditionalVQVAE, Quant
     return model, guide
 
 
+@pytest.mark.slow(but=("PixelCNN-2", "Transformer-1"))
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(
     "prior",
@@ -523,7 +524,11 @@ def test_the_elbo_rises_by_what_the_rate_falls(prior: CodePrior, depth: int) -> 
 
 @pytest.mark.parametrize(
     "prior",
-    [PixelCNNPrior(8, 2, dropout=0.0), TransformerPrior(8, 1, 2, dropout=0.0), IndependentCodes()],
+    [
+        pytest.param(PixelCNNPrior(8, 2, dropout=0.0), marks=pytest.mark.slow),
+        TransformerPrior(8, 1, 2, dropout=0.0),
+        IndependentCodes(),
+    ],
     ids=["PixelCNN", "Transformer", "counts"],
 )
 def test_of_rows_with_labels_it_is_the_conditional_rate(prior: CodePrior) -> None:

@@ -137,7 +137,7 @@ class PriorGuide(nn.Module):
     ("dead", "sigma"),
     [
         ([True, True, True], 0.3),
-        ([False, True, False], 0.05),
+        pytest.param([False, True, False], 0.05, marks=pytest.mark.slow),
         pytest.param([False, True, False], 0.3, marks=pytest.mark.slow),
         pytest.param([True, True, True], 0.05, marks=pytest.mark.slow),
     ],
@@ -274,7 +274,10 @@ def on_grid(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (posterior @ grid.square() - mean.square()).sqrt()
 
 
-@pytest.mark.parametrize(("factors", "named"), [(1, "surplus dimensions"), (2, "local optimum")])
+@pytest.mark.parametrize(
+    ("factors", "named"),
+    [pytest.param(1, "surplus dimensions", marks=pytest.mark.slow), (2, "local optimum")],
+)
 def test_bits_tell_whether_a_further_dimension_would_pay(factors: int, named: str) -> None:
     """One or two factors of Bernoulli pixels, and a decoder that uses one dimension."""
     torch.manual_seed(0)
@@ -564,6 +567,7 @@ def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
     torch.testing.assert_close(whole.mean_variance, parts.mean_variance, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow(but=("False-False",))
 @pytest.mark.parametrize(
     ("few", "lags"),
     [

@@ -170,7 +170,7 @@ def test_colors_against_the_table_of_all_colors() -> None:
     "model",
     [
         ScanLineSegments(3, Palette(), UNet((3,))),
-        PottsSegments(3, Palette(), UNet((3,))),
+        pytest.param(PottsSegments(3, Palette(), UNet((3,))), marks=pytest.mark.slow),
         IndependentSegments(3, LatentColors(), UNet((3,))),
     ],
     ids=["lines", "wide grid", "latent colors"],
@@ -234,7 +234,10 @@ def test_scores_are_those_of_evaluate_and_of_scikit_learn(photo: Photo) -> None:
     assert not found.warnings
 
 
-@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments, TreeSegments])
+@pytest.mark.parametrize(
+    "rung",
+    [IndependentSegments, ScanLineSegments, pytest.param(TreeSegments, marks=pytest.mark.slow)],
+)
 def test_exact_scores_in_tiles_are_those_of_evaluate(
     rung: type[SegmentedColors], photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

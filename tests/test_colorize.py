@@ -297,6 +297,12 @@ WRONG: tuple[tuple[tuple[str, ...], int, str], ...] = (
 )
 
 
+@pytest.mark.slow(
+    only=(
+        "arguments13-1-use ScanLineSegments with LatentColors and the guide WithinPicture",
+        "arguments19-1-StructuredMeanField",
+    )
+)
 @pytest.mark.parametrize(("arguments", "code", "told"), WRONG)
 def test_what_is_wrong_is_said_in_a_line(
     arguments: tuple[str, ...],
@@ -389,6 +395,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(calls)
 
 
+@pytest.mark.slow
 def test_colors_start_at_clusters(once: Callable[[], int], photos: Path, tmp_path: Path) -> None:
     options = ["--data", f"folder:{photos}", "--run_dir", str(tmp_path / "r"), *TINY]
     assert main(["colorize", "train", *options, "--report", "false"]) == 0

@@ -145,7 +145,8 @@ def test_without_a_commitment_nothing_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prior", "rate"), [(AutoregressivePrior(0.9), 0.0), (StandardNormal(), 0.3)]
+    ("prior", "rate"),
+    [pytest.param(AutoregressivePrior(0.9), 0.0, marks=pytest.mark.slow), (StandardNormal(), 0.3)],
 )
 def test_a_decoder_that_ignores_z_still_pays(prior: Prior, rate: float) -> None:
     """With beta = 20 the rate goes to the committed one, and no report is below it.
@@ -195,7 +196,7 @@ def test_the_prior_takes_the_autoguide_with_independent_latents() -> None:
     model = model_of(AutoregressivePrior(0.9))
     guide, x = AutoNormal(model), torch.randn(30, 3)
     how: dict[str, Any] = {"objective": ELBO(beta=20.0), "learning_rate": 0.05, "seed": 0}
-    fit(model, guide, x, batch_size=30, max_epochs=600, **how)
+    fit(model, guide, x, batch_size=30, max_epochs=200, **how)
     committed = model.prior.committed_rate
     found = evaluate(model, guide, x, num_samples=400, method="guide", seed=0).rate
     assert found.mean >= committed - 2 * found.standard_error
@@ -210,7 +211,8 @@ def test_the_prior_refuses_autoguides_with_dependent_latents(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prior", "rate"), [(AutoregressivePrior(0.9), 0.0), (StandardNormal(), 0.3)]
+    ("prior", "rate"),
+    [pytest.param(AutoregressivePrior(0.9), 0.0, marks=pytest.mark.slow), (StandardNormal(), 0.3)],
 )
 def test_a_target_below_the_committed_rate_is_said_to_be_out_of_reach(
     prior: Prior, rate: float

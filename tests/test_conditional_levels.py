@@ -196,6 +196,7 @@ def rows(n: int = 60, size: int = 8) -> tuple[Tensor, Tensor]:
     return torch.bernoulli(centers[labels], generator=generator), labels
 
 
+@pytest.mark.slow(but=("counts", "PixelCNN"))
 @every
 def test_log_p_of_x_given_c_is_a_sum_over_all_joint_codes(name: str) -> None:
     """The trace's density of each of 2^5 joint codes; the ELBO is that of the guide's, and a bound."""
@@ -308,7 +309,9 @@ WIDER: dict[str, CodePrior] = {
 }
 
 
-@pytest.fixture(scope="module", params=WIDER)
+@pytest.fixture(
+    scope="module", params=["PixelCNN", pytest.param("Transformer", marks=pytest.mark.slow)]
+)
 def fitted(request: pytest.FixtureRequest) -> Any:
     """The planted source with a prior that was fitted."""
     torch.manual_seed(0)

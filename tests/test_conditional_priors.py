@@ -77,6 +77,7 @@ def in_column(rows: Tensor) -> None:
 SORTED = Y.sort().values
 
 
+@pytest.mark.slow(but=("column",))
 @pytest.mark.parametrize(
     "order",
     [

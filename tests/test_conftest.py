@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from conftest import asks_for, folder_of_bytecode
+from conftest import asks_for, choose_cases, folder_of_bytecode
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +39,40 @@ def test_gpus_are_shown_to_tests_that_ask_for_them(expression: str, asked: bool)
     assert asks_for("gpu", expression) == asked
 
 
+def items(mark: pytest.MarkDecorator, *cases: str) -> list[Any]:
+    """What pytest collects of a test with these cases and this mark."""
+    return [
+        SimpleNamespace(
+            nodeid=f"test_a.py::test_b[{case}]",
+            callspec=SimpleNamespace(id=case),
+            own_markers=[pytest.mark.parametrize("c", []).mark, mark.mark],
+        )
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mark", "slow"),
+    [
+        (pytest.mark.slow, {"a", "b-1", "c"}),
+        (pytest.mark.slow(but=("a", "c")), {"b-1"}),
+        (pytest.mark.slow(only=("a", "c")), {"a", "c"}),
+    ],
+)
+def test_a_mark_may_be_for_some_cases(mark: pytest.MarkDecorator, slow: set[str]) -> None:
+    found = items(mark, "a", "b-1", "c")
+    assert choose_cases(found) == []
+    names = {item.callspec.id: [m.name for m in item.own_markers] for item in found}
+    assert {case for case, of in names.items() if "slow" in of} == slow
+    assert all("parametrize" in of for of in names.values())
+
+
+@pytest.mark.parametrize("how", ["but", "only"])
+def test_cases_that_are_not_there_are_named(how: str) -> None:
+    mark = pytest.mark.slow(**{how: ("a", "b[1]")})
+    assert choose_cases(items(mark, "a", "b")) == ["test_a.py::test_b[b[1]]"]
+
+
 FIRST = """
 import subprocess, sys
 
@@ -49,6 +85,7 @@ def test_it_leaves_an_open_file():
 """
 
 
+@pytest.mark.slow
 def test_a_session_of_a_checkout_that_is_to_stay_clean(tmp_path: Path) -> None:
     """Bytecode, that of children too, lies elsewhere; a file that was left open is told by its own module."""
     checkout, temporary = tmp_path / "checkout", tmp_path / "temporary"

@@ -138,6 +138,20 @@ def test_every_parameter_is_trained(objective: str, name: str) -> None:
     assert stuck == kept, f"no gradient reached {stuck - kept}"
 
 
+# Networks and contexts are built and trained with each of these above, and evaluated beside another one below.
+LIKE_OTHERS = (
+    *("Bernoulli-AutoregressiveDecoder", "DiscretizedLogistic-AutoregressiveDecoder"),
+    *("Bernoulli-Convolutional", "Categorical-Convolutional", "Autoencoder-Convolutional"),
+    *("ConditionalVAE-MeanField-AutoregressiveDecoder", "ConditionalVAE-MeanField-Convolutional"),
+    *("ConditionalVAE-LowRank-linear", "VAE-InverseAutoregressive"),
+    *("IndependentSegments-Exact", "IndependentSegments-WithinPicture"),
+    *("VQVAE-VectorQuantizer-Gradient", "VQVAE-VectorQuantizer-SimVQ", "VQVAE-PixelCNNPrior"),
+    *("VQVAE-TransformerPrior", "VQVAE2", "PottsSegments-StructuredMeanField"),
+    *("PottsSegments-SegmentationEncoder", "TreeSegments-Exact"),
+)
+
+
+@pytest.mark.slow(only=LIKE_OTHERS)
 @pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize(
     ("name", "every"),

@@ -109,6 +109,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_stubs_resolver, "stubs_resolver", None)
 
 
+@pytest.mark.slow(only=("refit . --max_epochs 1 --run_dir OUT-lr_scheduler",))
 @promise(1, 11, 17)
 # Every command builds the model; a schedule, those that train.
 @pytest.mark.parametrize(
@@ -344,6 +345,7 @@ def fake_latex(folder: Path, marker: Path) -> str:
     return f"{programs}{os.pathsep}{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 @promise(18)
 @pytest.mark.parametrize(("command", "file", "content"), RC)
 def test_settings_of_libraries_in_a_run_are_not_read(

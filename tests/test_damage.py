@@ -283,7 +283,7 @@ def over_random_damage(count: int) -> Callable[[Check], Check]:
     return decorate
 
 
-@over_random_damage(12)
+@over_random_damage(6)
 def test_random_damage_is_named_or_does_not_matter(
     name: str, damage: Damage, command: str, bench: Bench
 ) -> None:

@@ -505,6 +505,7 @@ def refusal(call: Callable[..., Any], model: Any, guide: Any, x: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow(only=("evaluate",))
 @pytest.mark.parametrize("call", CASES)
 def test_rows_are_not_read_as_batches_of_numbers(call: Callable[..., Any]) -> None:
     """A linear layer takes a vector, and its output is broadcast over the plate: nothing would fail."""
@@ -647,6 +648,7 @@ def _lists(found: Any) -> Any:
     return found.tolist()
 
 
+@pytest.mark.slow(only=("annealed_importance_sampling", "bidirectional_monte_carlo"))
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_gives_what_the_tensor_gives(name: str) -> None:
     expected, _ = of_a_tensor(name)

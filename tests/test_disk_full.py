@@ -115,7 +115,7 @@ def test_a_run_is_not_replaced_without_room(most: int, workplace: Workplace) -> 
     [
         ("evaluate", "evaluation.csv"),
         ("diagnose", "diagnosis.json"),
-        ("export", "posterior.nc"),
+        pytest.param("export", "posterior.nc", marks=pytest.mark.slow),
     ],
 )
 def test_an_old_result_stays_without_room(scenario: str, file: str, workplace: Workplace) -> None:

@@ -322,7 +322,10 @@ def loss_and_gradient(objective: Any, kind: str, x: Tensor) -> tuple[Any, list[T
     return losses_and_gradients(objective, kind, x, 1)[0]
 
 
-@pytest.mark.parametrize(("kind", "particles"), [("Categorical", 2), ("Bernoulli", 5)])
+@pytest.mark.parametrize(
+    ("kind", "particles"),
+    [("Categorical", 2), pytest.param("Bernoulli", 5, marks=pytest.mark.slow)],
+)
 def test_the_score_function_is_unbiased(kind: str, particles: int, x: Tensor) -> None:
     exact, slopes = loss_and_gradient(ElementwiseELBO(), kind, x)
     torch.manual_seed(0)

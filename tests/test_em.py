@@ -63,6 +63,7 @@ def reference_from(model: GaussianMixture, covariance: str, **options: Any) -> R
     )
 
 
+@pytest.mark.slow(only=("tied-dtype0",))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_converges_where_scikit_learn_does(covariance: str, dtype: torch.dtype) -> None:
@@ -267,7 +268,7 @@ class Chain(nn.Module):
         return torch.stack(log_p)
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("hard", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_enumeration_follows_any_dependencies(hard: bool) -> None:
     model, x = Chain(), torch.randn(20, 3, dtype=torch.float64)
     log_joint = model.log_joint(x)
@@ -347,6 +348,7 @@ def test_draws_of_a_posterior_do_where_there_is_nothing_else() -> None:
     assert float(model.loc.detach()) == pytest.approx(float(x.mean()), abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_exact_guide_has_a_bound_without_a_gap() -> None:
     x = clusters(100)
     model = ProbabilisticPCA((3,), 1).double()

@@ -153,7 +153,7 @@ def test_a_mean_field_guide_stays_below_the_evidence_and_importance_sampling_rea
 def test_rate_and_distortion_are_close_to_their_closed_forms() -> None:
     model, x = random_pca(3, torch.float64)
     guide = mean_field_of(model, 3)
-    found = evaluate(model, guide, x, num_samples=20000, seed=0)
+    found = evaluate(model, guide, x, num_samples=20000, method="guide", seed=0)
     rate, distortion, variance = elbo_by_hand(model, guide, x)
     tolerance = 5 * float((variance / 20000).sqrt().max()) + 0.05
     torch.testing.assert_close(found.rate.values, rate, atol=tolerance, rtol=0.0)
@@ -330,11 +330,13 @@ def test_several_latent_sites_and_other_names() -> None:
             pyro.sample("u", dist.Normal(v / 2, 0.8))
 
     x = torch.linspace(-3, 3, 9)
-    found = evaluate(model, guide, x, num_samples=2000, seed=0)
+    found = evaluate(model, guide, x, num_samples=2000, seed=0, method="guide")
     assert_agrees(found, normal_evidence(x, 3.0))
 
 
-@pytest.mark.parametrize("n", [3, 4, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n", [3, pytest.param(4, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_plates_inside_of_the_rows(n: int) -> None:
     """z of a row, and a local v and an x for each of three pixels; also with three rows."""
 
@@ -355,7 +357,7 @@ def test_plates_inside_of_the_rows(n: int) -> None:
     expected = dist.MultivariateNormal(
         torch.zeros(3), torch.ones(3, 3) + 2 * torch.eye(3)
     ).log_prob(x)
-    found = evaluate(model, guide, x, num_samples=3000, seed=0)
+    found = evaluate(model, guide, x, num_samples=3000, seed=0, method="guide")
     assert found.num_values == 3
     assert_agrees(found, expected)
 
@@ -491,7 +493,7 @@ def test_a_mixture_prior_beside_a_sampled_latent() -> None:
     guide = programs.normal_guide(1.0, 0.6)
     x = torch.linspace(-4, 5, 8)
     expected = (WEIGHTS.log() + dist.Normal(LOCS, 1.25**0.5).log_prob(x[:, None])).logsumexp(1)
-    found = evaluate(model, guide, x, num_samples=3000, seed=0)
+    found = evaluate(model, guide, x, num_samples=3000, seed=0, method="guide")
     assert_agrees(found, expected)
     # D = E[(x - z)^2] / (2 / 4) + 1/2 log(2 pi / 4)
     distortion = 0.5 * 0.36 / 0.25 + 0.5 * math.log(2 * math.pi * 0.25)
@@ -532,7 +534,7 @@ def test_latents_of_all_rows_give_the_predictive_density() -> None:
 def test_autoguides_that_keep_rows_apart_are_evaluated() -> None:
     x = torch.linspace(-2, 2, 100)
     guide = AutoNormal(scalar, init_scale=0.8, init_loc_fn=pyro.infer.autoguide.init_to_mean)
-    found = evaluate(scalar, guide, x, num_samples=1000, seed=0)
+    found = evaluate(scalar, guide, x, num_samples=1000, seed=0, method="guide")
     assert_agrees(found, normal_evidence(x), sigmas=6.0)
 
 

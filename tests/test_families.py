@@ -459,6 +459,7 @@ def test_components_start_apart() -> None:
 # Recorded steps -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(but=("MixtureOfGaussians",))
 @pytest.mark.parametrize(
     "family", [name for name in FAMILIES if name not in ("MeanField", "FullCovariance")]
 )

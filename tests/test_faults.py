@@ -101,6 +101,7 @@ def test_an_encoder_that_overfits() -> None:
     assert not any("overfit" in name for name in again.faults)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_overfits() -> None:
     model, guide, train, held = overfit_model(8)
     of_train, of_held = results(model, guide, train, held)
@@ -123,6 +124,7 @@ def test_a_decoder_that_overfits() -> None:
     ).faults.keys() & {"overfit", "overfit encoder", "overfit decoder"}
 
 
+@pytest.mark.slow
 def test_both_overfit() -> None:
     model, _, train, held = overfit_model(8)
     guide = Memorizing(model, train, 0.5)
@@ -132,6 +134,7 @@ def test_both_overfit() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_log_p_it_is_not_said_which_of_the_two_overfits() -> None:
     model, guide, train, held = true_pair(shift=0.3)
     of_train, of_held = results(model, guide, train, held)
@@ -428,6 +431,7 @@ def test_a_decoder_that_ignores_its_latents_is_no_dead_encoder() -> None:
     assert found.cause == "local optimum"
 
 
+@pytest.mark.slow
 def test_an_encoder_that_works_is_not_called_dead() -> None:
     model, guide, x = pixels()
     ppl_vae.fit(model, guide, x, max_epochs=60, learning_rate=0.02, seed=0)

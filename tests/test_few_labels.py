@@ -381,7 +381,7 @@ def encoder_of_functions() -> tuple[Any, Any, nn.Module]:
     return model, guide, net
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stranger_s_functions_are_fine_tuned(trained: bool) -> None:
     model, guide, net = encoder_of_functions()
     if trained:

@@ -83,6 +83,7 @@ def test_what_exact_posteriors_tell(kind: str, beta: float) -> None:
     assert each == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow(but=("bits",))
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=pytest.mark.slow if k == "one-hot" else ()) for k in KINDS]
 )

@@ -73,6 +73,7 @@ def test_with_few_temperatures_it_is_above_the_curve() -> None:
     assert excess.mean > 10 * excess.standard_error
 
 
+@pytest.mark.slow
 def test_the_stated_errors_are_those_of_repetitions() -> None:
     model, x = programs.pca(n=1)
     rows = x.expand(225, -1)
@@ -87,6 +88,7 @@ def test_the_stated_errors_are_those_of_repetitions() -> None:
             assert float(error.square().mean().sqrt() / values.std()) == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 def test_at_its_own_beta_a_trained_linear_decoder_touches_the_curve_of_the_data(
     beta: float,
@@ -147,6 +149,7 @@ def test_a_latent_with_a_bound_against_quadrature() -> None:
         assert float(point.rate_error.max()) < 0.2
 
 
+@pytest.mark.slow
 def test_chains_in_parts_and_rows_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**14)
     model, x = programs.pca(n=2)

@@ -67,6 +67,7 @@ def test_a_guide_with_the_old_name_of_amortize_has_its_own_family() -> None:
     assert torch.equal(then.best_elbo.values, now.best_elbo.values)
 
 
+@pytest.mark.slow
 def test_full_covariance_holds_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     model, x, _ = correlated()
@@ -108,7 +109,7 @@ def test_mean_field_holds_the_posterior_of_orthogonal_columns() -> None:
     assert not gaps.warnings
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.7])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_a_shifted_guide_loses_the_closed_form_kl(shift: float) -> None:
     model, x, precision = correlated()
 
@@ -160,6 +161,7 @@ def log_p_of_counts(x: Tensor) -> Tensor:
     return torch.add(counts, flags)
 
 
+@pytest.mark.slow
 def test_a_strangers_gamma_and_beta_reach_the_conjugate_posterior() -> None:
     gaps = inference_gaps(conjugate_model, conjugate_guide, COUNTS, seed=0)
     exact = log_p_of_counts(COUNTS)
@@ -263,6 +265,7 @@ def chained_model(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(b, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_a_guide_whose_latents_depend_on_each_other_keeps_that() -> None:
     """b | x ~ N(2 x / 3, 2 / 3) and a | b ~ N(b / 2, 1 / 2): independent normals would lose 0.2 nats."""
 
@@ -278,6 +281,7 @@ def test_a_guide_whose_latents_depend_on_each_other_keeps_that() -> None:
     assert "site 'a' depends on another latent" in gaps.notes[0]
 
 
+@pytest.mark.slow(but=("LogNormal",))
 @pytest.mark.parametrize(
     "kind",
     [

@@ -69,6 +69,7 @@ def test_no_caution_of_draws_where_log_evidence_is_exact() -> None:
     assert not any(DRAWN in text for text in gaps.warnings)
 
 
+@pytest.mark.slow
 def test_gaps_of_latent_colors() -> None:
     torch.manual_seed(0)
     model = IndependentSegments(3, LatentColors(), SMALL)
@@ -83,6 +84,7 @@ def test_gaps_of_latent_colors() -> None:
     assert bool((off < 6 * error + 0.5).all())
 
 
+@pytest.mark.slow
 def test_gaps_of_wide_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = wide()
     asked: list[str] = []
@@ -107,6 +109,7 @@ def test_gaps_of_wide_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(gaps.log_likelihood.values.isfinite().all())
 
 
+@pytest.mark.slow
 def test_narrow_and_wide_grids_in_one_call() -> None:
     model, rows = wide()
     narrow = (rows[0][:, :, :4].contiguous(), rows[1][:, :, :4].contiguous())

@@ -64,7 +64,7 @@ def test_the_data_of_a_messenger_are_the_models(kind: Any) -> None:
     guide = kind(model)
     fitted = fit(model, guide, X, max_epochs=150, learning_rate=0.05, seed=0, capture=False)
     assert not fitted.warnings
-    found = evaluate(model, guide, X, num_samples=2000, seed=0)
+    found = evaluate(model, guide, X, num_samples=2000, seed=0, method="guide")
     assert found.log_likelihood.mean == pytest.approx(float(LOG_P.mean()), abs=0.02)
     assert LOG_P.mean() - 0.1 < found.elbo.mean < LOG_P.mean() + 0.01
     annealed = annealed_importance_sampling(model, guide, X, num_steps=30, num_chains=32, seed=0)
@@ -74,6 +74,7 @@ def test_the_data_of_a_messenger_are_the_models(kind: Any) -> None:
     assert float(diagnose(model, guide, X, seed=0).kl[0]) == pytest.approx(float(kl), abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_recorded_step_of_a_messenger_is_pyros() -> None:
     ends = []
     for capture in (False, True):
@@ -93,7 +94,7 @@ def test_a_messenger_keeps_rows_unless_their_plate_is_amortized() -> None:
     m, s2 = X.mean() / 2, 0.5
     likelihood = -0.5 * math.log(2 * math.pi) - 0.5 * ((X - m).square() + s2).mean()
     best = likelihood - 0.5 * (m**2 + s2 - 1 - math.log(s2))
-    found = evaluate(model, shared, X, num_samples=2000, seed=0)
+    found = evaluate(model, shared, X, num_samples=2000, method="guide", seed=0)
     assert found.elbo.mean == pytest.approx(float(best), abs=0.03)
 
 

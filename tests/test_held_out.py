@@ -65,7 +65,7 @@ def test_the_held_out_elbo_is_that_of_beta_1() -> None:
         model, guide = Model(), Guide()
         options: dict[str, Any] = {"max_epochs": 3, "batch_size": 16, "seed": 0}
         fitted = fit(model, guide, X, validation=HELD_OUT, objective=ELBO(beta=beta), **options)
-        evaluation = evaluate(model, guide, HELD_OUT, num_samples=500, seed=1)
+        evaluation = evaluate(model, guide, HELD_OUT, num_samples=500, method="guide", seed=1)
         row = fitted.history[-1]
         assert row["validation_elbo"] == pytest.approx(evaluation.elbo.mean, abs=0.35)
         assert row["validation_rate"] == pytest.approx(evaluation.rate.mean, abs=0.35)

@@ -552,7 +552,11 @@ def test_a_row_does_not_see_what_is_beyond_its_length() -> None:
     torch.testing.assert_close(q.marginals[1, 3], q.marginals[1, 1])
 
 
-@pytest.mark.parametrize("objective", [ELBO(), TraceELBO()], ids=["enumeration", "score"])
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(ELBO(), marks=pytest.mark.slow), TraceELBO()],
+    ids=["enumeration", "score"],
+)
 def test_the_recurrent_guide_learns_the_posterior(objective: Any) -> None:
     model = made("diagonal").requires_grad_(False)
     x = data(model, 64)

@@ -145,6 +145,7 @@ def best_of(kind: str, sigma: float) -> tuple[BottomUp | TopDown, Tensor, Tensor
     return exact_top_down(linear_model(sigma), sigma), of_z1, of_z2
 
 
+@pytest.mark.slow(but=("TopDown",))
 @pytest.mark.parametrize("kind", GUIDES)
 def test_the_best_q_of_two_layers_is_the_closed_form(kind: str) -> None:
     """Guides that are the best of their family, but for means that are shifted by d: KL d^T precision d / 2.
@@ -176,6 +177,7 @@ def test_the_best_q_of_two_layers_is_the_closed_form(kind: str) -> None:
     assert "depends on another latent" in gaps.notes[0]
 
 
+@pytest.mark.slow(but=("BottomUp",))
 @guides
 def test_importance_sampling_meets_the_evidence(make: Make) -> None:
     torch.manual_seed(0)
@@ -186,7 +188,7 @@ def test_importance_sampling_meets_the_evidence(make: Make) -> None:
             size = len(module.bias) // 2
             module.weight.mul_(0.3)
             module.bias[size:] = 1.0
-    found = evaluate(model, guide, x, num_samples=30000, seed=0, progress=False)
+    found = evaluate(model, guide, x, num_samples=30000, seed=0, progress=False, method="guide")
     error = 5 * found.log_likelihood_error
     assert (error < 0.6).all()
     assert ((found.log_likelihood.values - marginal().log_prob(x)).abs() < error).all()
@@ -249,8 +251,13 @@ def test_the_encoder_of_x_runs_once_a_row(make: Make) -> None:
     assert seen == [6]
 
 
+@pytest.mark.slow(but=("MLP-TopDown", "C-TopDown"))
 @guides
-@pytest.mark.parametrize("network", [MLP(hidden=(8,)), Convolutional((3, 4), 8)], ids=["MLP", "C"])
+@pytest.mark.parametrize(
+    "network",
+    [MLP(hidden=(8,)), pytest.param(Convolutional((3, 4), 8), marks=pytest.mark.slow)],
+    ids=["MLP", "C"],
+)
 def test_every_parameter_is_trained_and_everything_works(
     make: Make, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,5 +356,5 @@ def test_log_evidence_by_quadrature() -> None:
         capture=False,
     )
     assert fitted.steps == 100
-    found = evaluate(model, guide, x, num_samples=20000, seed=0, progress=False)
+    found = evaluate(model, guide, x, num_samples=20000, method="guide", seed=0, progress=False)
     torch.testing.assert_close(found.log_likelihood.values, expected.detach(), atol=0.03, rtol=0)

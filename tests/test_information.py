@@ -26,7 +26,12 @@ def pca(latent_dim: int, nats: float) -> ProbabilisticPCA:
 
 
 @pytest.mark.parametrize(
-    ("latent_dim", "nats"), [(1, 0.0), (2, 3.0), pytest.param(8, 9.0, marks=pytest.mark.slow)]
+    ("latent_dim", "nats"),
+    [
+        pytest.param(1, 0.0, marks=pytest.mark.slow),
+        (2, 3.0),
+        pytest.param(8, 9.0, marks=pytest.mark.slow),
+    ],
 )
 def test_the_exact_value_is_between_the_bounds(latent_dim: int, nats: float) -> None:
     model = pca(latent_dim, nats)

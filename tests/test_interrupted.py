@@ -99,7 +99,7 @@ def is_whole(found: dict[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_is_old_or_new_after_an_interruption(tmp_path: Path, there: bool, step: int) -> None:
     for n in range(0, 10_000, step):
         folder = tmp_path / str(n)

@@ -640,6 +640,7 @@ class ScaleDensities(Messenger):
             msg["fn"] = dist.Delta(fn.v, self.factor * fn.log_density, fn.event_dim)
 
 
+@pytest.mark.slow(only=("AutoNormal of rows",))
 @pytest.mark.parametrize("name", AUTOGUIDES)
 def test_autoguides(name: str) -> None:
     """There is no alarm; and there is one for all constrained latents if their densities are changed."""

@@ -81,6 +81,7 @@ def test_a_training_over_a_run_is_killed_in_its_swap(
         overwritten.at_event(n)
 
 
+@pytest.mark.slow
 @every(15, 2)
 def test_a_longer_training_is_killed_between_its_weights_and_its_results(
     stride: int,
@@ -112,6 +113,7 @@ def test_a_new_run_is_killed_while_its_first_file_is_written(
     refitted.at_event(of_config[0] + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario",
     [

@@ -68,6 +68,7 @@ def test_log_p_of_a_conditional_model_is_exact(context: Any) -> None:
     assert gaps.amortization_gap.mean == pytest.approx(missing, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context",
     [

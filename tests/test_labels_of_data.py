@@ -119,6 +119,7 @@ def test_a_table_of_data_counts_rows() -> None:
 # -- the command line ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def test_one_argument_leaves_the_classes_that_suit_the_model(
     assert (weight | objective).items() <= config["objective"]["init_args"].items()
 
 
+@pytest.mark.slow
 def test_a_refit_keeps_the_classes_that_suit_the_model(tmp_path: Path) -> None:
     command = [
         "train",
@@ -306,6 +308,7 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_unless_labels_of_test_rows_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +348,7 @@ def test_runs_are_compared_unless_labels_of_test_rows_are_told(
     assert "given: log p(x | c), all: log p(x, label)" in told
 
 
+@pytest.mark.slow
 def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "--model", "HierarchicalVAE", *SMALL_RUN, *SMALL_NETWORK, "--quiet"]

@@ -79,10 +79,10 @@ def estimates(
     ("shift", "factor"),
     [
         (3.0, 1.0),
-        (0.0, 0.1),
-        (0.0, 10.0),
+        pytest.param(0.0, 0.1, marks=pytest.mark.slow),
+        pytest.param(0.0, 10.0, marks=pytest.mark.slow),
         pytest.param(2.0, 0.1, marks=pytest.mark.slow),
-        (0.0, 1e-4),
+        pytest.param(0.0, 1e-4, marks=pytest.mark.slow),
     ],
 )
 def test_guides_that_are_far_off(pca: ProbabilisticPCA, shift: float, factor: float) -> None:
@@ -144,6 +144,7 @@ def two_modes(
     return model, guide, log_p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "dims"),
     [
@@ -171,7 +172,7 @@ def test_a_mode_that_the_guide_never_draws(weight: float, dims: int) -> None:
 
 
 def test_random_pairs() -> None:
-    found = total(tallies(range(4)))["all"]
+    found = total(tallies(range(2)))["all"]
     assert found.wrong == 0, found
     assert found.reliable >= 0.99 * found.rows, found
 
@@ -183,6 +184,7 @@ def test_a_thousand_random_pairs() -> None:
     assert found.reliable >= 0.99 * found.rows, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed",
     [pytest.param(599, marks=pytest.mark.slow), 767, pytest.param(951, marks=pytest.mark.slow)],
@@ -301,7 +303,11 @@ def test_the_mixture_is_a_density() -> None:
 # -- many latents ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latents", [30, 90, 300], ids=["curvature", "slopes", "subspace"])
+@pytest.mark.parametrize(
+    "latents",
+    [30, pytest.param(90, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow)],
+    ids=["curvature", "slopes", "subspace"],
+)
 def test_many_latents(latents: int) -> None:
     """A linear model whose data inform ten directions; the guide is too narrow and off in all of them."""
     torch.manual_seed(0)
@@ -374,6 +380,7 @@ def test_a_proposal_that_fails_takes_no_reliable_estimate_away(
         )
 
 
+@pytest.mark.slow
 def test_rows_that_are_left_are_annealed_from_their_proposals(
     pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +396,7 @@ def test_rows_that_are_left_are_annealed_from_their_proposals(
     assert any("k-hat exceeds" in doubt and "method='annealed'" in doubt for doubt in more.warnings)
 
 
+@pytest.mark.slow
 def test_all_rows_that_are_left_are_annealed_if_asked(
     pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,7 +422,7 @@ def test_all_rows_that_are_left_are_annealed_if_asked(
     require_right(found, pca.log_evidence(x).detach())
 
 
-@pytest.mark.parametrize("fit", [7, 1])
+@pytest.mark.parametrize("fit", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_rows_with_many_latents_are_refined_in_smaller_parts(
     pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch, fit: int
 ) -> None:

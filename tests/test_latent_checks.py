@@ -313,7 +313,14 @@ def test_a_point_has_no_log_p(points: str) -> None:
     assert str(found.log_likelihood) == str(found.bits_per_dim) == why
 
 
-@pytest.mark.parametrize("function", [diagnose, inference_gaps, annealed_importance_sampling])
+@pytest.mark.parametrize(
+    "function",
+    [
+        diagnose,
+        pytest.param(inference_gaps, marks=pytest.mark.slow),
+        pytest.param(annealed_importance_sampling, marks=pytest.mark.slow),
+    ],
+)
 def test_what_needs_a_density_says_so(function: Callable[..., Any]) -> None:
     with pytest.raises(PairError, match=r"a point for 'z' \(a Delta\), which has no density"):
         function(two_latents, points_guide("z"), torch.randn(20))
@@ -411,7 +418,7 @@ def test_a_guide_with_a_part_of_the_support_is_told() -> None:
         evaluate(*exact, x, num_samples=10)
 
 
-@pytest.mark.parametrize("run", [evaluate, diagnose, fit])
+@pytest.mark.parametrize("run", [pytest.param(evaluate, marks=pytest.mark.slow), diagnose, fit])
 def test_a_mask_that_only_later_rows_have(run: Any) -> None:
     """The first rows are whole; of the others, the model alone leaves something out."""
 

@@ -65,7 +65,14 @@ def test_em_within_a_picture_finds_the_most_probable_colors(rung: Rung) -> None:
     assert bool((log_p[0] < log_p[1]).all() and (log_p[1] < log_p[2]).all())
 
 
-@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments, TreeSegments])
+@pytest.mark.parametrize(
+    "rung",
+    [
+        pytest.param(IndependentSegments, marks=pytest.mark.slow),
+        pytest.param(ScanLineSegments, marks=pytest.mark.slow),
+        TreeSegments,
+    ],
+)
 def test_log_p_against_quadrature(rung: Rung) -> None:
     """One segment has two shifts: a grid over them gives log P(y | x)."""
     y, x = pictures(size=3)

@@ -59,7 +59,7 @@ def test_what_pyro_params_learn_is_carried_and_found() -> None:
     fitted = learn()
     assert not list(PYRO_STORE.keys())
     for model, guide in ((param_model, param_guide), (fitted.model, fitted.guide)):
-        evaluation = evaluate(model, guide, POINTS, num_samples=2000, seed=0)
+        evaluation = evaluate(model, guide, POINTS, num_samples=2000, seed=0, method="guide")
         expected = log_evidence(POINTS, 1.0)
         assert torch.allclose(evaluation.log_likelihood.values, expected, atol=0.05)
         assert float(evaluation.ess.min()) > 1900
@@ -96,7 +96,7 @@ def test_what_was_learned_with_another_program_is_missed_aloud() -> None:
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
     def missed(model: Any, guide: Any) -> tuple[str, ...]:
-        found = evaluate(model, guide, POINTS, num_samples=100, seed=0)
+        found = evaluate(model, guide, POINTS, num_samples=100, method="guide", seed=0)
         told = tuple(text for text in found.warnings if "initial values" in text)
         assert all(
             diagnose(model, guide, POINTS, seed=0).warnings.count(text) == 1 for text in told
@@ -139,16 +139,21 @@ def test_a_fit_of_fitted_programs_goes_on() -> None:
     assert float(loc.detach()) == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_pairs_of_one_parameter_name_do_not_mix() -> None:
     learn()
     fitted = learn(other_model, param_guide, POINTS + 4.0)
     for model, loc in ((param_model, 1.0), (other_model, 5.0)):
-        evaluation = evaluate(model, param_guide, POINTS + loc, num_samples=500, seed=0)
+        evaluation = evaluate(
+            model, param_guide, POINTS + loc, num_samples=500, seed=0, method="guide"
+        )
         expected = log_evidence(POINTS + loc, loc)
         assert torch.allclose(evaluation.log_likelihood.values, expected, atol=0.05)
         assert float(evaluation.ess.min()) > 490
     # the model of one fit under the guide of another: each brings its own values
-    swapped = evaluate(fitted.model, learn().guide, POINTS, num_samples=20_000, seed=0)
+    swapped = evaluate(
+        fitted.model, learn().guide, POINTS, num_samples=20_000, seed=0, method="guide"
+    )
     expected = log_evidence(POINTS, 5.0)
     assert torch.allclose(swapped.log_likelihood.values, expected, atol=0.5)
     # KL(q || p(z | x)) of two normals of one variance 1/2, whose means are 2 apart
@@ -162,16 +167,16 @@ def test_one_parameter_of_both_programs_from_two_fits_is_refused() -> None:
             pyro.sample("z", dist.Normal((x + loc) / 2, 0.5**0.5))
 
     one, two = learn(param_model, guide), learn(param_model, guide, POINTS + 1.0, epochs=2)
-    assert evaluate(one.model, one.guide, POINTS, seed=0).ess.min() > 990
+    assert evaluate(one.model, one.guide, POINTS, seed=0, method="guide").ess.min() > 990
     with pytest.raises(ValueError, match="'loc', from different fits"):
-        evaluate(one.model, two.guide, POINTS, seed=0)
+        evaluate(one.model, two.guide, POINTS, seed=0, method="guide")
 
 
 def test_the_global_store_stays_as_it_was() -> None:
     pyro.param("loc", torch.tensor(5.0))
     pyro.param("mine", torch.tensor(2.0), constraint=constraints.positive)
     learn(epochs=3)
-    evaluate(param_model, param_guide, POINTS, seed=0)
+    evaluate(param_model, param_guide, POINTS, seed=0, method="guide")
     diagnose(param_model, param_guide, POINTS, seed=0)
     check(param_model, param_guide, POINTS)
     assert set(PYRO_STORE.keys()) == {"loc", "mine"}

@@ -187,6 +187,7 @@ def test_what_the_full_parser_takes_the_light_parser_takes(line: str) -> None:
     command_parser("train").check(line.split())
 
 
+@pytest.mark.slow(only=("colorize train --help-train a mode",))
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [  # that for zsh takes seconds, as that for bash does
@@ -210,6 +211,7 @@ def test_an_answer_is_light(arguments: list[str], code: int, words: str) -> None
     assert loaded == []
 
 
+@pytest.mark.slow
 def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
     (tmp_path / "argcomplete.py").write_text(
         "def autocomplete(parser):\n"
@@ -365,6 +367,7 @@ def test_a_constructor_with_keywords_of_any_name(last: str, any_name: bool) -> N
         assert source.takes_any_name(source.Definition("ppl_vae", node)) is any_name
 
 
+@pytest.mark.slow(but=("guide",))
 @pytest.mark.parametrize("role", CLASSES)
 def test_every_argument_of_every_class_is_accepted(role: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()

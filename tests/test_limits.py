@@ -209,7 +209,7 @@ def test_parts_of_parts_end(as_text: bool, run: Path) -> None:
         [part("torch.nn.ReLU")] * 500,
         ["torch.nn.ReLU"] * 500,
         [{"init_args": {}}] * 500,
-        [1] * 30_000,
+        pytest.param([1] * 30_000, marks=pytest.mark.slow),
         [[part("torch.nn.ReLU")] * 20] * 25,
     ],
 )

@@ -121,6 +121,7 @@ def maximum_likelihood(latent_dim: int) -> tuple[float, float]:
     return best_beta_elbo(latent_dim, variance, 1.0), variance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -277,10 +277,18 @@ def meanwhile(function: str, file: Path) -> Any:
     ("words", "function", "output", "code"),
     [
         (["sample", "-o", "x.npz"], "sampled", "x.npz", 1),
-        (["export", "-o", "x.nc", "--num_samples", "2"], "to_arviz", "x.nc", 1),
+        pytest.param(
+            ["export", "-o", "x.nc", "--num_samples", "2"],
+            "to_arviz",
+            "x.nc",
+            1,
+            marks=pytest.mark.slow,
+        ),
         (["gaps", "--max_rows", "2", "--num_samples", "5"], "inference_gaps", "run/gaps.json", 0),
         (["gaps", "--max_rows", "2", "--num_samples", "5"], "gaps_plot", "run/plots/gaps.png", 1),
-        (["diagnose"], "diagnose_pair", "run/diagnosis.json", 0),
+        pytest.param(
+            ["diagnose"], "diagnose_pair", "run/diagnosis.json", 0, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_command_does_not_replace_what_came_while_it_worked(
@@ -293,7 +301,9 @@ def test_a_command_does_not_replace_what_came_while_it_worked(
     assert Path(output).read_text() == "{}"
 
 
-@pytest.mark.parametrize("name", ["compare", "sample", "export"])
+@pytest.mark.parametrize(
+    "name", ["compare", "sample", pytest.param("export", marks=pytest.mark.slow)]
+)
 def test_an_output_in_a_run_waits_for_its_lock(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,10 +349,10 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("data", "output"),
     [
-        ("folder:pictures", "pictures/3.png"),
+        pytest.param("folder:pictures", "pictures/3.png", marks=pytest.mark.slow),
         ("folder:pictures", "pictures/new.png"),
-        ("x.npz", "x.npz"),
-        ("x.npz", "pictures/../x.npz"),
+        pytest.param("x.npz", "x.npz", marks=pytest.mark.slow),
+        pytest.param("x.npz", "pictures/../x.npz", marks=pytest.mark.slow),
         ("~/x.npz", "x.npz"),
     ],
 )

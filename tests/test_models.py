@@ -301,6 +301,7 @@ def spread_data(seed: int, n: int, size: int) -> Tensor:
     return x
 
 
+@pytest.mark.slow(but=("1.0-True",))
 @pytest.mark.parametrize(
     ("beta", "learn_sigma"),
     [

@@ -50,6 +50,7 @@ def with_streams(
     return code, said.read_text()
 
 
+@pytest.mark.slow(only=("diagnosis.json-None", "annealed.json-None"))
 @pytest.mark.parametrize(
     ("file", "out"),
     [

@@ -29,6 +29,18 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.mark.slow(
+    only=(
+        "docs/classification_accuracy.md",
+        "docs/which_number.md",
+        "docs/autoencoders.md",
+        "docs/codes.md",
+        "docs/collapse.md",
+        "docs/colorization.md",
+        "docs/start.md",
+        "docs/swap_a_guide.md",
+    )
+)
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_blocks_of_a_page_run(page: Path) -> None:
     shown: list[Output] = []

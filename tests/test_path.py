@@ -146,6 +146,7 @@ def test_sites_in_nested_plates() -> None:
         agrees(found.log_likelihood, found.log_likelihood_error, chain.truth(x))
 
 
+@pytest.mark.slow
 @FROM
 def test_the_sandwich_of_sites_in_nested_plates(from_prior: bool) -> None:
     chain, x = Chain(), torch.tensor([[1.0, 0.5, 2.0], [-1.0, 0.0, 1.0], [4.0, 3.0, 1.5]])
@@ -401,6 +402,7 @@ DTYPES = [(True, False, 5), (True, True, 1), (False, False, 1)]
 """Each value of the three with each other one: the others take the same paths."""
 
 
+@pytest.mark.slow(but=("True-False-5",))
 @pytest.mark.parametrize(
     ("two_latents", "prior", "num_leapfrog"),  # one leapfrog step is run by Pyro, five are recorded
     [

@@ -60,7 +60,7 @@ def test_a_traversal_starts_there_too() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("vectorizes", [True, False])
+@pytest.mark.parametrize("vectorizes", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_class_within_a_class_is_the_most_probable_one_of_that(vectorizes: bool) -> None:
     """b is 0 with probability 0.55, and 1 given the class a = 1 that is kept."""
 

@@ -84,6 +84,7 @@ PRIORS: dict[str, CodePrior | list[CodePrior]] = {
 }
 
 
+@pytest.mark.slow(only=("halvings0-3-mixed", "halvings2-3-PixelCNN"))
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize(("halvings", "channels"), [((1, 1), 3), ((2, 1), 1), ((1, 1, 1), 3)])
 def test_codes_come_back_and_take_the_bits_that_the_priors_say(
@@ -247,7 +248,12 @@ def test_a_file_is_a_header_and_the_levels_from_the_highest(several: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("halvings", "blocks", "patches"), [((1, 1), 1, False), ((2, 1), 0, True), ((1, 1, 1), 0, True)]
+    ("halvings", "blocks", "patches"),
+    [
+        pytest.param((1, 1), 1, False, marks=pytest.mark.slow),
+        ((2, 1), 0, True),
+        pytest.param((1, 1, 1), 0, True, marks=pytest.mark.slow),
+    ],
 )
 def test_tiles_give_what_the_whole_photo_gives(
     halvings: tuple[int, ...], blocks: int, patches: bool
@@ -264,7 +270,7 @@ def test_tiles_give_what_the_whole_photo_gives(
     assert int((pictures[0] - pictures[1]).abs().max()) <= 1  # summed in another order
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_too_few_pixels_are_told_in_pixels_and_those_advised_are_enough(several: bool) -> None:
     model, guide = levels_of() if several else pair_of()
     photo = photo_of(110, 70)
@@ -458,7 +464,16 @@ def test_the_numbers_of_each_level_print() -> None:
     assert "z1" not in str(one)
 
 
-@pytest.mark.parametrize("halvings", [(5,), (3, 2), (2, 2, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize(
+    "halvings",
+    [
+        (5,),
+        pytest.param((3, 2), marks=pytest.mark.slow),
+        (2, 2, 1),
+        pytest.param((3, 3), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_photos_of_more_than_512_by_512_need_no_option(
     halvings: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

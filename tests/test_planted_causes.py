@@ -36,6 +36,7 @@ def mended(cause: str, family: str, seed: int) -> tuple[str, int | None]:
     return found.cause, None if after is None else int((after.active & ~found.active).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cause", "family"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 from types import ModuleType
@@ -593,9 +594,21 @@ def test_khat_histogram_of_an_exact_guide_has_no_bars() -> None:
     assert figure.axes[0].get_title() == "k-hat too high: 0 of 9 rows"
 
 
+def test_a_picture_is_drawn_without_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it fails here, and none of our modules has it already."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError):
+        importlib.import_module("matplotlib.pyplot")
+    draw(plots.khat_histogram([0.1], 9))
+    ours = [m for name, m in sys.modules.items() if name.partition(".")[0] == "ppl_vae"]
+    assert len(ours) > 100
+    assert pyplot is None or not any(pyplot is value for m in ours for value in vars(m).values())
+
+
+@pytest.mark.slow
 def test_no_picture_touches_pyplot() -> None:
     import subprocess
-    import sys
 
     program = (
         "import sys; from ppl_vae import plots; plots.khat_histogram([0.1], 9);"

@@ -353,6 +353,7 @@ STYLES: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 
 # On white each picture, and on dark paper too: ours or that of a style of matplotlib, in turn.
+@pytest.mark.slow(only=("sweep_metrics-dark_background", "gaps_plot-default"))
 @pytest.mark.parametrize(
     ("name", "style"),
     [

@@ -104,7 +104,9 @@ def require_equal(found: Any, expected: Any) -> None:
     assert found.prior.fitted.rate.mean == expected.prior.fitted.rate.mean
 
 
-@pytest.mark.parametrize(("epoch", "seed"), [(1, 3), (2, None), (4, 3)])
+@pytest.mark.parametrize(
+    ("epoch", "seed"), [(1, 3), pytest.param(2, None, marks=pytest.mark.slow), (4, 3)]
+)
 def test_a_call_that_was_killed_goes_on(epoch: int, seed: int | None, tmp_path: Path) -> None:
     pair, folder = drawn(), tmp_path / "run"
     torch.manual_seed(5)
@@ -125,7 +127,9 @@ def test_a_call_that_was_killed_goes_on(epoch: int, seed: int | None, tmp_path: 
     assert len(history(found)[0]) == 4
 
 
-@pytest.mark.parametrize("epoch", [pytest.param(2, marks=pytest.mark.slow), 4, 5])
+@pytest.mark.parametrize(
+    "epoch", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 5]
+)
 def test_levels_go_on_where_they_were(epoch: int, tmp_path: Path) -> None:
     """The first one has three epochs: in the fourth, it has ended and the next one has no checkpoint."""
     priors = [TransformerPrior(width=8, layers=1, heads=2), PRIOR]

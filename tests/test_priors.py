@@ -314,6 +314,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+@pytest.mark.slow(only=("particles-FullNormal", "beta-MixturePrior", "beta-AutoregressivePrior"))
 @pytest.mark.parametrize(
     ("prior", "objective"),
     [
@@ -423,6 +424,7 @@ def test_a_run_is_rebuilt_from_its_description(prior: Prior, tmp_path: Path) -> 
     assert torch.equal(found.log_likelihood.values, expected.log_likelihood.values)
 
 
+@pytest.mark.slow(but=("MixturePrior", "VampPrior", "AutoregressivePrior"))
 @others
 def test_arviz_export_draws_from_the_prior(prior: Prior) -> None:
     model, guide = bent(prior, 2)
@@ -474,7 +476,11 @@ def test_refitted_normal_has_the_moments_of_the_aggregate_posterior() -> None:
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("prior", [MixturePrior(1), FlowPrior(2, (16,))], ids=["mixture", "flow"])
+@pytest.mark.parametrize(
+    "prior",
+    [MixturePrior(1), pytest.param(FlowPrior(2, (16,)), marks=pytest.mark.slow)],
+    ids=["mixture", "flow"],
+)
 def test_refitted_by_draws(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
     """One component has the moments; a flow, the whole Gaussian of aggregate covariance."""
     monkeypatch.setattr(flow_prior, "_STEPS", 400)
@@ -522,9 +528,14 @@ def test_refit_raises_the_elbo_of_its_rows_by_the_marginal_kl() -> None:
     """rate = information + KL(q(z) || p(z)): a perfect prior takes the second part away."""
     model, guide, x, mean, covariance = linear_pair()
     q_z = dist.MultivariateNormal(mean, covariance)
-    before = evaluate(model, guide, x, num_samples=400, seed=0)
+    before = evaluate(model, guide, x, num_samples=400, method="guide", seed=0)
     after = evaluate(
-        refit_prior(model, guide, x, DiagonalNormal()), guide, x, num_samples=400, seed=0
+        refit_prior(model, guide, x, DiagonalNormal()),
+        guide,
+        x,
+        num_samples=400,
+        method="guide",
+        seed=0,
     )
     best = dist.Normal(mean, covariance.diagonal().sqrt()).to_event(1)
     standard = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)

@@ -187,6 +187,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {n: where / str(n) for n in (1, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "iterable"])
 def test_beta_clipping_schedule_and_stopping_are_those_of_one_process(
     folders: dict[int, Path], name: str
@@ -277,6 +278,7 @@ def results(folder: Path) -> tuple[dict[str, torch.Tensor], bytes]:
     return weights, (run / "evaluation.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_path: Path) -> None:
     """They are killed after the first of two steps of an epoch; the run that is not killed replaces another."""
     both = ("--num_processes", "2", "--device", "cpu", "--max_epochs", "5", *OPTIONS)

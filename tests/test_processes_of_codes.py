@@ -107,7 +107,11 @@ def run(work: Callable[[str, int, int], Any], folder: Path, count: int) -> list[
     return found.end(120)
 
 
-@pytest.fixture(scope="module", params=[by_hand, trained], ids=["by hand", "by fit"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(by_hand, marks=pytest.mark.slow), trained],
+    ids=["by hand", "by fit"],
+)
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, list[Any]]:

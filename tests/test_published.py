@@ -56,6 +56,7 @@ def test_the_published_iwae_goes_on_where_it_was_stopped(
     assert rates[-1] == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["vampprior", pytest.param("standard_prior", marks=pytest.mark.slow)]
 )

@@ -146,6 +146,7 @@ def test_the_linear_optimum_is_that_of_probabilistic_pca(beta: float) -> None:
     assert f"{int(best.active.sum())} of 5 dimensions" in str(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 def test_a_linear_vae_that_is_trained_lies_on_the_curve(beta: float) -> None:
     x = gaussian_data(EIGENVALUES[:5], n=500).float()

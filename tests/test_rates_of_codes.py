@@ -74,7 +74,11 @@ def test_quantizers_are_above_the_curve(codes: int, gap: float, curve: list[Disc
 
 @pytest.mark.parametrize(
     ("beta", "temperature", "gap"),
-    [(1.0, 0.0, 0.4), pytest.param(*(1.0, 1.0, 0.17), marks=pytest.mark.slow), (4.0, 1.0, 0.17)],
+    [
+        (1.0, 0.0, 0.4),
+        pytest.param(*(1.0, 1.0, 0.17), marks=pytest.mark.slow),
+        pytest.param(4.0, 1.0, 0.17, marks=pytest.mark.slow),
+    ],
 )
 def test_trained_pairs_are_above_the_curve(
     beta: float, temperature: float, gap: float, curve: list[DiscretePoint]

@@ -59,6 +59,7 @@ def scaled(kind: str) -> tuple[Any, Any]:
     return model, guide
 
 
+@pytest.mark.slow(but=("0.0-in part", "0.5-Poisson"))
 @pytest.mark.parametrize("kind", SCALED)
 @pytest.mark.parametrize("factor", [0.0, 0.5])
 def test_a_decoder_that_scales_by_the_row_is_not_strong(kind: str, factor: float) -> None:
@@ -151,6 +152,7 @@ def of_written(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(1e-4 * x[:, :2].float() / 255, 1.0).to_event(1))
 
 
+@pytest.mark.slow(but=("True-steps", "False-halves"))
 @pytest.mark.parametrize("how", ["whole", "scaled", "steps", "halves"])
 @pytest.mark.parametrize("chain", [True, False])
 def test_however_a_program_observes_its_numbers(how: str, chain: bool) -> None:

@@ -266,6 +266,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow(but=("one-hot", "student"))
 @pytest.mark.filterwarnings("ignore:beta warms up for")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_collapsed_pair_of_any_likelihood_gets_a_cause(kind: str) -> None:
@@ -385,6 +386,7 @@ class Correlated(nn.Module):
             pyro.sample("x", dist.Normal(self.decoder(z), self.sigma).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beta", "sigma", "cause"),
     [
@@ -412,6 +414,7 @@ def test_a_guide_that_cannot_be_the_prior_has_the_same_causes(
     assert diagnose(model, guide, x, seed=0).active_units == 2
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_off_the_prior_is_a_local_optimum() -> None:
     """Weights that a large beta has left at 0 stay there with tiny steps; the guide cannot be the prior."""
     torch.manual_seed(0)
@@ -491,6 +494,7 @@ DENSITIES: dict[str, tuple[Any, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # with the others, the losses are compared below
     "kind",
     ["logistic", *(pytest.param(k, marks=pytest.mark.slow) for k in ("normal", "absolute errors"))],

@@ -166,6 +166,7 @@ def test_a_training_ends_with_a_report(trained: Path, capsys: pytest.CaptureFixt
     ]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_training_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -559,6 +560,7 @@ def test_a_run_of_em(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
     assert "Of 5 rows." in both.text
 
 
+@pytest.mark.slow
 def test_the_warnings_of_em_come_first_and_its_diagnosis_repeats_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -597,7 +599,9 @@ def test_the_warnings_of_em_come_first_and_its_diagnosis_repeats_them(
 JUNK = (None, True, "x", [None], {"mean": "x"})
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "diagnosis.json"])
+@pytest.mark.parametrize(
+    "name", ["evaluation.json", pytest.param("diagnosis.json", marks=pytest.mark.slow)]
+)
 def test_entries_of_another_kind_are_left_out(run: Path, name: str) -> None:
     """The file may be of another version, or somebody's own: that is no reason for a traceback."""
     for folder in ("plots", "plots_dark"):
@@ -732,6 +736,7 @@ def test_single_runs_are_not_called_means(tmp_path: Path) -> None:
     assert len(layers_of(chart_in(page), "point")) == 1
 
 
+@pytest.mark.slow
 def test_the_planes_of_a_sweep_have_the_entropy_and_curves(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
     sweep = sweep_in(tmp_path / "sweep")
@@ -791,6 +796,7 @@ def test_without_the_extra_the_page_of_a_sweep_names_it(
 # -- in a browser --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(but=("1280-light", "400-dark"))
 @in_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])

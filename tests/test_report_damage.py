@@ -53,6 +53,9 @@ def pictures(drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(f"ppl_vae.reporting.of_sweep.{name}", lambda *_, **__: None)
 
 
+@pytest.mark.slow(
+    only=("diagnosis.json-half-True", "evaluation.json-a list-True", "diagnosis.json-a list-True")
+)
 @pytest.mark.parametrize(("how", "drawn"), with_pictures_of_few(DAMAGE))
 @pytest.mark.parametrize("name", ["evaluation.json", "diagnosis.json"])
 @pytest.mark.usefixtures("pictures")
@@ -90,6 +93,7 @@ def test_a_point_without_any_number_is_left_out_of_the_plane(tmp_path: Path) -> 
     assert len(page.pictures) == 2
 
 
+@pytest.mark.slow(only=("half-True", "a list-True"))
 @pytest.mark.parametrize(
     ("how", "drawn"), with_pictures_of_few([*DAMAGE, "other options", "removed"])
 )

@@ -141,6 +141,7 @@ def test_a_result_that_is_saved_again_belongs_to_the_weights_beside_it(
     assert new["weights_sha256"] == content_digest(tmp_path / "new" / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_results_of_earlier_versions_are_read_as_before(run: Path) -> None:
     assert command("diagnose", "run") == 0
     for name in ("evaluation.json", "diagnosis.json"):
@@ -198,6 +199,7 @@ def meanwhile(function: str, work: Callable[[], object]) -> Any:
 
 
 # One function tells the weights from those that were read: each command meets one change, in turn.
+@pytest.mark.slow(only=("diagnose-other weights", "export-broken weights"))
 @pytest.mark.parametrize(
     ("name", "left"),
     [
@@ -231,7 +233,7 @@ def test_a_result_is_not_written_beside_other_weights(
         assert told.out.count("\n") > 3
 
 
-@pytest.mark.parametrize("name", ["sample", "export"])
+@pytest.mark.parametrize("name", ["sample", pytest.param("export", marks=pytest.mark.slow)])
 def test_what_is_written_elsewhere_is_written(name: str, run: Path) -> None:
     function, options = COMMANDS[name]
     output = "x.png" if name == "sample" else "x.nc"

@@ -79,7 +79,7 @@ def test_documents_by_words(documents: int) -> None:
     lda = LDA(False, documents, 12)
     x = lda.data()
     assert ppl_vae.check(lda.model, lda.guide, x).ok
-    found = ppl_vae.evaluate(lda.model, lda.guide, x, num_samples=4000, seed=0)
+    found = ppl_vae.evaluate(lda.model, lda.guide, x, num_samples=4000, seed=0, method="guide")
     assert found.num_rows == documents
     assert not found.cautions
     steps = 400
@@ -161,6 +161,7 @@ def rows_of_shared_mean() -> tuple[Tensor, Tensor, Tensor]:
     return x, x.sum() / precision, precision.rsqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "loader"),
     [(AutoNormal, True), pytest.param(AutoMultivariateNormal, False, marks=pytest.mark.slow)],
@@ -279,7 +280,9 @@ def test_an_autoguide_with_rows_by_index() -> None:
     ppl_vae.fit(by_index, guide, (x, i), max_epochs=75, batch_size=100, learning_rate=0.1, seed=0)
     assert float((guide.locs.z.detach() - x / 2).abs().mean()) < 0.2
     order = torch.randperm(N)
-    found = ppl_vae.evaluate(by_index, guide, (x[order], i[order]), num_samples=500, seed=0)
+    found = ppl_vae.evaluate(
+        by_index, guide, (x[order], i[order]), num_samples=500, seed=0, method="guide"
+    )
     truth = dist.Normal(0.0, 2**0.5).log_prob(x[order])
     torch.testing.assert_close(found.log_likelihood.values, truth, atol=0.3, rtol=0)
 

@@ -83,6 +83,7 @@ def saved(tmp_path: Path) -> Path:
 # -- there and back --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(only=("mean field",))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_of_classes_evaluates_identically(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]

@@ -21,6 +21,7 @@ from ppl_vae.pairs import PairError
 from ppl_vae.stats import Estimate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [pytest.param(narrow_guide, marks=pytest.mark.slow), None])
 def test_the_sandwich_closes_on_the_evidence(start: Any) -> None:
     model, _ = pca()

@@ -122,6 +122,7 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor | float], Any]] = {
 }
 
 
+@pytest.mark.slow(but=("normal-5",))
 @pytest.mark.parametrize(
     ("kind", "others"),
     [
@@ -149,6 +150,7 @@ def test_a_scale_of_few_numbers_that_is_too_large(kind: str, others: int) -> Non
     assert found.cause == "local optimum"
 
 
+@pytest.mark.slow(but=("normal-5-bits", "laplace-5-normal"))
 @pytest.mark.parametrize(
     ("kind", "others", "beside"), all_pairs(LIKELIHOODS, [5, 300], ["bits", "normal"])
 )
@@ -172,7 +174,7 @@ def test_each_site_has_a_scale_of_its_own(kind: str, others: int, beside: str) -
     assert "'x'" not in evidence(found)
 
 
-@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("first", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_order_of_the_rows_does_not_count(first: bool) -> None:
     """The rows without y at the front: the scale of y was taken from the first batch, which has none."""
     torch.manual_seed(0)
@@ -195,6 +197,7 @@ def test_a_healthy_scale_of_each_number_and_row() -> None:
     assert found.cause == "surplus dimensions"
 
 
+@pytest.mark.slow(but=("True-1e-07",))
 @pytest.mark.parametrize(
     ("apart", "wobble"),
     [
@@ -226,7 +229,10 @@ def test_data_without_any_noise_show_all_their_dimensions() -> None:
     assert "2 more dimensions would pay" in evidence(found)
 
 
-@pytest.mark.parametrize(("sigma", "cause"), [(100.0, "local optimum"), (1e4, "decoder noise")])
+@pytest.mark.parametrize(
+    ("sigma", "cause"),
+    [pytest.param(100.0, "local optimum", marks=pytest.mark.slow), (1e4, "decoder noise")],
+)
 def test_numbers_far_from_zero_in_double_precision(sigma: float, cause: str) -> None:
     """Times in seconds since 1970: what is left of them was taken for rounding."""
     torch.manual_seed(0)
@@ -241,6 +247,7 @@ def test_numbers_far_from_zero_in_double_precision(sigma: float, cause: str) -> 
     assert diagnose(model, guide, x, seed=0, progress=False).cause == cause
 
 
+@pytest.mark.slow(but=("normal",))
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_a_scale_that_is_far_too_large(kind: str) -> None:
     """What is left of normal numbers is told as it is; of others, that no smaller scale was looked at."""

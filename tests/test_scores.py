@@ -154,6 +154,7 @@ SCALED: dict[str, Callable[[Tensor, float], Any]] = {
 }
 
 
+@pytest.mark.slow(only=("levels-0.3",))
 @pytest.mark.parametrize(
     ("kind", "factor"),
     [
@@ -241,7 +242,12 @@ def test_absolute_errors(factor: float, cause: str) -> None:
     assert diagnose(*decoded(kinked), x, seed=0).cause == cause
 
 
-@pytest.mark.parametrize("kind", APART)
+USUAL = ("normal", "bits", "categories")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k in USUAL else pytest.mark.slow) for k in APART]
+)
 @pytest.mark.parametrize(("factor", "cause"), [(0.0, "surplus dimensions"), (1.0, "local optimum")])
 def test_the_data_tell_whether_a_dimension_would_pay(kind: str, factor: float, cause: str) -> None:
     found = diagnose(*pair(kind), rows_of(kind, factor), seed=0)
@@ -249,7 +255,9 @@ def test_the_data_tell_whether_a_dimension_would_pay(kind: str, factor: float, c
     assert not any("not known" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("kind", ["normal", "bits", "categories"])
+@pytest.mark.parametrize(
+    "kind", ["normal", pytest.param("bits", marks=pytest.mark.slow), "categories"]
+)
 @pytest.mark.parametrize(("factor", "cause"), [(0.0, "surplus dimensions"), (1.2, "local optimum")])
 def test_only_what_is_there_counts(kind: str, factor: float, cause: str) -> None:
     """A third of the numbers is missing, and holds anything."""

@@ -128,6 +128,16 @@ class Closed(nn.Module):
         self.model(y, x)
 
 
+@pytest.mark.slow(
+    but=(
+        "IndependentSegments-exact at beta-True-0.3",
+        "IndependentSegments-encoder-False-1.0",
+        "ScanLineSegments-exact-True-1.0",
+        "ScanLineSegments-encoder-False-0.3",
+        "PottsSegments-encoder-True-1.0",
+        "TreeSegments-exact-True-0.3",
+    )
+)
 @pytest.mark.parametrize(
     ("rung", "guide", "closed", "beta"),
     all_pairs(RUNGS, ["exact", "exact at beta", "encoder"], [False, True], [1.0, 0.3]),
@@ -186,7 +196,7 @@ def test_the_exact_guide_at_beta_is_the_best_one(
     assert torch.allclose(-found.loss, best.mean(), atol=1e-10)
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("beta", [1.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_the_structured_mean_field_is_the_best_guide_with_independent_lines(
     beta: float, pictures: tuple[Tensor, Tensor], segmentations: Tensor
 ) -> None:
@@ -278,6 +288,7 @@ def test_initialized_segments_have_the_colors_of_clusters(colors: Colors) -> Non
         model.initialize(y[:1, :1, :2], x[:1, :1, :2])
 
 
+@pytest.mark.slow
 def test_segments_emerge_in_simulated_pictures() -> None:
     """Colored regions with a texture and a shading: nobody shows the model a segmentation.
 
@@ -439,6 +450,7 @@ def test_impossible_chroma_is_refused(colors: Colors, pictures: tuple[Tensor, Te
         fit(model, guide, (y, x), max_epochs=1, progress=False)
 
 
+@pytest.mark.slow(but=("IndependentSegments", "TreeSegments"))
 @pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 def test_after_an_epoch_the_elbo_is_that_of_all_segmentations(
     rung: Rung,

@@ -85,6 +85,7 @@ PLAIN: list[Objective] = [
 ]
 
 
+@pytest.mark.slow(only=("factor-ELBO-6",))
 @pytest.mark.parametrize(  # 3 rows: as many as weights
     ("term", "objective", "rows"),
     all_pairs(TERMS, PLAIN, [6, 3]),
@@ -186,7 +187,7 @@ def test_a_factor_that_follows_the_rows_is_a_warning() -> None:
     (problem,) = check(model, untrained, X).problems
     assert problem.site == "more"
     assert "the loss of fit counts it, but the ELBO and log p(x) of a row do not" in problem.message
-    assert evaluate(model, untrained, X).warnings == (problem.message,)
+    assert evaluate(model, untrained, X, method="guide").warnings == (problem.message,)
 
 
 def test_a_prior_on_weights_counts_once_in_each_minibatch_unless_the_plate_knows_all_rows() -> None:
@@ -245,6 +246,7 @@ class Mixture(nn.Module):
             pyro.sample("x", dist.Normal(self.locs[z], 1.0), obs=x)
 
 
+@pytest.mark.slow(but=("observed in a plate-3", "factor-7"))
 @pytest.mark.parametrize("batch_size", [7, 3])
 @pytest.mark.parametrize("in_plate", [True, False], ids=["observed in a plate", "factor"])
 def test_em_counts_a_prior_once_whatever_the_batches(in_plate: bool, batch_size: int) -> None:

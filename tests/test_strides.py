@@ -175,6 +175,7 @@ GRAPH_ALONE = {"particles", "Adam by default", "SGD", "a schedule"}
 """What the fast suite takes with one engine."""
 
 
+@pytest.mark.slow(but=("loop-as it is", "graph-beta"))
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
@@ -223,6 +224,7 @@ def rough_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recording, "compile", compile)
 
 
+@pytest.mark.slow(but=("loop",))
 @pytest.mark.usefixtures("engine", "rough_compiler")
 def test_mixed_precision_is_compiled(strides: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """Steps that are compared with Pyro are compared under the same precision, up to its rounding."""
@@ -240,7 +242,8 @@ def test_full_precision_is_compared_strictly(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize(
-    ("factor", "what"), [((1.02, 1.0), "the loss"), ((1.0, 1.5), "the gradient")]
+    ("factor", "what"),
+    [((1.02, 1.0), "the loss"), pytest.param((1.0, 1.5), "the gradient", marks=pytest.mark.slow)],
 )
 def test_a_wrong_compiled_step_in_mixed_precision_is_found(
     factor: tuple[float, float],
@@ -333,8 +336,8 @@ HOOKS: dict[str, Any] = {
     ("engine", "optimizer"),
     [
         ("loop", "Adam"),
-        ("loop", "a hook"),
-        ("graph", "ClippedAdam"),
+        pytest.param("loop", "a hook", marks=pytest.mark.slow),
+        pytest.param("graph", "ClippedAdam", marks=pytest.mark.slow),
         pytest.param("loop", "ClippedAdam", marks=pytest.mark.slow),
         pytest.param("graph", "Adam", marks=pytest.mark.slow),
         pytest.param("graph", "a hook", marks=pytest.mark.slow),

@@ -175,6 +175,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.slow(only=("annealed", "to_arviz"))
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_gives_what_it_gives_without_a_part(name: str) -> None:
     values, others = (torch.as_tensor(FUNCTIONS[name](*linear(part))) for part in (5, None))
@@ -246,7 +247,7 @@ def test_documents_that_the_model_draws(number: int) -> None:
     prior = dist.Beta(torch.tensor(0.7).double(), torch.tensor(0.7).double()).log_prob(weight)
     truth = torch.stack([(prior + log_words[:, row].sum(1)).logsumexp(0) for row in x])
     truth -= math.log(len(weight))
-    found = ppl_vae.evaluate(*documents(4), x, num_samples=1000, seed=0)
+    found = ppl_vae.evaluate(*documents(4), x, num_samples=1000, seed=0, method="guide")
     assert found.num_rows == number
     assert not found.cautions
     off = (found.log_likelihood.values.double() - truth).abs()
@@ -284,7 +285,7 @@ def test_a_plate_inside_of_as_many_elements_as_rows_still_draws(part: int | None
             pyro.sample("z", dist.Normal(mean, 21**-0.5))
 
     x = torch.randn(20, 20)
-    found = ppl_vae.evaluate(model, guide, x, num_samples=200, seed=0)
+    found = ppl_vae.evaluate(model, guide, x, num_samples=200, seed=0, method="guide")
     assert found.num_rows == 20
     (warning,) = [w for w in found.warnings if "subsampled" in w]
     assert "plate 'pixels' inside of a row is subsampled (5 of 20)" in warning
@@ -622,7 +623,7 @@ def test_parameters_that_a_plates_index_selects_need_all_rows_at_once() -> None:
     fitted = ppl_vae.fit(plain, guide, x, seed=0, **options)
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
     # evaluate runs 64 rows at once, of a pair that may be taken apart.
-    found = ppl_vae.evaluate(fitted.model, fitted.guide, x, num_samples=200, seed=0)
+    found = ppl_vae.evaluate(fitted.model, fitted.guide, x, num_samples=200, seed=0, method="guide")
     torch.testing.assert_close(found.log_likelihood.values.float(), exact, atol=0.2, rtol=0)
     assert float((found.elbo.values - exact).mean()) > -0.05
 

@@ -108,6 +108,7 @@ def failing(folder: Path) -> None:
         raise RuntimeError
 
 
+@pytest.mark.slow(but=("configuration-kinds0", "whole and mine-kinds0"))
 @pytest.mark.parametrize("kinds", [MAIN, pytest.param((*IN_HIDDEN,), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("beside", BESIDE)
 def test_no_combination_loses_the_files_of_a_run(

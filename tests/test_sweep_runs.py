@@ -184,6 +184,7 @@ def stubbed(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_real_runs_on_a_scheduler_that_runs_elsewhere(
     whole: bool,

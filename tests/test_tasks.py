@@ -80,7 +80,7 @@ def test_a_flow_is_averaged() -> None:
     torch.manual_seed(0)
     model, guide = VAE((5,), 2, MLP((8,))), InverseAutoregressive((5,), 2, MLP((8,)))
     x = (X > 0).float()
-    draws = encode(model, guide, x, num_samples=20_000, seed=1)["z"]
+    draws = encode(model, guide, x, num_samples=5000, seed=1)["z"]
     found = encode(model, guide, x, seed=0)["z"]
     error = draws.std(0) / 100**0.5
     assert float(((found - draws.mean(0)).abs() / error).max()) < 5
@@ -92,7 +92,7 @@ def test_a_mean_that_depends_on_another_latent_is_averaged_over_it() -> None:
     model, guide = HierarchicalVAE(*sizes), BottomUp(*sizes)
     x = (X > 0).float()
     found = encode(model, guide, x, seed=0)
-    draws = encode(model, guide, x, num_samples=20_000, seed=1)
+    draws = encode(model, guide, x, num_samples=5000, seed=1)
     assert found.keys() == draws.keys()
     assert len(found) == 2
     for name, mean in found.items():

@@ -50,7 +50,7 @@ def smoothed(model: GaussianHMM, x: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("summed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_are_reconstructed_together(chain: GaussianHMM, summed: bool) -> None:
     x, num = rows(20), 2000 if not summed else 300
     guide = (lambda x: None) if summed else Exact(chain)

@@ -155,7 +155,7 @@ class WithMask(ByAnyName):
 
 
 @pytest.mark.filterwarnings("ignore:.*do not train the classifier")
-@pytest.mark.parametrize("kind", [ByAnyName, WithMask])
+@pytest.mark.parametrize("kind", [pytest.param(ByAnyName, marks=pytest.mark.slow), WithMask])
 def test_y_reaches_the_argument_that_is_for_it(kind: Any) -> None:
     """It was dropped without a word, unless the first argument beside the rows was called y or labels."""
     y = (X.sum(1) > 24).astype(int)
@@ -215,6 +215,7 @@ def test_a_y_of_no_clear_use_is_refused(kind: Any, words: str) -> None:
         PairTransformer(renamed, max_epochs=1, random_state=0).fit(X)
 
 
+@pytest.mark.slow(but=("conditional_pair-uint8", "classes_and_style-bool"))
 @pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize(
     ("pair", "dtype"),
@@ -276,6 +277,7 @@ def test_a_pair_that_needs_labels_says_how_latents_are_decoded() -> None:
     torch.testing.assert_close(found, model.decode(z, c).mean.detach())
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_a_classifier_and_pickle() -> None:
     y = (X.sum(1) > 24).astype(int)
     pipeline = make_pipeline(

@@ -499,6 +499,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @promise(11)
 def test_no_file_stands_in_for_an_absent_module(trained: Path, tmp_path: Path) -> None:
     script, names, traps = tmp_path / "absent.py", tmp_path / "names.json", tmp_path / "traps"

@@ -47,6 +47,7 @@ def read_only(
     return make
 
 
+@pytest.mark.slow(but=("13-evaluation.json", "13-gaps.json"))
 @pytest.mark.parametrize("file", RESULTS)
 def test_a_result_that_cannot_be_kept_is_shown(
     file: str,
@@ -64,7 +65,8 @@ def test_a_result_that_cannot_be_kept_is_shown(
     assert ".ppl_vae-lock" not in told.err
 
 
-@pytest.mark.parametrize("name", ["sample", "export"])
+@pytest.mark.slow(but=("13-sample", "13-export"))
+@pytest.mark.parametrize("name", ["sample", pytest.param("export", marks=pytest.mark.slow)])
 def test_what_is_only_written_is_refused_at_once(
     name: str,
     run: Path,
@@ -208,6 +210,9 @@ def test_weights_that_are_no_file_are_told(kind: str, run: Path) -> None:
 # -- libraries that cannot be had ------------------------------------------------------------------------
 
 
+@pytest.mark.slow(
+    but=("ppl_vae.cli.finish.to_arviz-error0", "ppl_vae.runs.folder.as_netcdf-error1")
+)
 @pytest.mark.parametrize(
     "error", [FileNotFoundError(2, "No such file", "/nohome"), ImportError("no netCDF")]
 )

@@ -138,7 +138,12 @@ def test_sites_that_depend_on_values_in_memory(descending: bool) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     "objective",
-    [ELBO(), TraceELBO(), TraceELBO(num_particles=3), ImportanceWeightedELBO()],
+    [
+        ELBO(),
+        pytest.param(TraceELBO(), marks=pytest.mark.slow),
+        pytest.param(TraceELBO(num_particles=3), marks=pytest.mark.slow),
+        ImportanceWeightedELBO(),
+    ],
     ids=repr,
 )
 def test_training_sees_every_step(order: tuple[int, ...], objective: Objective) -> None:
@@ -623,6 +628,7 @@ def of_two_kinds(first: int = 0) -> list[Batch]:
     return batches if first == 0 else batches[::-1]
 
 
+@pytest.mark.slow(only=("mask-0",))
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("case", WRONG)
 def test_a_later_kind_of_batch_is_refused_as_a_first_one(case: str, first: int) -> None:

@@ -395,6 +395,7 @@ QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
 }
 
 
+@pytest.mark.slow(but=("EMA", "FSQ"))
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_recorded_training_is_that_of_pyro(name: str) -> None:
     def trained(capture: bool) -> dict[str, Tensor]:
@@ -410,7 +411,7 @@ def test_a_recorded_training_is_that_of_pyro(name: str) -> None:
         torch.testing.assert_close(recorded[each], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_recording_waits_until_the_codebook_has_begun(
     depth: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -435,7 +436,7 @@ def test_a_recording_waits_until_the_codebook_has_begun(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["EMA", "Gradient"])
+@pytest.mark.parametrize("name", ["EMA", pytest.param("Gradient", marks=pytest.mark.slow)])
 def test_a_training_that_goes_on_is_the_one_that_was_not_interrupted(
     name: str, tmp_path: Any
 ) -> None:
@@ -550,6 +551,7 @@ CODE_PRIORS: dict[str, CodePrior] = {
 }
 
 
+@pytest.mark.slow(but=("1-PixelCNN", "2-Transformer"))
 @pytest.mark.parametrize("prior", CODE_PRIORS)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_rows_are_written_at_their_elbo(prior: str, depth: int) -> None:

@@ -68,7 +68,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
 
 @methods
 @pytest.mark.parametrize("guide", [MeanField, FullCovariance])
-@pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian])
+@pytest.mark.parametrize("likelihood", [Bernoulli, pytest.param(Gaussian, marks=pytest.mark.slow)])
 def test_the_numbers_are_those_of_pyro_bit_by_bit(
     method: str, likelihood: Any, guide: Any, recorded: list[Recording]
 ) -> None:
@@ -112,7 +112,7 @@ def test_the_closed_form_is_met(recorded: list[Recording]) -> None:
                 shifted = exact.mean + 0.3 * scale_tril.diagonal(dim1=-2, dim2=-1)
                 pyro.sample("z", dist.MultivariateNormal(shifted, scale_tril=scale_tril))
 
-    found = evaluate(model, Shifted(), rows(), num_samples=400, seed=1)
+    found = evaluate(model, Shifted(), rows(), num_samples=400, seed=1, method="guide")
     assert len(recorded) == 1
     error = found.log_likelihood.values - model.log_evidence(rows())
     assert (error.abs() < 5 * found.log_likelihood_error + 1e-4).all()
@@ -122,7 +122,7 @@ def test_few_chunks_are_not_recorded(
     recorded: list[Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weighing, "RECORD_FROM", 10**6)
-    evaluate(*pair(), rows(), num_samples=300, seed=1)
+    evaluate(*pair(), rows(), num_samples=300, seed=1, method="guide")
     assert not recorded
 
 
@@ -176,7 +176,7 @@ def test_a_program_that_counts_its_calls_runs_as_often(caplog: pytest.LogCapture
     for capture in (True, False):
         guide = Counting()
         with caplog.at_level(logging.WARNING):
-            evaluate(model, guide, rows(), num_samples=300, seed=1, capture=capture)
+            evaluate(model, guide, rows(), num_samples=300, seed=1, capture=capture, method="guide")
         counts.append(guide.calls)
     assert counts[0] == counts[1]
     assert "the evaluation goes on in Pyro: the pair changes Python state" in caplog.text
@@ -191,9 +191,9 @@ def test_what_cannot_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixtur
             q(x)
 
     with caplog.at_level(logging.WARNING):
-        found = evaluate(model, Noisy(), rows(), num_samples=300, seed=1)
+        found = evaluate(model, Noisy(), rows(), num_samples=300, seed=1, method="guide")
     assert "the evaluation goes on in Pyro: the pair draws from NumPy's" in caplog.text
-    same(found, evaluate(model, q, rows(), capture=False, num_samples=300, seed=1))
+    same(found, evaluate(model, q, rows(), capture=False, num_samples=300, seed=1, method="guide"))
 
 
 @methods
@@ -213,6 +213,7 @@ def test_a_wrong_recording_is_found(
     assert "differ from Pyro's" in caplog.text
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_compiled_chunks_agree_to_float_precision(
@@ -239,6 +240,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow(but=("numpy", "__array__"))
 @pytest.mark.parametrize("reader", READERS)
 def test_rows_read_outside_of_torch_are_not_recorded(
     reader: str, recorded: list[Recording], caplog: pytest.LogCaptureFixture
@@ -253,7 +255,7 @@ def test_rows_read_outside_of_torch_are_not_recorded(
 
     x = 2 * torch.randn(400)
     with caplog.at_level(logging.WARNING):
-        found = evaluate(model, guide, x, num_samples=300, seed=0)
+        found = evaluate(model, guide, x, num_samples=300, seed=0, method="guide")
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
     torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-4, rtol=0)
     assert recorded == []
@@ -261,6 +263,7 @@ def test_rows_read_outside_of_torch_are_not_recorded(
     assert f"read tensors outside of torch, by .{name}()" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong_from", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_recording_that_turns_out_wrong_is_done_again(
     wrong_from: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

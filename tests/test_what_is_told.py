@@ -95,6 +95,7 @@ EACH = [
 ]
 
 
+@pytest.mark.slow(only=("annealed-whole first", "sandwich-whole first"))
 @pytest.mark.parametrize(("function", "order"), EACH)
 def test_every_result_says_what_evaluate_says(function: str, order: str) -> None:
     pair = Half()
@@ -153,7 +154,7 @@ def pixels_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(mean, (size + 1) ** -0.5))
 
 
-@pytest.mark.parametrize("sizes", [(5, 20), (20, 5)])
+@pytest.mark.parametrize("sizes", [(5, 20), pytest.param((20, 5), marks=pytest.mark.slow)])
 def test_a_plate_that_is_subsampled_in_some_rows(sizes: tuple[int, ...]) -> None:
     """All batches have the same sites and plates: only sizes differ."""
     torch.manual_seed(0)
