@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ppl_vae import encode, fine_tune, load_data, probe
-from ppl_vae.data import few_labels
+from ppl_vae.data import few_labels, oversample_labelled
 from ppl_vae.guides import SemiSupervised
 from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import SemiSupervisedVAE
@@ -46,9 +46,6 @@ class Learning:
         learning_rate: Of the linear layer.
         encoder_rate: Of the encoder.
         weight_decay: Share of the weights, times the rate, that a step takes away.
-        m2_epochs: Passes of M2 over the rows.
-        m2_weight: Its classifier's term, as a multiple of the mean over the rows with a label.
-        m2_latent_dim: Its latents beside the class.
     """
 
     scale_each: bool = False
@@ -56,12 +53,26 @@ class Learning:
     learning_rate: float = 1e-3
     encoder_rate: float = 1e-3
     weight_decay: float = 0.01
-    m2_epochs: int = 100
-    m2_weight: float = 100.0
-    m2_latent_dim: int = 10
 
 
-SIZES, LEARNING = Sizes(), Learning()
+@dataclass(frozen=True)
+class M2Learning:
+    """How M2 learns.
+
+    Attributes:
+        epochs: Passes over the rows.
+        share: Of the rows with a label in each batch: they are repeated, see `oversample_labelled`.
+        weight: The classifier's term, as a multiple of the mean over the rows with a label.
+        latent_dim: Latents beside the class.
+    """
+
+    epochs: int = 100
+    share: float = 0.3
+    weight: float = 1.0
+    latent_dim: int = 10
+
+
+SIZES, LEARNING, M2_LEARNING = Sizes(), Learning(), M2Learning()
 
 
 def main(
@@ -72,6 +83,7 @@ def main(
     rows: list[str] | None = None,
     sizes: Sizes = SIZES,
     learning: Learning = LEARNING,
+    m2: M2Learning = M2_LEARNING,
     max_rows: int | None = None,
     runs: Path | None = None,
 ) -> None:
@@ -88,14 +100,18 @@ def main(
         rows: Which lines to print, by their names; all by default.
         sizes: How large networks are, and how long they are trained without labels.
         learning: How the classifiers learn.
+        m2: How M2 learns.
         max_rows: Maximum number of rows per split, for a quick trial.
         runs: Folder that keeps pairs and scores; None: few_labels/ and the name of the data.
     """
     runs = Path("few_labels") / Path(data.removeprefix("folder:")).name if runs is None else runs
     loaded = load_data(data, data_dir=data_dir, max_rows=max_rows, seed=sizes.seed)
     setting = Setting(loaded, sizes, runs)
-    scores = Scores(runs / "scores.csv", f"{setting.of}, {learning}")
-    methods = methods_of(setting, learning)
+    methods = methods_of(setting, learning, m2)
+    scores = Scores(
+        runs / "scores.csv",
+        {name: f"{setting.of}, {m2 if name in (M2, M1_M2) else learning}" for name in methods},
+    )
     chosen = chosen_rows(rows, methods)
     table = Table(["learns", *(f"{k} labels" for k in labels)], steps=len(chosen) * len(labels))
     table.head()
@@ -154,7 +170,7 @@ def _beside(name: str) -> str:
     return f"{kind}, {TUNED}"
 
 
-def methods_of(of: Setting, learning: Learning) -> dict[str, Method]:
+def methods_of(of: Setting, learning: Learning, m2: M2Learning) -> dict[str, Method]:
     """The lines of the table: from a number of labels and draws of them, the share of each draw."""
     found: dict[str, Method] = {
         PIXELS: partial(by_pixels, of, learning),
@@ -163,8 +179,7 @@ def methods_of(of: Setting, learning: Learning) -> dict[str, Method]:
     for name in ENCODERS:
         found[f"{name}, {PROBE}"] = partial(by_probe, of, learning, name)
         found[f"{name}, {TUNED}"] = partial(by_fine_tuning, of, learning, name)
-    m2 = {M2: partial(by_m2, of, learning), M1_M2: partial(by_m1_m2, of, learning)}
-    return found | m2
+    return found | {M2: partial(by_m2, of, m2), M1_M2: partial(by_m1_m2, of, m2)}
 
 
 def by_probe(
@@ -232,24 +247,24 @@ def _of_rows(
         yield float(right.mean())
 
 
-def by_m2(of: Setting, learning: Learning, labels: int, draws: range) -> Iterator[float]:
+def by_m2(of: Setting, m2: M2Learning, labels: int, draws: range) -> Iterator[float]:
     """M2, trained on rows with and without labels together, anew for each draw."""
     (x, y), (held, truth) = _labelled(of)
-    return _shares_of_m2(of, learning, (x, held), of.sizes.network, (y, truth), labels, draws)
+    return _shares_of_m2(of, m2, (x, held), of.sizes.network, (y, truth), labels, draws)
 
 
-def by_m1_m2(of: Setting, learning: Learning, labels: int, draws: range) -> Iterator[float]:
+def by_m1_m2(of: Setting, m2: M2Learning, labels: int, draws: range) -> Iterator[float]:
     """M2 whose rows are what the VAE, which is M1, makes of rows: the means of its guide."""
     (x, y), (held, truth) = _labelled(of)
     model, guide = of.pair("VAE")
     codes = [encode(model, guide, part, progress=False)["z"] for part in (x, held)]
     network = MLP(hidden=of.sizes.hidden[-1:])
-    return _shares_of_m2(of, learning, (codes[0], codes[1]), network, (y, truth), labels, draws)
+    return _shares_of_m2(of, m2, (codes[0], codes[1]), network, (y, truth), labels, draws)
 
 
 def _shares_of_m2(
     of: Setting,
-    learning: Learning,
+    m2: M2Learning,
     rows: tuple[Tensor, Tensor],
     network: Network,
     truth: tuple[Tensor, Tensor],
@@ -260,7 +275,7 @@ def _shares_of_m2(
     (x, held), (y, right) = rows, truth
     shape = tuple(x.shape[1:])
     options: dict[str, Any] = {
-        "latent_dim": learning.m2_latent_dim,
+        "latent_dim": m2.latent_dim,
         "classes": 1 + int(y.max()),
         "network": network,
     }
@@ -271,9 +286,10 @@ def _shares_of_m2(
         guide = SemiSupervised(shape, **options)
         told = few_labels(y, labels, draw)
         keep = (told >= 0) | (torch.arange(len(x)) < len(of.rows))
-        weight = learning.m2_weight * int(keep.sum()) / labels
+        seen = oversample_labelled(x[keep], told[keep], m2.share)
+        weight = m2.weight * len(seen[1]) / int((seen[1] >= 0).sum())
         of.fit(
-            *(model, guide, (x[keep], told[keep]), None, learning.m2_epochs),
+            *(model, guide, seen, None, m2.epochs),
             objective=SemiSupervisedELBO(classification=weight),
             seed=of.sizes.seed + draw,
         )
@@ -301,6 +317,6 @@ if __name__ == "__main__":
             **{"labels": "[20,40]", "draws": 2, "max_rows": 200, "runs": "few_labels_quick"},
             **{"sizes.latent_dim": 4, "sizes.hidden": "[16]", "sizes.max_epochs": 1},
             **{"sizes.codes": 8, "sizes.dim": 2, "sizes.grid.channels": 8},
-            **{"learning.num_steps": 10, "learning.m2_epochs": 1},
+            **{"learning.num_steps": 10, "m2.epochs": 1},
         },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 from ppl_vae.runtime import replacing
@@ -15,13 +16,16 @@ class Scores:
 
     Args:
         file: The table.
-        made_of: What they depend on.
+        made_of: What those of each line depend on.
     """
 
     COLUMNS = ("of", "learns", "labels", "draw", "share")
 
-    def __init__(self, file: Path, made_of: str) -> None:
-        self.file, self.made_of = file, hashlib.sha256(made_of.encode()).hexdigest()
+    def __init__(self, file: Path, made_of: Mapping[str, str]) -> None:
+        self.file = file
+        self.made_of = {
+            name: hashlib.sha256(each.encode()).hexdigest() for name, each in made_of.items()
+        }
         self.lines: list[dict[str, str]] = []
         if file.exists():
             with file.open(newline="") as opened:
@@ -29,7 +33,7 @@ class Scores:
 
     def of(self, name: str, labels: int) -> list[float]:
         """The shares of a line's first draws, as many as there are."""
-        own = (self.made_of, name, str(labels))
+        own = (self.made_of[name], name, str(labels))
         found = [line for line in self.lines if (line["of"], line["learns"], line["labels"]) == own]
         by_draw = {int(line["draw"]): float(line["share"]) for line in found}
         known = itertools.takewhile(by_draw.__contains__, itertools.count())
@@ -38,7 +42,7 @@ class Scores:
     def add(self, name: str, labels: int, share: float) -> None:
         """Keeps the share of the test rows that get their label, of a line's next draw of labels."""
         draw = len(self.of(name, labels))
-        values = (self.made_of, name, str(labels), str(draw), repr(share))
+        values = (self.made_of[name], name, str(labels), str(draw), repr(share))
         self.lines.append(dict(zip(self.COLUMNS, values, strict=True)))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with (

@@ -203,7 +203,7 @@ def few_labels(folder: Path) -> None:
     sizes = ("--sizes.latent_dim=4", "--sizes.hidden=[16]", "--sizes.max_epochs=1")
     codes = ("--sizes.codes=8", "--sizes.dim=2", "--sizes.grid.channels=8")
     few = ["--labels=[10,40]", "--draws=2", "--max_rows=150", "--runs=kept"]
-    few += ["--learning.num_steps=20", "--learning.m2_epochs=1"]
+    few += ["--learning.num_steps=20", "--m2.epochs=1"]
     chosen = f"--rows={lines}".replace("'", '"')
     printed = run("few_labels.py", chosen, *sizes, *codes, *few, cwd=folder)
     table = rows(printed)

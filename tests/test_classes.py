@@ -23,6 +23,7 @@ import ppl_vae
 from ppl_vae import check, evaluate, fit, load_data, load_run, objectives
 from ppl_vae.checks import PairWarning
 from ppl_vae.cli import main
+from ppl_vae.data import oversample_labelled
 from ppl_vae.guides import MeanField, SemiSupervised
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import SemiSupervisedVAE
@@ -359,3 +360,27 @@ def test_a_label_for_a_model_of_attributes_is_explained(
     assert eval(code, {"ppl_vae": ppl_vae, "torch": torch}, names).shape == (4, 4)
     assert main(["sample", str(run), *output]) == 0
     assert "with what the test rows come with, in turn" in capsys.readouterr().err
+
+
+# -- labels that most batches have none of ---------------------------------------------------------------
+
+
+def test_labels_that_most_batches_lack_are_warned_of() -> None:
+    """Until the rows with a label are repeated; what other objectives make of them is not known."""
+    x, y = rows()
+    y[[i for i in range(30) if i not in {int((y == c).int().argmax()) for c in range(3)}]] = -1
+    pair = semi_supervised()
+    how: dict[str, Any] = {"objective": SemiSupervisedELBO(), "max_epochs": 1, "progress": False}
+    said = (
+        "3 of 30 rows have a label, so that most batches of 8 rows have none, .*oversample_labelled"
+    )
+    with pytest.warns(PairWarning, match=said):
+        found = fit(*pair, (x, y), batch_size=8, **how)
+    assert len(found.warnings) == 1
+    report = check(*pair, (x, y), objective=SemiSupervisedELBO(), batch_size=8)
+    assert re.search(said, str(report))
+    assert "most batches" not in str(check(*pair, (x, y), objective=SemiSupervisedELBO()))
+    assert fit(*pair, (x, y), batch_size=10, **how).warnings == ()  # one of a batch, on average
+    repeated = oversample_labelled(x, y, share=0.2)
+    assert fit(*pair, repeated, batch_size=8, **how).warnings == ()
+    assert fit(*pair, (x, y), batch_size=8, **(how | {"objective": WithScores()})).warnings == ()

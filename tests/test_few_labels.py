@@ -526,7 +526,7 @@ def differences(
     """What the script prints of made-up scores, line by line."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "analyses")
     script = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "few_labels.py"))
-    scores = script["Scores"](tmp_path / "scores.csv", "made up")
+    scores = script["Scores"](tmp_path / "scores.csv", dict.fromkeys(SHARES, "made up"))
     for name, by_labels in SHARES.items():
         for labels, shares in zip((10, 30), by_labels, strict=True):
             for share in shares:

@@ -23,7 +23,7 @@ from ppl_vae import (
 )
 from ppl_vae.cli import main
 from ppl_vae.cli.results import with_accuracy
-from ppl_vae.data import Data
+from ppl_vae.data import Data, oversample_labelled
 from ppl_vae.runs import Comparison
 
 BARE = ("--posterior", "never", "--report", "false")
@@ -62,6 +62,59 @@ def test_so_many_labels_are_told_in_equal_numbers(num: int) -> None:
     assert torch.equal(x, load_data("digits").train)
     other = load_data("digits", labels=num, seed=1)
     assert num > 1000 or not torch.equal(other.train[1] >= 0, known)
+
+
+@pytest.mark.parametrize(
+    ("share", "times"),
+    [(0.0, 1), (0.05, 1), (0.1, 1), (0.25, 4), (0.52, 11), (0.9, 95)],
+)
+def test_rows_with_a_label_are_repeated_until_they_have_a_share(share: float, times: int) -> None:
+    """r of 8 times 8 r / (8 r + 84) is nearest to the share."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(92, 3, generator=generator), torch.full((92,), -1)
+    y[:40:5] = torch.arange(8)
+    repeated, told = oversample_labelled(x, y, share)
+    assert torch.equal(repeated[:92], x)
+    assert torch.equal(told[:92], y)
+    assert len(repeated) == len(told) == 92 + 8 * (times - 1)
+    for label in range(8):
+        of_label = repeated[told == label]
+        assert len(of_label) == times
+        assert torch.equal(of_label.unique(dim=0), x[5 * label][None])
+    if times > 1:
+        shares = [8 * r / (8 * r + 84) for r in (times - 1, times, times + 1)]
+        assert min(range(3), key=lambda i: abs(shares[i] - share)) == 1
+
+
+def test_repeated_rows_of_loaded_data_keep_their_labels() -> None:
+    plain, data = load_data("digits", labels=20), load_data("digits", labels=20, labelled_share=0.2)
+    assert torch.equal(data.train[0], oversample_labelled(*plain.train, 0.2)[0])
+    assert torch.equal(data.train[1], oversample_labelled(*plain.train, 0.2)[1])
+    known = data.train[1] >= 0
+    assert 0.19 < float(known.double().mean()) < 0.21
+    assert data.train_labels is not None
+    assert torch.equal(data.train_labels[known], data.train[1][known])
+    assert len(data.train_labels) == len(data.train[0])
+    assert torch.equal(data.test[0], plain.test[0])
+    assert torch.equal(data.validation[0], plain.validation[0])
+
+
+def test_shares_that_are_none_are_refused() -> None:
+    x, y = torch.rand(4, 2), torch.tensor([0, -1, -1, -1])
+    for share in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="from 0 to below 1, got"):
+            oversample_labelled(x, y, share)
+        with pytest.raises(ValueError, match="from 0 to below 1, got"):
+            load_data("digits", labels=20, labelled_share=share)
+    with pytest.raises(ValueError, match=r"one label for each of 4 rows, got shape \(3,\)"):
+        oversample_labelled(x, y[:3])
+    with pytest.raises(ValueError, match="no row has a label"):
+        oversample_labelled(x, torch.full((4,), -1))
+    with pytest.raises(TypeError, match="labelled_share must be a number, got 'much'"):
+        load_data("digits", labels=20, labelled_share="much")  # type: ignore[call-overload]
+    for labels in (False, True):
+        with pytest.raises(ValueError, match=f"labels={labels}: give a number of labels"):
+            load_data("digits", labels=labels, labelled_share=0.1)
 
 
 def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -117,6 +170,33 @@ def test_a_table_of_data_counts_rows() -> None:
 
 
 # -- the command line ------------------------------------------------------------------------------------
+
+
+def test_labels_weigh_the_same_if_their_rows_are_repeated(tmp_path: Path) -> None:
+    """The weight is of the mean over rows with a label: 100 of 10 with it among 100, then among 100 + 15."""
+    np.savez(tmp_path / "rows.npz", x=np.random.rand(139, 4), y=np.arange(139) % 5)
+    command = [
+        "train",
+        "--data",
+        str(tmp_path / "rows.npz"),
+        "--labels",
+        "10",
+        *SMALL_NETWORK,
+        *BARE,
+    ]
+    command += ["--model", "SemiSupervisedVAE", "--max_epochs", "1", "--quiet"]
+    found = {}
+    for share in ("0", "0.2"):
+        run = tmp_path / share
+        assert main([*command, "--labelled_share", share, "--run_dir", str(run)]) == 0
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["labelled_share"] == float(share)
+        found[share] = config["objective"]["init_args"]["classification"]
+    n = len(load_data(tmp_path / "rows.npz").train)
+    times = round(0.25 * (n - 10) / 10)
+    assert times > 1
+    assert found["0"] == pytest.approx(100 * n / 10)
+    assert found["0.2"] == pytest.approx(100 * (n + 10 * (times - 1)) / (10 * times))
 
 
 @pytest.mark.slow

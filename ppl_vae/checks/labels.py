@@ -15,6 +15,7 @@ from ppl_vae.objectives import (
     ImportanceWeightedELBO,
     MeanFieldELBO,
     Objective,
+    SemiSupervisedELBO,
     TraceELBO,
 )
 from ppl_vae.pairs import (
@@ -26,6 +27,7 @@ from ppl_vae.pairs import (
     as_args,
     innermost,
     name_of_argument,
+    num_rows,
     observed_sites,
 )
 from ppl_vae.runtime import classes_in_words, empty_classes
@@ -67,6 +69,8 @@ def label_problems(
         known, number = _scored(pair, batch)
     if known and hasattr(pair.guide, "label_log_prob") and type(objective) in _PLAIN:
         yield _untrained(pair, objective, known, number)
+    if known and batches.in_memory and isinstance(objective, SemiSupervisedELBO):
+        yield from _rare(known, number, num_rows(batch))
 
 
 def _empty(site: str, argument: str, told: Tensor, classes: int) -> Iterator[Problem]:
@@ -85,6 +89,20 @@ def _empty(site: str, argument: str, told: Tensor, classes: int) -> Iterator[Pro
         site,
         f"no training row is known to be of {classes_in_words(runs)} ('{argument}'), and the pair is built for "
         f"{classes} classes, from 0 to {classes - 1}: it learns nothing of these; {remedy}",
+    )
+
+
+def _rare(known: int, number: int, size: int) -> Iterator[Problem]:
+    """Most batches have no row with a label, and the others move the classifier in jumps."""
+    if known * size >= number:
+        return
+    yield Problem(
+        "warning",
+        "label_log_prob",
+        f"{known} of {number} rows have a label, so that most batches of {size} rows have none, and the others "
+        "move the classifier q(y | x) in jumps: repeat rows with a label, by "
+        "ppl_vae.data.oversample_labelled(x, labels, share=0.1) or load_data(..., labelled_share=0.1), on the "
+        "command line --labelled_share 0.1, and then weigh the labels less: --objective.classification 10, say",
     )
 
 

@@ -1,7 +1,6 @@
 from .asked import require_data as require_data, require_data_options as require_data_options
 from .folders import picture_folders as picture_folders
-from .labels import few_labels as few_labels
-from .labels import oversample_labelled as oversample_labelled
+from .labels import few_labels as few_labels, oversample_labelled as oversample_labelled
 from .load import Data as Data, load_data as load_data, rows_alone as rows_alone
 from .patches import PatchData as PatchData, load_patches as load_patches
 from .photos import (

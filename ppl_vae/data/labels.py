@@ -142,9 +142,9 @@ def few_labels(
 def oversample_labelled(x: Tensor, labels: Tensor, share: float = 0.1) -> tuple[Tensor, Tensor]:
     """Rows and labels of which those with a label are repeated, until they make up a share of all.
 
-    With 100 labels among 54,000 rows most batches have none, and the few that have some move the classifier in
-    jumps. Each row with a label occurs r times, r the whole number for which their share is nearest to what is
-    asked for; the others follow as they are, once each. So the ELBO of rows with a label counts r times as much.
+    With 100 labels among 54,000 rows most batches have none, and those that have one move the classifier in
+    jumps. Each row with a label occurs r times, with the whole number r for which their share is about what is
+    asked for. So the ELBO of these rows counts r times as much.
 
     Args:
         x: Rows, `(n, ...)`.
@@ -170,15 +170,26 @@ def oversample_labelled(x: Tensor, labels: Tensor, share: float = 0.1) -> tuple[
         raise ValueError(f"oversample_labelled: share must be from 0 to below 1, got {share}")
     if labels.shape != x.shape[:1]:
         raise ValueError(
-            f"oversample_labelled: expected one label for each of {len(x)} rows, got {tuple(labels.shape)}"
+            f"oversample_labelled: expected one label for each of {len(x)} rows, got shape "
+            f"{tuple(labels.shape)}"
         )
-    known = labels != HIDDEN
-    number = int(known.sum())
-    if not number:
+    if not bool((labels != HIDDEN).any()):
         raise ValueError("oversample_labelled: no row has a label, all are -1")
-    times = max(1, round(share / (1 - share) * (len(x) - number) / number))
-    more = known.nonzero().squeeze(1).repeat(times - 1)
-    return torch.cat([x, x[more]]), torch.cat([labels, labels[more]])
+    again = rows_to_repeat(labels, share)
+    return torch.cat([x, x[again]]), torch.cat([labels, labels[again]])
+
+
+def rows_to_repeat(labels: Tensor, share: float) -> Tensor:
+    """Which rows to add, so that those with a label make up a share of all, as in `oversample_labelled`.
+
+    Example:
+        >>> rows_to_repeat(torch.tensor([-1, -1, -1, 4, -1, -1, -1]), 0.3)
+        tensor([3, 3])
+    """
+    known = (labels != HIDDEN).nonzero().squeeze(1)
+    hidden = len(labels) - len(known)
+    times = max(1, round(share / (1 - share) * hidden / len(known)))
+    return known.repeat(times - 1)
 
 
 def warn_of_empty_classes(
