@@ -162,7 +162,7 @@ def test_the_losses_of_a_vae_gan_reach_what_larsen_says(
     assert gradients(loss.loss, model.discriminator) == [None] * 4
     # The formulas themselves would reach the discriminator, and the guide through D.
     assert all(g is not None for g in gradients(decoder, model.discriminator))
-    assert all(bool(g.any()) for g in gradients(fooled, guide) if g is not None)
+    assert all(g is not None and bool(g.any()) for g in gradients(fooled, guide))
 
     loss = lost(model, guide, objective, "discriminator")
     game = -(logsigmoid(hand.real) + logsigmoid(-hand.of_mean) + logsigmoid(-hand.of_prior)).mean()

@@ -33,11 +33,12 @@ CAUSES = {
         "weights, with an activation that does not die (GELU in place of ReLU), rescaled data or a smaller "
         "learning_rate",
     ),
-    "units that a penalty has killed": Text(
-        "these numbers of the code are the same in all rows: the penalty -log p(z) has pulled them there "
-        "before the decoder had a use for them",
-        "train again with new weights and a penalty that grows from 0 (a beta that warms up), a smaller "
-        "penalty, or a larger top_k",
+    "dead units under a penalty": Text(
+        "these numbers of the code are the same in all rows, and get no gradient from there: the penalty "
+        "-log p(z) may have pulled them there before the decoder had a use for them, or large steps or their "
+        "first weights did",
+        "train again with new weights and a penalty that grows from 0 (a beta that warms up); if they are dead "
+        "then, too, a smaller penalty, a smaller learning_rate, or a larger top_k",
     ),
     "dead units": Text(
         "these numbers of the code are the same in all rows, and get no gradient from there",

@@ -44,12 +44,14 @@ from ppl_vae.diagnosis.residuals import MOST_ROWS
 from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
     COLLAPSED,
+    DISTORTION,
     DataLike,
     Program,
     Substitute,
     as_args,
     latent_sites,
     least_rate,
+    measure_in,
     require_proper,
 )
 from ppl_vae.runtime import described
@@ -142,7 +144,8 @@ def diagnose(
     up to 256 rows, if the number is its mean in all of them (`UseOfPoint`). Below 0.01 nats, the cause is
 
     - `identical rows` or `dead encoder`, as above;
-    - `units that a penalty has killed`, or `dead units` if there is no penalty: they are the same in all rows;
+    - `dead units under a penalty`, or `dead units` if p(z) is improper or was so in training (`fit`): they are
+      the same in all rows. What has killed them does not show in the pair as it is;
     - `still training`, if `fit` says so;
     - `units without worth`: they vary, and the decoder does not use them.
 
@@ -319,6 +322,8 @@ def _facts(session: Session, model: Program, guide: Program, beta: float, fit: F
         learning_rate=fit.learning_rate if fit else None,
         steps=_steps_of_pair(fit) if fit else 0,
         prior_epochs=fit.prior_epochs if fit else 0,
+        # A density may have been fitted to the codes after a training with a flat one.
+        penalized=measure_in(fit.history[:1]) is not DISTORTION if fit and fit.history else None,
     )
 
 

@@ -76,7 +76,7 @@ def diagnose_points(
     active = ~dead & (worth >= COLLAPSED)
     causes: dict[str, Cause] = {}
     if n > 1:
-        penalty = not session.layout.improper
+        penalty = not session.layout.improper and facts.penalized is not False and facts.beta > 0
         for use, on in zip(uses, active.tolist(), strict=True):
             if not on:
                 causes[use.name] = _cause(uses, use, identical, penalty, not_ended, facts)
@@ -206,7 +206,7 @@ def _cause(
         uses: All numbers.
         use: This one.
         identical: Whether all rows are the same.
-        penalty: Whether p(z) is a density, which pulls numbers to where it is high.
+        penalty: Whether the training had a density p(z), which pulls numbers to where it is high.
         not_ended: See `diagnose_points`.
         facts: What a remedy depends on.
     """
@@ -216,15 +216,16 @@ def _cause(
     elif dead == len(uses) and not penalty:
         name, evidence = "dead encoder", "the code of all rows is the same"
     elif use.dead and penalty:
-        name, evidence = "units that a penalty has killed", f"{dead} of {len(uses)} never change"
+        name, evidence = "dead units under a penalty", f"{dead} of {len(uses)} never change"
     elif use.dead:
         name, evidence = "dead units", f"{dead} of {len(uses)} never change"
     elif not_ended:
         name, evidence = "still training", not_ended
     else:
-        without = [each.worth for each in uses if not each.dead and each.worth < COLLAPSED]
+        most = max(each.worth for each in uses if not each.dead and each.worth < COLLAPSED)
         name = "units without worth"
-        evidence = f"without one of them, the distortion rises by at most {max(without):.2g} nats"
+        rises = f"at most {most:.2g} nats" if most > 0 else "nothing"
+        evidence = f"without one of them, the distortion rises by {rises}"
     text = CAUSES[name]
     code, options = what_to_type(name, facts)
     return Cause(name, text.meaning, evidence, text.remedy, code, options)

@@ -63,6 +63,8 @@ class Facts:
             $(s^* / s)^2$ is about right. None if it is not known.
         least_epochs: Fewest epochs of a remedy.
         prior_epochs: For how many epochs a new prior was fitted to the codes after that training.
+        penalized: Whether points were trained with a density p(z), and not with a flat one; None if that is not
+            known.
     """
 
     model: Program
@@ -81,6 +83,7 @@ class Facts:
     suiting_beta: float | None = None
     least_epochs: int = EPOCHS
     prior_epochs: int = 0
+    penalized: bool | None = None
 
     @property
     def length(self) -> int:
@@ -322,7 +325,7 @@ _MAKERS: dict[str, Callable[[Facts], tuple[str, tuple[str, ...]]]] = {
     "still training": _longer,
     "constant posterior": _longer,
     "dead encoder": _new_weights,
-    "units that a penalty has killed": _start_again,
+    "dead units under a penalty": _start_again,
     "dead units": _new_weights,
     "units without worth": _fewer,
     "lagging guide": _refit,

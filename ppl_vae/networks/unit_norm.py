@@ -23,6 +23,16 @@ _LAYERS = {
 }
 """The dimension of the inputs in a layer's weight."""
 
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # batch norm and instance norm
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.CrossMapLRN2d,
+)
+"""Layers whose outputs hardly depend on the size of their inputs, also without weights of their own."""
+
 
 @dataclass(frozen=True)
 class UnitNorm(Network):
@@ -30,15 +40,18 @@ class UnitNorm(Network):
 
     A penalty on the size of codes, such as that of a `LaplacePrior`, is cheated by small codes and large
     weights. A linear decoder then has a dictionary of unit vectors, as in sparse coding. In a deeper one, all
-    layers are held, because each could grow for those before it; batch norm rescales, so that it is refused.
+    layers are held, because each could grow for those before it. Layers of torch that normalize (batch, layer,
+    group, instance and RMS norm, local response norm) make of small codes what they make of large ones, with or
+    without weights of their own, so that they are refused. What a network of yours does without such a layer,
+    as by a function, is not seen.
 
     Args:
         network: What encoder and decoder are built from; of the encoder nothing changes.
 
     Raises:
         TypeError: `network` is not a network.
-        ValueError: The decoder has batch norm, or another layer with weights that are not held; raised when it
-            is built.
+        ValueError: The decoder has a layer that normalizes, or another one with weights that are not held;
+            raised when it is built.
 
     Example:
         >>> from ppl_vae.networks import MLP
@@ -67,13 +80,17 @@ class UnitNorm(Network):
             inputs = next((dim for kind, dim in _LAYERS.items() if isinstance(part, kind)), None)
             if inputs is not None:
                 parametrize.register_parametrization(part, "weight", _UnitColumns(inputs))
-            elif any(True for _ in part.parameters(recurse=False)):
-                norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-                kind = "batch norm" if norm else type(part).__name__
+                continue
+            norm = isinstance(part, _NORMS)
+            if norm or any(True for _ in part.parameters(recurse=False)):
+                kind = next(
+                    k.__name__ for k in type(part).__mro__ if not k.__name__.startswith("_")
+                )
+                does = "which makes up" if norm else "whose weights would make up"
                 raise ValueError(
                     f"UnitNorm holds linear layers and convolutions, but the decoder of "
-                    f"{type(self.network).__name__} has {kind}, whose weights would make up "
-                    "for small codes: choose a network without it, such as MLP()"
+                    f"{type(self.network).__name__} has {kind}, {does} for small codes: choose a network "
+                    "without it, such as MLP() or Convolutional(batch_norm=False)"
                 )
         return decoder
 
