@@ -37,7 +37,6 @@ from ppl_vae.networks import (
     require_positive,
 )
 
-
 LEAST_SIGMA = 1e-3
 """The smallest noise that is found: a decoder that fits exactly has no finite optimum."""
 

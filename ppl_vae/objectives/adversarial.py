@@ -185,11 +185,10 @@ class GANLoss(Alternating):
     D, the second is log 4 - 2 JS, where JS is the divergence of Jensen and Shannon between rows and draws:
     log 4 = 1.39 nats if they are alike.
 
-    The guide stays as it is, and the ELBO that is logged is that of this guide: fit one afterwards with
-    `refit_guide`, which leaves the model alone, so that `evaluate` can say what log p(x) is. The noise of
-    p(x | z) is found from rows that the guide, still untrained, reconstructs, so it is too large. To find it
-    with the guide, freeze the decoder, `model.decoder.requires_grad_(False)`, and `fit` with
-    `objective=MeanFieldELBO()`.
+    The guide stays as it is, and the ELBO that is logged is that of this guide. The noise of p(x | z) is found
+    from rows that the guide, still untrained, reconstructs, so it is too large. So fit both afterwards, for
+    `evaluate` to say what log p(x) is: `refit_guide(model, guide, x, fit_noise=True)`, or `ppl-vae refit RUN
+    --fit_noise`, changes nothing else of the model.
 
     Attributes:
         saturating: The generator minimizes log(1 - D), as the formula of the game says, in place of -log D,

@@ -18,21 +18,21 @@ from ppl_vae.checks import device_for
 from ppl_vae.pairs import Batches, DataLike, Pair, PairError, Program, keep_guide
 from ppl_vae.runtime import digest, require_flags, resolve_device
 from ppl_vae.training.fitting import Fit, fit
-from ppl_vae.training.noise import Noise
+from ppl_vae.training.noise import Noise, require_noise
 
 
 def refit_guide(
     model: Program, guide: Program, x: DataLike, *, fit_noise: bool = False, **options: Any
 ) -> Fit:
-    r"""Trains a guide for the posterior of a model that is left exactly as it is, its noise too if that is asked.
+    r"""Trains a guide for the posterior of a model that is left as it is, except its noise if asked for.
 
     The model's weights receive no gradients, its `pyro.param` values are fixed, and its modules stay in
     evaluation mode: batch norm keeps its statistics and dropout is off, as when the pair is evaluated.
     Afterwards, also after an error, everything that was trainable is trainable again. A model that is made of
     its guide (by a VampPrior) keeps a copy of that guide from then on, so that its log p(x) does not change.
 
-    With `fit_noise`, the variance of `model.likelihood` is found as well, as a GAN needs it, whose noise nothing
-    has trained. It is the M step of EM, with D numbers in a row x and mean(z) = E[x | z]:
+    With `fit_noise`, the variance of `model.likelihood` is found as well: that of a GAN, say, is of rows which
+    an untrained guide reconstructs. It is the M step of EM, with D numbers in a row x and mean(z) = E[x | z]:
 
         sigma^2 = mean over rows and draws z ~ q(z | x) of |x - mean(z)|^2 / D
 
@@ -78,11 +78,7 @@ def refit_guide(
             "use a guide that is a program of its own, such as AutoNormal"
         )
     require_flags(fit_noise=fit_noise)
-    noise = Noise.of(model) if fit_noise else None
-    if noise is not None and options.get("max_epochs") == 1:
-        raise ValueError(
-            "fit_noise=True finds the noise between epochs: give max_epochs of at least 2, got 1"
-        )
+    noise = Noise(require_noise(model, options.get("max_epochs"))) if fit_noise else None
     # `fit` does not see the model's modules, so it cannot move them.
     if options.get("fabric") is None:
         pair = Pair.of(model, guide)
@@ -106,8 +102,8 @@ def _frozen(model: Program, options: dict[str, Any], noise: Noise | None) -> Ite
         with pair.mode(training=False):
             for parameter in parameters:
                 parameter.requires_grad_(False)
-            yield _Held(pair, parameters) if noise is None else _HeldButNoise(
-                pair, parameters, noise
+            yield (
+                _Held(pair, parameters) if noise is None else _HeldButNoise(pair, parameters, noise)
             )
     finally:
         for parameter, trainable in before:
@@ -123,9 +119,7 @@ class _Held:
 
     __slots__ = ("__signature__", "__weakref__", "_known", "_program", "_store", "digest")
 
-    def __init__(
-        self, pair: Pair, parameters: list[Parameter], noise: Noise | None = None
-    ) -> None:
+    def __init__(self, pair: Pair, parameters: list[Parameter], noise: Noise | None = None) -> None:
         program = pair.model
         self._program = program
         self._store = {key: dict(values) for key, values in pair.store.items()}

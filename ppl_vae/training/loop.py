@@ -243,6 +243,7 @@ class Training:
             "data": digest_of_rows(batches) if compared else None,
             "validation": digest_of_rows(held_out) if compared and held_out is not None else None,
             "frozen": getattr(pair.model, "digest", None),  # of `refit_guide`
+            "fit_noise": self.noise is not None,
             **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
             "compile": compile,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.pairs import Layout, Pair, PairError, num_rows, observed_sites, present, trace_pair
-from ppl_vae.runtime import described, preserve_random_state, seed_everything
+from ppl_vae.runtime import preserve_random_state, seed_everything
 from ppl_vae.training.rows import TrainingRows
 
 PARTS = 5
@@ -21,7 +21,40 @@ DRAWS = 5
 _APART = 2**31 - 1
 """Between the seeds of two processes, as of `fit`."""
 
-_WHOSE = "OptimalGaussian() or LearnedGaussian()"
+_WHOSE = "OptimalGaussian() and LearnedGaussian()"
+
+
+def require_noise(model: Any, max_epochs: Any = None) -> nn.Module:
+    """The likelihood of a model whose noise `refit_guide(..., fit_noise=True)` can find.
+
+    Args:
+        model: The model.
+        max_epochs: The epochs of the training, if that is known.
+
+    Raises:
+        TypeError: The model has no likelihood, or one without a noise that can be found.
+        ValueError: There is one epoch: the noise is found between epochs.
+
+    Example:
+        >>> from ppl_vae.models import VAE
+        >>> require_noise(VAE((3,), 2))
+        Traceback (most recent call last):
+        TypeError: fit_noise finds the noise of ..., and VAE has Bernoulli: ...
+    """
+    likelihood = getattr(model, "likelihood", None)
+    if not isinstance(likelihood, nn.Module) or not callable(
+        getattr(likelihood, "set_sigma", None)
+    ):
+        has = "no `likelihood`" if likelihood is None else type(likelihood).__name__
+        raise TypeError(
+            f"fit_noise finds the noise of {_WHOSE}, and {type(model).__name__} has {has}: leave fit_noise "
+            "out, or train the model with one of these (--model.likelihood OptimalGaussian)"
+        )
+    if max_epochs == 1:
+        raise ValueError(
+            "fit_noise finds the noise between epochs: give max_epochs of at least 2, got 1"
+        )
+    return likelihood
 
 
 class Noise(nn.Module):
@@ -36,26 +69,6 @@ class Noise(nn.Module):
     def __init__(self, likelihood: nn.Module) -> None:
         super().__init__()
         self.likelihood = likelihood
-
-    @classmethod
-    def of(cls, model: Any) -> Noise:
-        """That of a model.
-
-        Raises:
-            TypeError: The model has no likelihood, or one without a noise that can be found.
-        """
-        likelihood = getattr(model, "likelihood", None)
-        if isinstance(likelihood, nn.Module) and callable(getattr(likelihood, "set_sigma", None)):
-            return cls(likelihood)
-        has = (
-            f"{described(model)} has no `likelihood`"
-            if likelihood is None
-            else f"that of {described(model)} is {described(likelihood)}"
-        )
-        raise TypeError(
-            f"fit_noise=True finds the variance of a model whose likelihood is {_WHOSE}, and {has}: leave "
-            f"fit_noise out, or train a model with likelihood={_WHOSE}"
-        )
 
     def train(self, mode: bool = True) -> Noise:
         """Stays in evaluation mode."""
@@ -74,7 +87,7 @@ class Noise(nn.Module):
                 else f"observes {', '.join(layout.observed)}"
             )
             raise PairError(
-                "fit_noise=True needs a model with one observed site, whose latents the guide draws, and this "
+                "fit_noise needs a model with one observed site, whose latents the guide draws, and this "
                 f"one {what}: leave fit_noise out"
             )
 
