@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +18,17 @@ import torch
 from matplotlib.image import imread
 from scipy.stats import multivariate_normal
 from scripts import ROOT, mean, rows, run
+from sklearn.decomposition import PCA as SklearnPCA
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from ppl_vae.guides import DeltaEncoder
-from ppl_vae.models import Autoencoder
+from ppl_vae import evaluate
+from ppl_vae.guides import DeltaEncoder, Exact
+from ppl_vae.models import Autoencoder, ProbabilisticPCA
+from ppl_vae.rate_distortion import reverse_water_filling
+
+DATA = ROOT.parent / "shared" / "data"
+"""Data in torchvision's layout, where they are kept beside the repository."""
 
 
 def script(name: str) -> Any:
@@ -48,10 +56,7 @@ def autoencoders(folder: Path) -> None:
 
     table = rows(run("autoencoders.py", "road", "--quick", cwd=folder))
     assert [row["sigma"] for row in table] == ["0.5", "0.1", "autoencoder"]
-    wide, narrow, last = table
-    assert mean(narrow["linear, rate"]) > mean(wide["linear, rate"])
-    assert mean(wide["linear, error"]) > mean(narrow["linear, error"]) > mean(last["linear, error"])
-    assert last["rate"] == "not defined"
+    road(folder, *table)
 
     table = rows(run("autoencoders.py", "densities", "--quick", cwd=folder))
     kinds = ["diagonal normal", "normal", "mixture of 2", "flow"]
@@ -74,6 +79,104 @@ def autoencoders(folder: Path) -> None:
     covariance = w @ torch.cov(z.T, correction=0) @ w.T + variance * torch.eye(len(b))
     exact = multivariate_normal(b + w @ z.mean(0), covariance).logpdf(test.flatten(1).double())
     assert mean(table[1]["log p(x)"]) == pytest.approx(exact.mean(), abs=0.02)
+
+
+def road(folder: Path, wide: Any, narrow: Any, last: Any) -> None:
+    """The columns against the kept pairs, by formulas and draws of its own."""
+    of, module = script("autoencoder_pairs"), script("autoencoder_road")
+    sizes = of.Sizes(hidden=(16,), max_epochs=1, max_rows=60)
+    digits = of.Rows.of("digits", folder, sizes)
+    x, runs = digits.test.double(), folder / "autoencoder_road_quick"
+    assert last["rate"] == "not defined"
+
+    def error(found: Tensor) -> Tensor:
+        return (x - found.double()).square().flatten(-3).sum(-1)
+
+    for row, sigma in ((wide, 0.5), (narrow, 0.1)):
+        made = partial(module.vae, digits, 2, sigma, sizes)
+        model, guide = of.trained(runs, f"code=2-sigma={sigma:g}", made, digits, sizes)
+        with torch.no_grad():
+            q, p = guide.eval().encode(digits.test), model.eval().prior()
+            kl = kl_divergence(q, p)
+            drawn = error(model.decode(q.sample((500,))).mean).mean(0)
+            means = error(model.decode(q.mean).mean)
+        assert mean(row["rate"]) == pytest.approx(float(kl.mean()), abs=0.1)  # by draws
+        assert mean(row["squared error"]) == pytest.approx(float(drawn.mean()), rel=0.02)
+        assert mean(row["of the means"]) == pytest.approx(float(means.mean()), abs=0.006)
+        assert mean(row["of the means"]) < mean(row["squared error"])
+        # The test below compares it with others.
+        linear = module.LinearVAE(module.PCA(digits.train), 2, sigma)
+        assert mean(row["linear, rate"]) == pytest.approx(float(linear.rates(x).mean()), abs=0.006)
+        assert mean(row["linear, error"]) == pytest.approx(
+            float(linear.errors(x).mean()), abs=0.006
+        )
+    made = partial(of.autoencoder, digits, 2, sizes)
+    model, guide = of.trained(runs, "code=2", made, digits, sizes)
+    with torch.no_grad():
+        found = error(model.eval().decode(guide.eval().encode(digits.test).mean).mean)
+    assert mean(last["squared error"]) == pytest.approx(float(found.mean()), abs=0.006)
+    flat = digits.train.flatten(1).double().numpy()
+    of_test = SklearnPCA(2).fit(flat)
+    kept = torch.from_numpy(of_test.inverse_transform(of_test.transform(x.flatten(1).numpy())))
+    assert mean(last["linear, error"]) == pytest.approx(
+        float(error(kept.reshape(x.shape)).mean()), abs=0.006
+    )
+
+
+def test_pca_is_that_of_scikit_learn() -> None:
+    of = script("autoencoder_pairs")
+    digits = of.Rows.of("digits", Path(), of.Sizes())
+    pca = of.PCA(digits.train)
+    train, test = (part.flatten(1).double().numpy() for part in (digits.train, digits.test))
+    for components in (1, 5, 30):
+        other = SklearnPCA(components, svd_solver="full").fit(train)
+        expected = other.inverse_transform(other.transform(test))
+        found = pca.reconstruct(digits.test, components).flatten(1).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        variances = other.explained_variance_ * (len(train) - 1) / len(train)
+        np.testing.assert_allclose(pca.variances[:components].numpy(), variances, rtol=1e-6)
+        errors = of.squared_errors(digits.test, pca.reconstruct(digits.test, components))
+        np.testing.assert_allclose(errors.numpy(), ((test - expected) ** 2).sum(1), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "MNIST").is_dir(), reason="MNIST is not there")
+def test_pca_of_mnist_has_the_error_of_hinton_and_salakhutdinov() -> None:
+    """13.87 with 30 components, on the test rows ("Reducing the Dimensionality of Data ...", 2006)."""
+    of = script("autoencoder_pairs")
+    rows_of = of.Rows.of("MNIST", DATA, of.Sizes())
+    assert (len(rows_of.train), len(rows_of.test)) == (60_000, 10_000)
+    found = of.PCA(rows_of.train).reconstruct(rows_of.test, 30)
+    assert float(of.squared_errors(rows_of.test, found).mean()) == pytest.approx(13.87, abs=0.005)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 0.3, 0.05])
+def test_the_linear_vae_of_the_road_is_that_of_evaluate(sigma: float) -> None:
+    """On rows it was not made of, by draws from the posterior of probabilistic PCA with its weights."""
+    of, module = script("autoencoder_pairs"), script("autoencoder_road")
+    digits = of.Rows.of("digits", Path(), of.Sizes(max_rows=200))
+    pca, code = module.PCA(digits.train), 5
+    linear = module.LinearVAE(pca, code, sigma)
+    model = ProbabilisticPCA((1, 8, 8), code, sigma=sigma)
+    weights = pca.directions[:, :code] * (pca.variances[:code] - sigma**2).clamp_min(0).sqrt()
+    left_whole = bool((weights == 0).all(0).any())
+    assert left_whole == (sigma == 0.6)
+    with torch.no_grad():
+        model.weight.copy_(weights)
+        model.mean.copy_(pca.mean.reshape(model.mean.shape))
+    x = digits.test[:50]
+    found = evaluate(model, Exact(model), x, num_samples=4000, seed=0, progress=False)
+    rates = linear.rates(x)
+    constant = 32 * math.log(2 * math.pi * sigma**2)
+    errors = 2 * sigma**2 * (found.distortion.values.double() - constant)
+    torch.testing.assert_close(found.rate.values.double(), rates, atol=0.15, rtol=0.01)
+    assert found.rate.mean == pytest.approx(float(rates.mean()), abs=0.02)
+    torch.testing.assert_close(errors, linear.errors(x), atol=0.05 * sigma, rtol=0.01)
+    assert float(errors.mean()) == pytest.approx(float(linear.errors(x).mean()), rel=2e-3)
+    # On its own rows it is reverse water-filling.
+    best = reverse_water_filling(pca.variances, sigma**2, latent_dim=code)
+    assert float(linear.rates(digits.train).mean()) == pytest.approx(best.rate, rel=1e-6)
+    assert float(linear.errors(digits.train).mean()) == pytest.approx(best.distortion, rel=1e-6)
 
 
 def faces(folder: Path) -> None:
