@@ -57,6 +57,7 @@ def autoencoders(folder: Path) -> None:
     table = rows(run("autoencoders.py", "road", "--quick", cwd=folder))
     assert [row["sigma"] for row in table] == ["0.5", "0.1", "autoencoder"]
     road(folder, *table)
+    assert few["PCA"] == table[-1]["linear, error"]  # of the same rows, which `road` compares
 
     table = rows(run("autoencoders.py", "densities", "--quick", cwd=folder))
     kinds = ["diagonal normal", "normal", "mixture of 2", "flow"]
