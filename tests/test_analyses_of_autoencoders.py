@@ -91,7 +91,8 @@ def road(folder: Path, wide: Any, narrow: Any, last: Any) -> None:
     assert last["rate"] == "not defined"
 
     def error(found: Tensor) -> Tensor:
-        return (x - found.double()).square().flatten(-3).sum(-1)
+        squares: Tensor = (x - found.double()).square()
+        return squares.flatten(-3).sum(-1)
 
     for row, sigma in ((wide, 0.5), (narrow, 0.1)):
         made = partial(module.vae, digits, 2, sigma, sizes)

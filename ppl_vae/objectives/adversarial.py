@@ -67,6 +67,21 @@ class VAEGANLoss(Alternating):
     alone. So ELBO, rate and distortion, which are those in the space of the rows, say what this decoder costs
     in nats. A prior that learns is trained by the KL alone.
 
+    The paper has three optimizers, and here encoder and decoder share a turn, and so a group of one optimizer.
+    Adam, and each optimizer that treats every number by itself, moves them as two of its kind would: `routed`
+    has given each part the gradient of its own loss. What couples them is `clip_grad_norm`, by their common
+    norm, and the learning rate, which is the same. A class of one's own makes two turns of it, each with its
+    own rate and norm. Then both programs are run twice in a step, the decoder's turn with the encoder that has
+    moved:
+
+        @dataclass(frozen=True, kw_only=True)
+        class OwnRates(VAEGANLoss):
+            def turns(self, pair):
+                both, discriminator = super().turns(pair)
+                encoder = replace(both, name="encoder", moves=[pair.guide], options={"lr": 1e-3})
+                decoder = replace(both, name="decoder", moves=[pair.model], options={"lr": 3e-4})
+                return [encoder, decoder, discriminator]
+
     There are two kinds of false rows, so D cannot tell them apart at D = 1/3, where its loss is
     3 log 3 - 2 log 2 = 1.91 nats. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
