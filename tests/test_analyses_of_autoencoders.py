@@ -188,6 +188,10 @@ def faces(folder: Path) -> None:
     of_video = ("--data=video.npy", "--training.hidden=[8]", "--training.max_epochs=2")
     (row,) = rows(run("faces.py", "manifold", *of_video, "--size=3", cwd=folder))
     assert row["rows"] == "12"  # one of five
+    assert row["unreliable"].endswith("%")
+    assert "±" not in row["ELBO"]  # a single stretch
+    names = ["rows", "ELBO", "log p(x)", "unreliable", "rate", "squared error"]
+    assert [*row] == names
     mouth = "--mouth=[5,7,2,4]"
     printed = run("faces.py", "moves", *of_video, mouth, "--latent_dim=3", cwd=folder)
     _, directions = printed.split("\n\n")[:2]
@@ -215,6 +219,26 @@ def test_errors_of_a_video_are_those_over_stretches() -> None:
     assert cut.mean == pytest.approx(float(torch.cat([values, values[:3]]).double().mean()))
     assert cut.standard_error == pytest.approx(found.standard_error, rel=0.03)
     assert module.over_stretches(values[:30], "video.npy").numbers(".2f").count("±") == 0
+
+
+def test_the_table_of_faces_has_these_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("faces")
+    monkeypatch.setattr(module, "STRETCH", 3)
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "video.npy", generator.integers(0, 256, (60, 1, 4, 4), dtype=np.uint8))
+    sizes = module.Sizes(hidden=(4,))
+    video = module.frames(str(tmp_path / "video.npy"), sizes)
+    model, guide = module.vae(video, 2, sizes)
+    count, *cells = module._measured(model, guide, video, "video.npy")
+    assert count == "12"  # four stretches of three
+    found = evaluate(model, guide, video.test, num_samples=100, seed=0, progress=False)
+    measured = (found.elbo, found.log_likelihood, found.rate)
+    for cell, each in zip((cells[0], cells[1], cells[3]), measured, strict=True):
+        means = each.values.double().reshape(4, 3).mean(1)
+        assert cell == f"{float(means.mean()):.2f} ± {float(means.std()) / 2:.2f}"
+    assert cells[2] == f"{float(found.unreliable.double().mean()):.1%}"
 
 
 def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
