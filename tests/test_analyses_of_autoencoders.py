@@ -231,9 +231,10 @@ def test_the_table_of_faces_has_these_errors(
     sizes = module.Sizes(hidden=(4,))
     video = module.frames(str(tmp_path / "video.npy"), sizes)
     model, guide = module.vae(video, 2, sizes)
+    found = evaluate(model, guide, video.test, num_samples=5, seed=0, progress=False)
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: found)
     count, *cells = module._measured(model, guide, video, "video.npy")
     assert count == "12"  # four stretches of three
-    found = evaluate(model, guide, video.test, num_samples=100, seed=0, progress=False)
     measured = (found.elbo, found.log_likelihood, found.rate)
     for cell, each in zip((cells[0], cells[1], cells[3]), measured, strict=True):
         means = each.values.double().reshape(4, 3).mean(1)
