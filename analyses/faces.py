@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -34,6 +35,9 @@ from ppl_vae.tasks import encode, interpolate, sample
 STRETCH, EVERY = 65, 5
 """Frames of a stretch of the video, of which one in so many is for the test."""
 
+COLUMNS = ["rows", "ELBO", "log p(x)", "unreliable", "rate", "squared error"]
+"""What is measured of a VAE; unreliable is the share of rows whose log p(x) is not to be trusted."""
+
 FACES = Sizes(hidden=(200,), max_epochs=400, learning_rate=2e-3, batch_size=100)
 """The network of Kingma and Welling (arXiv:1312.6114), and a training."""
 
@@ -61,11 +65,11 @@ def manifold(
     """
     require_output(output, overwrite=overwrite)
     rows = frames(data, training, data_dir)
-    shown = Table(["rows", "ELBO", "log p(x)", "rate", "squared error"], steps=3)
+    shown = Table(COLUMNS, steps=3)
     shown.head()
     model, guide = trained(runs, "code=2", partial(vae, rows, 2, training), rows, training)
     shown.step("training")
-    shown.row(_measured(model, guide, rows))
+    shown.row(_measured(model, guide, rows, data))
     shown.step("evaluation")
 
     def means(z: Tensor) -> Tensor:
@@ -114,11 +118,11 @@ def moves(
     require_output(output, overwrite=overwrite)
     rows = frames(data, training, data_dir)
     made = partial(vae, rows, latent_dim, training)
-    shown = Table(["rows", "ELBO", "log p(x)", "rate", "squared error"], steps=4)
+    shown = Table(COLUMNS, steps=4)
     shown.head()
     model, guide = trained(runs, f"code={latent_dim}", made, rows, training)
     shown.step("training")
-    shown.row(_measured(model, guide, rows))
+    shown.row(_measured(model, guide, rows, data))
     shown.step("evaluation")
     codes = encode(model, guide, rows.train, progress=False)["z"]
     at = encode(model, guide, rows.test[:: max(1, len(rows.test) // 64)], progress=False)["z"]
@@ -281,17 +285,23 @@ def over_stretches(values: Tensor, data: str, at: Tensor | None = None) -> Estim
     return Estimate(torch.stack([part.mean() for part in parts]), weights=sizes)
 
 
-def _measured(model: Any, guide: Any, rows: Rows) -> list[str]:
+def _measured(model: Any, guide: Any, rows: Rows, data: str) -> list[str]:
     found = evaluate(model, guide, rows.test, num_samples=100, seed=0, progress=False)
     errors = squared_errors(rows.test, reconstructed((model, guide), rows.test))
-    numbers = (found.elbo, found.log_likelihood, found.rate, Estimate(errors))
-    return [f"{len(rows.test)}", *(each.numbers(".2f") for each in numbers)]
+    numbers = [found.elbo.values, found.log_likelihood.values, found.rate.values, errors]
+    cells = [over_stretches(each, data).numbers(".2f") for each in numbers]
+    cells.insert(2, f"{found.unreliable.double().mean():.1%}")
+    return [f"{len(rows.test)}", *cells]
 
 
 def _told(data: str, rows: Rows, training: Sizes) -> str:
     what, which = "rows", "test rows of their own"
     if is_video(data):
+        stretches = math.ceil(len(rows.test) / STRETCH)
         what, which = "frames", "of other stretches of the video for the test"
+        which += (
+            f". Standard errors are those over {stretches} stretches, whose frames are nearly alike"
+        )
     return (
         f"{len(rows.train)} {what} of {rows.name} for training, {training.max_epochs} epochs; {len(rows.test)} "
         f"{which}."

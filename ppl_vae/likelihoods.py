@@ -37,6 +37,9 @@ from ppl_vae.networks import (
     require_positive,
 )
 
+LEAST_SIGMA = 1e-3
+"""The smallest noise that is found: a decoder that fits exactly has no finite optimum."""
+
 
 class Likelihood(Rebuildable, nn.Module, ABC):
     """p(x | features), one independent distribution per value of a row.
@@ -282,6 +285,16 @@ class LearnedGaussian(Likelihood):
         """See `Likelihood.per_value`."""
         return dist.Normal(parameters[0], self.log_sigma.exp())
 
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviation, in units of the data."""
+        return self.log_sigma.detach().exp()
+
+    def set_sigma(self, sigma: float) -> None:
+        """Sets it, as `refit_guide(..., fit_noise=True)` does; below 1e-3 it is 1e-3."""
+        with torch.no_grad():
+            self.log_sigma.fill_(math.log(max(sigma, LEAST_SIGMA)))
+
 
 class OptimalGaussian(Likelihood):
     """Real numbers with the noise that maximizes the likelihood of the batch.
@@ -321,12 +334,21 @@ class OptimalGaussian(Likelihood):
         (mean,) = parameters
         if x is None or not self.training:
             return dist.Normal(mean, self.variance.sqrt())
-        variance = (x - mean).square().mean().clamp_min(1e-6)
+        variance = (x - mean).square().mean().clamp_min(LEAST_SIGMA**2)
         with torch.no_grad():
             # In place, and without reading a value: works on any device, also in a recorded graph.
             self.batches.add_(1)
             self.variance.add_((variance - self.variance) / self.batches.clamp_max(100))
         return dist.Normal(mean, variance.sqrt())
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviation in evaluation mode, in units of the data."""
+        return self.variance.sqrt()
+
+    def set_sigma(self, sigma: float) -> None:
+        """Sets it, as `refit_guide(..., fit_noise=True)` does; below 1e-3 it is 1e-3."""
+        self.variance.fill_(max(sigma, LEAST_SIGMA) ** 2)
 
 
 class DiscretizedLogistic(Likelihood):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +131,113 @@ class ByHand:
         self.real, self.of_mean, self.of_prior = (
             judge.head(judge.trunk(each))[:, 0] for each in (x, self.mean, self.generated)
         )
+
+
+# -- optimizers ------------------------------------------------------------------------------------------
+
+
+class Recorded(torch.optim.Adam):
+    """Adam that keeps the gradients of each of its steps, by the places of the parameters."""
+
+    def __init__(self, parameters: Any, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self.leaves = [p for group in self.param_groups for p in group["params"]]
+        self.seen: list[list[Tensor | None]] = []
+
+    def step(self, closure: Any = None) -> Any:
+        self.seen.append([None if p.grad is None else p.grad.clone() for p in self.leaves])
+        return super().step(closure)
+
+
+def parts_of(model: VAEGAN, guide: nn.Module) -> dict[str, list[Tensor]]:
+    judge = {id(p) for p in model.discriminator.parameters()}
+    return {
+        "encoder": [*guide.parameters()],
+        "decoder": [p for p in model.parameters() if id(p) not in judge],
+        "discriminator": [*model.discriminator.parameters()],
+    }
+
+
+def recorded(
+    objective: Objective, **options: Any
+) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], Recorded]:
+    """The parameters of each part before and after a training, and its optimizer."""
+    model, guide = pair()
+    before = {
+        name: [p.detach().clone() for p in part] for name, part in parts_of(model, guide).items()
+    }
+    made: list[Recorded] = []
+
+    def make(parameters: Any, **settings: Any) -> Recorded:
+        made.append(Recorded(parameters, **settings))
+        return made[0]
+
+    options = {"batch_size": 4, "max_epochs": 3, "learning_rate": 0.02, "seed": 0} | options
+    fit(model, guide, X, objective=objective, optimizer=make, progress=False, **options)
+    return before, parts_of(model, guide), made[0]
+
+
+def test_encoder_and_decoder_move_as_by_optimizers_of_their_own() -> None:
+    """Three objects of Adam, given the gradients that `fit` has found, make the same steps bit by bit."""
+    before, after, optimizer = recorded(VAEGANLoss())
+    assert len(optimizer.seen) > 6
+    place = {id(p): number for number, p in enumerate(optimizer.leaves)}
+    for name, copies in before.items():
+        leaves = [copy.requires_grad_() for copy in copies]
+        own = torch.optim.Adam(leaves, lr=0.02)
+        for gradients_of_step in optimizer.seen:
+            for leaf, trained in zip(leaves, after[name], strict=True):
+                leaf.grad = gradients_of_step[place[id(trained)]]
+            own.step()
+        for leaf, trained in zip(leaves, after[name], strict=True):
+            assert torch.equal(leaf, trained), name
+
+
+def test_clipping_couples_encoder_and_decoder() -> None:
+    """Their common norm is that bound, neither's own one is."""
+    _, after, optimizer = recorded(VAEGANLoss(), clip_grad_norm=1e-3)
+    place = {id(p): number for number, p in enumerate(optimizer.leaves)}
+    first = optimizer.seen[0]
+
+    def square(part: str) -> float:
+        found = [first[place[id(p)]] for p in after[part]]
+        return sum(float(gradient.square().sum()) for gradient in found if gradient is not None)
+
+    encoder, decoder = square("encoder"), square("decoder")
+    assert math.sqrt(encoder + decoder) == pytest.approx(1e-3, rel=1e-3)
+    assert max(encoder, decoder) < 0.999e-6
+    assert square("discriminator") == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRates(VAEGANLoss):
+    """The class of the documentation."""
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        both, discriminator = super().turns(pair)
+        encoder = replace(both, name="encoder", moves=[pair.guide], options={"lr": 1e-3})
+        decoder = replace(both, name="decoder", moves=[pair.model], options={"lr": 3e-4})
+        return [encoder, decoder, discriminator]
+
+
+def test_encoder_and_decoder_may_have_rates_of_their_own() -> None:
+    one = {"batch_size": len(X), "max_epochs": 1}
+    before, after, optimizer = recorded(OwnRates(discriminator_lr=5e-3), **one)
+    for name, rate in (("encoder", 1e-3), ("decoder", 3e-4), ("discriminator", 5e-3)):
+        # The first step of Adam is as long as its rate, wherever there is a gradient.
+        both = zip(before[name], after[name], strict=True)
+        moved = [(b.detach() - a).abs().max() for a, b in both]
+        assert max(map(float, moved)) == pytest.approx(rate, rel=1e-2), name
+    assert len(optimizer.seen) == 3
+    # The encoder's turn comes first: it is moved as by the one turn with that rate.
+    _, usual, _ = recorded(VAEGANLoss(), **one | {"learning_rate": 1e-3})
+    for own, other in zip(after["encoder"], usual["encoder"], strict=True):
+        assert torch.equal(own, other)
+    # Each is clipped by its own norm.
+    _, after, optimizer = recorded(OwnRates(), **one, clip_grad_norm=1e-3)
+    for gradients_of_turn in optimizer.seen[:2]:
+        norm = torch.stack([g.norm() for g in gradients_of_turn if g is not None]).norm()
+        assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
 
 # -- which loss reaches what -----------------------------------------------------------------------------

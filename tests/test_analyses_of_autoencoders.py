@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -17,12 +18,19 @@ import torch
 from matplotlib.image import imread
 from scipy.stats import multivariate_normal
 from scripts import ROOT, mean, rows, run
+from sklearn.decomposition import PCA as SklearnPCA
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from ppl_vae.guides import DeltaEncoder
-from ppl_vae.models import Autoencoder
+from ppl_vae import evaluate
+from ppl_vae.guides import DeltaEncoder, Exact
+from ppl_vae.models import Autoencoder, ProbabilisticPCA
+from ppl_vae.rate_distortion import reverse_water_filling
 from ppl_vae.tasks import sample
+
+DATA = ROOT.parent / "shared" / "data"
+"""Data in torchvision's layout, where they are kept beside the repository."""
 
 
 def script(name: str) -> Any:
@@ -50,10 +58,8 @@ def autoencoders(folder: Path) -> None:
 
     table = rows(run("autoencoders.py", "road", "--quick", cwd=folder))
     assert [row["sigma"] for row in table] == ["0.5", "0.1", "autoencoder"]
-    wide, narrow, last = table
-    assert mean(narrow["linear, rate"]) > mean(wide["linear, rate"])
-    assert mean(wide["linear, error"]) > mean(narrow["linear, error"]) > mean(last["linear, error"])
-    assert last["rate"] == "not defined"
+    road(folder, *table)
+    assert few["PCA"] == table[-1]["linear, error"]  # of the same rows, which `road` compares
 
     table = rows(run("autoencoders.py", "densities", "--quick", cwd=folder))
     kinds = ["diagonal normal", "normal", "mixture of 2", "flow"]
@@ -78,6 +84,105 @@ def autoencoders(folder: Path) -> None:
     assert mean(table[1]["log p(x)"]) == pytest.approx(exact.mean(), abs=0.02)
 
 
+def road(folder: Path, wide: Any, narrow: Any, last: Any) -> None:
+    """The columns against the kept pairs, by formulas and draws of its own."""
+    of, module = script("autoencoder_pairs"), script("autoencoder_road")
+    sizes = of.Sizes(hidden=(16,), max_epochs=1, max_rows=60)
+    digits = of.Rows.of("digits", folder, sizes)
+    x, runs = digits.test.double(), folder / "autoencoder_road_quick"
+    assert last["rate"] == "not defined"
+
+    def error(found: Tensor) -> Tensor:
+        squares: Tensor = (x - found.double()).square()
+        return squares.flatten(-3).sum(-1)
+
+    for row, sigma in ((wide, 0.5), (narrow, 0.1)):
+        made = partial(module.vae, digits, 2, sigma, sizes)
+        model, guide = of.trained(runs, f"code=2-sigma={sigma:g}", made, digits, sizes)
+        with torch.no_grad():
+            q, p = guide.eval().encode(digits.test), model.eval().prior()
+            kl = kl_divergence(q, p)
+            drawn = error(model.decode(q.sample((500,))).mean).mean(0)
+            means = error(model.decode(q.mean).mean)
+        assert mean(row["rate"]) == pytest.approx(float(kl.mean()), abs=0.1)  # by draws
+        assert mean(row["squared error"]) == pytest.approx(float(drawn.mean()), rel=0.02)
+        assert mean(row["of the means"]) == pytest.approx(float(means.mean()), abs=0.006)
+        assert mean(row["of the means"]) < mean(row["squared error"])
+        # The test below compares it with others.
+        linear = module.LinearVAE(module.PCA(digits.train), 2, sigma)
+        assert mean(row["linear, rate"]) == pytest.approx(float(linear.rates(x).mean()), abs=0.006)
+        assert mean(row["linear, error"]) == pytest.approx(
+            float(linear.errors(x).mean()), abs=0.006
+        )
+    made = partial(of.autoencoder, digits, 2, sizes)
+    model, guide = of.trained(runs, "code=2", made, digits, sizes)
+    with torch.no_grad():
+        found = error(model.eval().decode(guide.eval().encode(digits.test).mean).mean)
+    assert mean(last["squared error"]) == pytest.approx(float(found.mean()), abs=0.006)
+    flat = digits.train.flatten(1).double().numpy()
+    of_test = SklearnPCA(2).fit(flat)
+    kept = torch.from_numpy(of_test.inverse_transform(of_test.transform(x.flatten(1).numpy())))
+    assert mean(last["linear, error"]) == pytest.approx(
+        float(error(kept.reshape(x.shape)).mean()), abs=0.006
+    )
+
+
+def test_pca_is_that_of_scikit_learn() -> None:
+    of = script("autoencoder_pairs")
+    digits = of.Rows.of("digits", Path(), of.Sizes())
+    pca = of.PCA(digits.train)
+    train, test = (part.flatten(1).double().numpy() for part in (digits.train, digits.test))
+    for components in (1, 5, 30):
+        other = SklearnPCA(components, svd_solver="full").fit(train)
+        expected = other.inverse_transform(other.transform(test))
+        found = pca.reconstruct(digits.test, components).flatten(1).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        variances = other.explained_variance_ * (len(train) - 1) / len(train)
+        np.testing.assert_allclose(pca.variances[:components].numpy(), variances, rtol=1e-6)
+        errors = of.squared_errors(digits.test, pca.reconstruct(digits.test, components))
+        np.testing.assert_allclose(errors.numpy(), ((test - expected) ** 2).sum(1), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "MNIST").is_dir(), reason="MNIST is not there")
+def test_pca_of_mnist_has_the_error_of_hinton_and_salakhutdinov() -> None:
+    """13.87 with 30 components, on the test rows ("Reducing the Dimensionality of Data ...", 2006)."""
+    of = script("autoencoder_pairs")
+    rows_of = of.Rows.of("MNIST", DATA, of.Sizes())
+    assert (len(rows_of.train), len(rows_of.test)) == (60_000, 10_000)
+    found = of.PCA(rows_of.train).reconstruct(rows_of.test, 30)
+    assert float(of.squared_errors(rows_of.test, found).mean()) == pytest.approx(13.87, abs=0.005)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 0.3, 0.05])
+def test_the_linear_vae_of_the_road_is_that_of_evaluate(sigma: float) -> None:
+    """On rows it was not made of, by draws from the posterior of probabilistic PCA with its weights."""
+    of, module = script("autoencoder_pairs"), script("autoencoder_road")
+    digits = of.Rows.of("digits", Path(), of.Sizes(max_rows=200))
+    pca, code = module.PCA(digits.train), 5
+    linear = module.LinearVAE(pca, code, sigma)
+    model = ProbabilisticPCA((1, 8, 8), code, sigma=sigma)
+    weights = pca.directions[:, :code] * (pca.variances[:code] - sigma**2).clamp_min(0).sqrt()
+    left_whole = bool((weights == 0).all(0).any())
+    assert left_whole == (sigma == 0.6)
+    with torch.no_grad():
+        model.weight.copy_(weights)
+        model.mean.copy_(pca.mean.reshape(model.mean.shape))
+    x = digits.test[:50]
+    found = evaluate(model, Exact(model), x, num_samples=4000, seed=0, progress=False)
+    rates = linear.rates(x)
+    constant = 32 * math.log(2 * math.pi * sigma**2)
+    errors = 2 * sigma**2 * (found.distortion.values.double() - constant)
+    torch.testing.assert_close(found.rate.values.double(), rates, atol=0.15, rtol=0.01)
+    assert found.rate.mean == pytest.approx(float(rates.mean()), abs=0.02)
+    torch.testing.assert_close(errors, linear.errors(x), atol=0.05 * sigma, rtol=0.01)
+    assert float(errors.mean()) == pytest.approx(float(linear.errors(x).mean()), rel=2e-3)
+    # On its own rows it is reverse water-filling.
+    best = reverse_water_filling(pca.variances, sigma**2, latent_dim=code)
+    assert float(linear.rates(digits.train).mean()) == pytest.approx(best.rate, rel=1e-6)
+    assert float(linear.errors(digits.train).mean()) == pytest.approx(best.distortion, rel=1e-6)
+
+
 def faces(folder: Path) -> None:
     generator = np.random.default_rng(0)
     video = generator.integers(0, 256, (60, 1, 8, 6), dtype=np.uint8)
@@ -85,6 +190,10 @@ def faces(folder: Path) -> None:
     of_video = ("--data=video.npy", "--training.hidden=[8]", "--training.max_epochs=2")
     (row,) = rows(run("faces.py", "manifold", *of_video, "--size=3", cwd=folder))
     assert row["rows"] == "12"  # one of five
+    assert row["unreliable"].endswith("%")
+    assert "±" not in row["ELBO"]  # a single stretch
+    names = ["rows", "ELBO", "log p(x)", "unreliable", "rate", "squared error"]
+    assert [*row] == names
     mouth = "--mouth=[5,7,2,4]"
     printed = run("faces.py", "moves", *of_video, mouth, "--latent_dim=3", cwd=folder)
     _, directions = printed.split("\n\n")[:2]
@@ -112,6 +221,27 @@ def test_errors_of_a_video_are_those_over_stretches() -> None:
     assert cut.mean == pytest.approx(float(torch.cat([values, values[:3]]).double().mean()))
     assert cut.standard_error == pytest.approx(found.standard_error, rel=0.03)
     assert module.over_stretches(values[:30], "video.npy").numbers(".2f").count("±") == 0
+
+
+def test_the_table_of_faces_has_these_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("faces")
+    monkeypatch.setattr(module, "STRETCH", 3)
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "video.npy", generator.integers(0, 256, (60, 1, 4, 4), dtype=np.uint8))
+    sizes = module.Sizes(hidden=(4,))
+    video = module.frames(str(tmp_path / "video.npy"), sizes)
+    model, guide = module.vae(video, 2, sizes)
+    found = evaluate(model, guide, video.test, num_samples=5, seed=0, progress=False)
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: found)
+    count, *cells = module._measured(model, guide, video, "video.npy")
+    assert count == "12"  # four stretches of three
+    measured = (found.elbo, found.log_likelihood, found.rate)
+    for cell, each in zip((cells[0], cells[1], cells[3]), measured, strict=True):
+        means = each.values.double().reshape(4, 3).mean(1)
+        assert cell == f"{float(means.mean()):.2f} ± {float(means.std()) / 2:.2f}"
+    assert cells[2] == f"{float(found.unreliable.double().mean()):.1%}"
 
 
 def test_directions_that_are_planted_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from ppl_vae import (
     fit,
     inference_gaps,
     load_run,
+    refit_guide,
     refit_prior,
     save_run,
     to_arviz,
@@ -37,7 +38,7 @@ from ppl_vae.cli import main
 from ppl_vae.diagnosis import posterior_grid
 from ppl_vae.distributions import Flat
 from ppl_vae.evaluation import annealed_importance_sampling
-from ppl_vae.guides import DeltaEncoder, MeanField
+from ppl_vae.guides import DeltaEncoder, FullCovariance, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, OptimalGaussian
 from ppl_vae.models import (
     VAE,
@@ -621,6 +622,26 @@ def test_a_density_of_linear_codes_has_an_exact_evidence(prior: Any, likelihood:
             covariance = covariance.diag().diag()
         expected = normal(z.mean(0), covariance).log_prob(x)
     torch.testing.assert_close(refitted.log_evidence(x), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [FullNormal(), MixturePrior(3)], ids=lambda p: type(p).__name__)
+def test_what_evaluate_says_of_a_density_is_its_exact_evidence(prior: Any) -> None:
+    """By importance samples of a guide that is trained for it: of normals it may be the posterior itself."""
+    x, _ = exact_rows()
+    model, guide = linear_pair(2, likelihood=Gaussian(0.7))
+    train(model, guide, x, 150)
+    refitted: Any = refit_prior(model, guide, x, prior, seed=0)
+    exact = refitted.log_evidence(x).detach()
+    sampling = FullCovariance((D,), 2, MLP(hidden=())).double()
+    steps: dict[str, Any] = {"max_epochs": 8, "learning_rate": 0.05, "progress": False}
+    schedule = partial(CosineAnnealingLR, T_max=8)
+    refit_guide(refitted, sampling, Again(x), lr_scheduler=schedule, seed=0, **steps)
+    found = evaluate(refitted, sampling, x, num_samples=500, seed=0, progress=False)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=0.15, rtol=0)
+    assert found.log_likelihood.mean == pytest.approx(float(exact.mean()), abs=0.02)
+    assert not bool(found.unreliable.any())
+    gap = float(exact.mean()) - found.elbo.mean
+    assert -0.02 < gap < (0.02 if isinstance(prior, FullNormal) else 0.1)
 
 
 def test_where_there_is_no_closed_form() -> None:

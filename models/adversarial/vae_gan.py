@@ -22,7 +22,7 @@ class VAEGAN(LatentDecoder):
     with ("Autoencoding beyond pixels using a learned similarity metric", arXiv:1512.09300):
 
     - `VAEGANLoss`, which stands for the default objective here (`default_objective`): VAE/GAN;
-    - `GANLoss`: a GAN; a guide is fitted afterwards, by `refit_guide`;
+    - `GANLoss`: a GAN; guide and noise are fitted afterwards, by `refit_guide(..., fit_noise=True)`;
     - `VAEDisLoss`: VAE_Dis, with the features of a GAN's discriminator:
       `model.discriminator.load_state_dict(gan.discriminator.state_dict())`, on the command line
       `--start_from RUN --start_parts model.discriminator`.

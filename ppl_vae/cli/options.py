@@ -89,8 +89,8 @@ COMMON = {
         *("run_dir", "resume", "seed", "quiet"),
     ),
     "refit": (
-        *("guide", "objective", "max_epochs", "batch_size", "learning_rate", "device"),
-        *("run_dir", "resume", "seed", "quiet"),
+        *("guide", "objective", "fit_noise", "max_epochs", "batch_size", "learning_rate"),
+        *("device", "run_dir", "resume", "seed", "quiet"),
     ),
     "refit-prior": (
         *("prior", "max_epochs", "patience", "batch_size", "learning_rate", "device"),
@@ -119,6 +119,7 @@ EXAMPLES = {
         "ppl-vae refit RUN --guide FullCovariance",
         "ppl-vae refit RUN --guide NeuralSpline --guide.bins 8 --run_dir runs/spline",
         "ppl-vae refit RUN --guide.network MLP --guide.network.hidden [512,512]",
+        "ppl-vae refit RUN --fit_noise --max_epochs 50",
     ),
     "refit-prior": (
         "ppl-vae refit-prior RUN --prior PixelCNNPrior --prior.channels 128",
@@ -371,6 +372,8 @@ def _refit(options: Options) -> None:
     _add_report(options)
     for role in ("guide", "objective"):
         options.add_role(role, DEFAULTS[role])
+    what = "find the noise of the model's likelihood, too, as a GAN needs it: nothing else of the model changes"
+    _add_flag(options, "--fit_noise", what)
     _add_training(options)
 
 

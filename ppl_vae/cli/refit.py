@@ -18,11 +18,11 @@ from ppl_vae.cli.start import check_setup, options_of, require_apart, started, s
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
 from ppl_vae.runtime import as_folder, resolve_device
-from ppl_vae.training import Processes, refit_guide
+from ppl_vae.training import Processes, refit_guide, require_noise
 
 
 def refit(parser: ArgumentParser, given: Namespace) -> int:
-    """Trains a new guide for the model of a run, which is left as it is; the result is a run of its own."""
+    """Trains a new guide for the model of a run, of which the noise alone may change; the result is a run."""
     resumed, run = given.get("resume"), given.get("run")
     stages = Stages(bool(given.get("quiet")))
     if (resumed is None) == (run is None):
@@ -37,6 +37,11 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     resolve_device(config["device"])
     with stages.stage("data and pair", told=False):
         setup = set_up(config, model=model, trust=of_run)
+    if config.get("fit_noise"):
+        try:
+            require_noise(setup.model, config.get("max_epochs"))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--{error}") from error
     with stages.stage("checks", told=False):
         check_setup(setup)
     fabric = setup.fabric()
@@ -48,7 +53,12 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
                 write_weights(folder.path, setup.model, setup.guide, epochs=0)
         with stages.stage("training", told=False):  # the end is told in other words
             fitted = setup.train(
-                refit_guide, fabric=fabric, run_dir=folder, resume=resume, progress=progress
+                refit_guide,
+                fit_noise=bool(config.get("fit_noise")),
+                fabric=fabric,
+                run_dir=folder,
+                resume=resume,
+                progress=progress,
             )
         if processes.is_first:
             folder.begin()  # a finished run has taken no steps: its new options are written here
@@ -70,7 +80,10 @@ def _options_for(
         raise UsageError(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
         )
-    left_out = ("guide", "versions", "refit_of", "made_by", "start_from", "start_parts")
+    left_out = (
+        *("guide", "fit_noise", "versions", "refit_of"),
+        *("made_by", "start_from", "start_parts"),
+    )
     kept = {n: v for n, v in checked(source, run.config).items() if n not in left_out}
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])

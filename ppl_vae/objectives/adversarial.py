@@ -67,6 +67,21 @@ class VAEGANLoss(Alternating):
     alone. So ELBO, rate and distortion, which are those in the space of the rows, say what this decoder costs
     in nats. A prior that learns is trained by the KL alone.
 
+    The paper has three optimizers, and here encoder and decoder share a turn, and so a group of one optimizer.
+    Adam, and each optimizer that treats every number by itself, moves them as two of its kind would: `routed`
+    has given each part the gradient of its own loss. What couples them is `clip_grad_norm`, by their common
+    norm, and the learning rate, which is the same. A class of one's own makes two turns of it, each with its
+    own rate and norm. Then both programs are run twice in a step, the decoder's turn with the encoder that has
+    moved:
+
+        @dataclass(frozen=True, kw_only=True)
+        class OwnRates(VAEGANLoss):
+            def turns(self, pair):
+                both, discriminator = super().turns(pair)
+                encoder = replace(both, name="encoder", moves=[pair.guide], options={"lr": 1e-3})
+                decoder = replace(both, name="decoder", moves=[pair.model], options={"lr": 3e-4})
+                return [encoder, decoder, discriminator]
+
     There are two kinds of false rows, so D cannot tell them apart at D = 1/3, where its loss is
     3 log 3 - 2 log 2 = 1.91 nats. Discriminators are customarily trained by Adam with betas (0.5, 0.999).
 
@@ -185,11 +200,10 @@ class GANLoss(Alternating):
     D, the second is log 4 - 2 JS, where JS is the divergence of Jensen and Shannon between rows and draws:
     log 4 = 1.39 nats if they are alike.
 
-    The guide stays as it is, and the ELBO that is logged is that of this guide: fit one afterwards with
-    `refit_guide`, which leaves the model alone, so that `evaluate` can say what log p(x) is. The noise of
-    p(x | z) is found from rows that the guide, still untrained, reconstructs, so it is too large. To find it
-    with the guide, freeze the decoder, `model.decoder.requires_grad_(False)`, and `fit` with
-    `objective=MeanFieldELBO()`.
+    The guide stays as it is, and the ELBO that is logged is that of this guide. The noise of p(x | z) is found
+    from rows that the guide, still untrained, reconstructs, so it is too large. So fit both afterwards, for
+    `evaluate` to say what log p(x) is: `refit_guide(model, guide, x, fit_noise=True)`, or `ppl-vae refit RUN
+    --fit_noise`, changes nothing else of the model.
 
     Attributes:
         saturating: The generator minimizes log(1 - D), as the formula of the game says, in place of -log D,

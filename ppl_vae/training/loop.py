@@ -61,6 +61,7 @@ from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
+from ppl_vae.training.noise import Noise
 from ppl_vae.training.optimizers import (
     make_optimizer,
     make_scheduler,
@@ -91,6 +92,7 @@ class Training:
         seed: Of the order of the rows and of the held-out draws; `restore` makes it that of the run.
         best: The weights of the best epoch so far, if the training stops early.
         agreement: Watches that loss and ELBO agree.
+        noise: Finds the noise of the model between epochs, if that is asked for.
         findings: What the checks warn of, in the first batch and in other kinds of batches.
         warnings: Why not to trust the metrics, and what the checks warn of in later kinds of batches.
 
@@ -152,6 +154,10 @@ class Training:
         self.processes.share_weights(pair)
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
+        noise = getattr(pair.model, "noise", None)  # of `refit_guide`
+        self.noise = noise if isinstance(noise, Noise) else None
+        if self.noise is not None:
+            self.noise.check(layout)
         objective = self.objective.of(layout, first)
         self.resolved = objective
         self._judged_by_elbo = objective.judged_by_elbo
@@ -237,6 +243,7 @@ class Training:
             "data": digest_of_rows(batches) if compared else None,
             "validation": digest_of_rows(held_out) if compared and held_out is not None else None,
             "frozen": getattr(pair.model, "digest", None),  # of `refit_guide`
+            "fit_noise": self.noise is not None,
             **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
             "compile": compile,
@@ -337,6 +344,7 @@ class Training:
             log = MetricsLog(folder, progress.history, board, bar)
             deaths = Deaths(progress.history, speaks=writes)
             while not self._has_ended():
+                self._find_noise()
                 self._epoch(bar, started)
                 progress.seconds = time.monotonic() - started
                 log.add(self._end_of_epoch())
@@ -396,6 +404,13 @@ class Training:
                 f"no batch of epoch {progress.epoch + 1} has a loss with a gradient: no trainable parameter "
                 "enters it. Use the parameters in model or guide, or give batches whose latents are drawn"
             )
+
+    def _find_noise(self) -> None:
+        """Finds the noise of a model that is held otherwise, where it is due before an epoch."""
+        now, epoch = self.progress, self.progress.epoch
+        if self.noise is None or now.step_in_epoch or not self.noise.is_due(epoch, self.max_epochs):
+            return
+        self.noise.find(self.pair, self.rows, self.seed, epoch)
 
     def _batches(self) -> Iterator[tuple[Batch | None, int]]:
         """The batches of the epoch that are still to come."""

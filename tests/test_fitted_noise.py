@@ -1,0 +1,298 @@
+"""A guide and the noise of p(x | z) for a decoder that stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import catalogue
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import yaml
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from ppl_vae import evaluate, fit, refit_guide
+from ppl_vae.cli import main
+from ppl_vae.guides import FullCovariance, MeanField
+from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, Likelihood, OptimalGaussian
+from ppl_vae.models import VAE, VAEGAN, ProbabilisticPCA
+from ppl_vae.networks import MLP, Convolutional
+from ppl_vae.objectives import GANLoss
+from ppl_vae.pairs import PairError
+from ppl_vae.runtime import read_tensors
+
+SIZE, LATENTS, NOISE = 12, 2, 0.4
+LINEAR = MLP(hidden=())
+
+
+class Posterior(nn.Module):
+    """N(m, V), V = (I + W^T W / s^2)^-1, m = V W^T (x - b) / s^2, of the decoder as it is now."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(LATENTS))
+        self._model = [model]  # not a part of the guide
+
+    def forward(self, x: Tensor) -> None:
+        model = self._model[0]
+        w, b = map(Tensor.detach, weights_of(model))
+        s2 = model.likelihood.sigma**2
+        precision = torch.eye(LATENTS) + w.T @ w / s2
+        mean = torch.linalg.solve(precision, w.T @ (x - b).T / s2).T
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(mean + self.shift, precision_matrix=precision))
+
+
+def weights_of(model: Any) -> tuple[Tensor, Tensor]:
+    (layer,) = [part for part in model.decoder.modules() if isinstance(part, nn.Linear)]
+    assert layer.bias is not None
+    return layer.weight, layer.bias
+
+
+def exact_of(model: Any, x: Tensor, sigma: float) -> Tensor:
+    """log p(x) of the linear decoder, N(b, W W^T + s^2 I)."""
+    w, b = (part.detach().double() for part in weights_of(model))
+    covariance = w @ w.T + sigma**2 * torch.eye(SIZE, dtype=torch.float64)
+    log_p: Tensor = MultivariateNormal(b, covariance).log_prob(x.double())
+    return log_p
+
+
+def best_sigma(model: Any, x: Tensor) -> float:
+    """The one of largest log p(x) for W and b as they are."""
+    found = minimize_scalar(
+        lambda log_sigma: -float(exact_of(model, x, math.exp(log_sigma)).mean()),
+        bounds=(-3.0, 3.0),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return math.exp(found.x)
+
+
+def gan() -> VAEGAN:
+    return VAEGAN((SIZE,), LATENTS, LINEAR, discriminator=MLP(hidden=(8,)))
+
+
+def vae(likelihood: Likelihood) -> VAE:
+    return VAE((SIZE,), LATENTS, LINEAR, likelihood)
+
+
+def linear(model: VAE | VAEGAN) -> tuple[Any, Tensor]:
+    """A model with a linear decoder, and rows of another one: W is not the best for them."""
+    torch.manual_seed(0)
+    w, b = weights_of(model)
+    with torch.no_grad():
+        w.copy_(torch.randn(w.shape))
+        b.copy_(torch.randn(b.shape))
+        other = w + 0.3 * torch.randn(w.shape)
+        x = torch.randn(200, LATENTS) @ other.T + b + NOISE * torch.randn(200, SIZE)
+    return model, x
+
+
+@pytest.mark.parametrize("kind", ["GAN", "OptimalGaussian", "LearnedGaussian"])
+@pytest.mark.parametrize("first", [0.05, 3.0])
+def test_with_the_posterior_it_is_that_of_largest_log_p(kind: str, first: float) -> None:
+    likelihoods = {"OptimalGaussian": OptimalGaussian, "LearnedGaussian": LearnedGaussian}
+    model, x = linear(gan() if kind == "GAN" else vae(likelihoods[kind]()))
+    model.likelihood.set_sigma(first)
+    best = best_sigma(model, x)
+    assert best > 1.2 * NOISE  # W leaves out something of the rows
+    # The posterior follows the noise by itself: each of the four times is a step of EM.
+    options: dict[str, Any] = {"max_epochs": 5, "batch_size": 50, "learning_rate": 1e-9}
+    fitted = refit_guide(model, Posterior(model), x, fit_noise=True, seed=0, **options)
+    found = float(model.likelihood.sigma)
+    assert found == pytest.approx(best, rel=0.01)
+    assert fitted.history[0]["sigma"] == pytest.approx(first)
+    assert fitted.history[-1]["sigma"] == pytest.approx(found)
+    seen = evaluate(model, fitted.guide, x, num_samples=10, seed=1)
+    exact = exact_of(model, x, best)
+    assert seen.log_likelihood.mean == pytest.approx(float(exact.mean()), abs=0.01)
+    assert seen.elbo.mean == pytest.approx(float(exact.mean()), abs=0.05)
+
+
+def test_with_a_guide_that_is_trained() -> None:
+    model, x = linear(gan())
+    guide = FullCovariance((SIZE,), LATENTS, LINEAR)
+    options: dict[str, Any] = {"max_epochs": 60, "batch_size": 50, "learning_rate": 0.05}
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    plain: Any = copy.deepcopy(model)
+    fitted = refit_guide(model, guide, x, fit_noise=True, seed=0, **options)
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, kept[n])}
+    assert changed == {"likelihood.variance"}
+    best = best_sigma(model, x)
+    assert float(model.likelihood.sigma) == pytest.approx(best, rel=0.03)
+    found = evaluate(model, guide, x, num_samples=100, seed=1).log_likelihood.mean
+    assert found == pytest.approx(float(exact_of(model, x, best).mean()), abs=0.03)
+    # The noise that was there, 1, costs more.
+    other = FullCovariance((SIZE,), LATENTS, LINEAR)
+    refit_guide(plain, other, x, seed=0, **options)
+    assert float(plain.likelihood.sigma) == 1.0
+    assert found > evaluate(plain, other, x, num_samples=100, seed=1).log_likelihood.mean + 1
+    assert fitted.model is model
+
+
+def test_nothing_else_of_a_gan_changes() -> None:
+    torch.manual_seed(0)
+    network = Convolutional(channels=(4, 8), hidden=8)
+    model = VAEGAN((1, 8, 8), 2, network, discriminator=MLP(hidden=(8,)))
+    x = torch.rand(64, 1, 8, 8)
+    fit(model, MeanField((1, 8, 8), 2, network), x, objective=GANLoss(), max_epochs=2, seed=0)
+    assert any(isinstance(part, nn.BatchNorm2d) for part in model.decoder.modules())
+    z = torch.randn(5, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    means = model.eval().decode(z).mean
+    model.train()
+    needs = [p.requires_grad for p in model.parameters()]
+    guide = MeanField((1, 8, 8), 2, network)
+    refit_guide(model, guide, x, fit_noise=True, max_epochs=3, batch_size=16, seed=0)
+    after = model.state_dict()
+    assert {n for n in before if not torch.equal(after[n], before[n])} == {"likelihood.variance"}
+    assert model.training
+    assert model.likelihood.training
+    assert [p.requires_grad for p in model.parameters()] == needs
+    assert torch.equal(model.eval().decode(z).mean, means)
+
+
+def test_recorded_steps_and_those_of_pyro_find_the_same() -> None:
+    found = []
+    for capture in (True, False):
+        model, x = linear(vae(LearnedGaussian()))
+        guide = MeanField((SIZE,), LATENTS, LINEAR)
+        options: dict[str, Any] = {"max_epochs": 4, "batch_size": 50, "capture": capture}
+        found.append(refit_guide(model, guide, x, fit_noise=True, seed=0, **options).history)
+    one, other = ([{n: v for n, v in row.items() if n != "seconds"} for row in h] for h in found)
+    assert one == other
+    assert len({row["sigma"] for row in one}) == 4
+
+
+CALLS = [0]
+
+
+def stopping(x: Tensor) -> Tensor:
+    """Leaves rows as they are, and stops a training after some batches."""
+    CALLS[0] -= 1
+    if not CALLS[0]:
+        raise KeyboardInterrupt
+    return x
+
+
+@pytest.mark.parametrize("batches", [8, 12, 30])
+def test_a_refit_that_was_stopped_goes_on_with_the_noise_that_it_had(
+    batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.training.checkpoints.CHECKPOINT_SECONDS", (0.0, 0.0))
+    model, x = linear(gan())
+    torch.manual_seed(1)
+    guide = MeanField((SIZE,), LATENTS, LINEAR)
+    options: dict[str, Any] = {"max_epochs": 5, "batch_size": 50, "transform": stopping}
+
+    def refit(folder: str, **more: Any) -> Any:
+        own = copy.deepcopy((model, guide))
+        how = {"fit_noise": True, "run_dir": tmp_path / folder, **options, **more}
+        return own[0], refit_guide(*own, x, **how)
+
+    CALLS[0] = -1
+    whole, all_of_it = refit("whole", seed=0)
+    CALLS[0] = batches
+    with pytest.raises(KeyboardInterrupt):
+        refit("stopped", seed=0)
+    CALLS[0] = -1
+    with pytest.raises(ValueError, match="fit_noise"):
+        refit("stopped", resume=True, fit_noise=False)
+    resumed, rest = refit("stopped", resume=True)
+    assert float(resumed.likelihood.variance) == float(whole.likelihood.variance)
+    assert [row["elbo"] for row in rest.history] == [row["elbo"] for row in all_of_it.history]
+    assert [row["sigma"] for row in rest.history] == [row["sigma"] for row in all_of_it.history]
+
+
+class TwoSites(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.likelihood = OptimalGaussian()
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+class OfBoth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * (x + y), 1.0))
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.5)])
+def test_likelihoods_without_a_noise_that_is_found_are_refused(likelihood: Likelihood) -> None:
+    model, guide = vae(likelihood), MeanField((SIZE,), LATENTS, LINEAR)
+    name = type(likelihood).__name__
+    told = rf"finds the noise of OptimalGaussian\(\) and LearnedGaussian\(\), and VAE has {name}: leave"
+    with pytest.raises(TypeError, match=told):
+        refit_guide(model, guide, torch.rand(8, SIZE), fit_noise=True)
+
+
+def test_what_does_not_suit_is_named() -> None:
+    guide, x = MeanField((SIZE,), LATENTS, LINEAR), torch.rand(8, SIZE)
+    with pytest.raises(TypeError, match="ProbabilisticPCA has no `likelihood`: leave"):
+        refit_guide(ProbabilisticPCA((SIZE,), LATENTS), guide, x, fit_noise=True)
+    with pytest.raises(ValueError, match="max_epochs of at least 2, got 1"):
+        refit_guide(vae(OptimalGaussian()), guide, x, fit_noise=True, max_epochs=1)
+    wrong: Any = "yes"
+    with pytest.raises(TypeError, match="fit_noise"):
+        refit_guide(vae(OptimalGaussian()), guide, x, fit_noise=wrong)
+    rows = (torch.randn(8), torch.randn(8))
+    with pytest.raises(PairError, match=r"one observed site.*observes x, y"):
+        refit_guide(TwoSites(), OfBoth(), rows, fit_noise=True, max_epochs=2)
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    found = read_tensors(folder / "weights.safetensors")[0]
+    return {name: value for name, value in found.items() if name.startswith("model.")}
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, folder, usual = (str(tmp_path / name) for name in ("gan", "noise", "usual"))
+    bare = ("--posterior", "never", "--report", "false", "--quiet")
+    small = (*catalogue.SMALL_RUN, *bare, "--max_epochs", "2")
+    gan = ("--model", "VAEGAN", "--model.network.hidden", "[8]", "--objective", "GANLoss")
+    elbo = ("--max_epochs", "3", *bare)
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main(["train", "--run_dir", run, *gan, *small]) == 0
+        assert main(["refit", run, "--run_dir", folder, "--fit_noise", *elbo]) == 0
+        assert yaml.safe_load((Path(folder) / "config.yaml").read_text())["fit_noise"] is True
+        before, after = weights_in(Path(run)), weights_in(Path(folder))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"model.likelihood.variance"}
+        with (Path(folder) / "metrics.csv").open() as lines:
+            sigmas = [float(row["sigma"]) for row in csv.DictReader(lines)]
+        assert sigmas[-1] ** 2 == pytest.approx(float(after["model.likelihood.variance"]))
+        # A refit of it does so only if that is asked again; one that is resumed goes on with the noise.
+        assert main(["refit", folder, "--run_dir", usual, *elbo]) == 0
+        assert not yaml.safe_load((Path(usual) / "config.yaml").read_text()).get("fit_noise")
+        kept = weights_in(Path(usual))["model.likelihood.variance"]
+        assert torch.equal(kept, after["model.likelihood.variance"])
+        assert main(["refit", "--resume", folder, "--max_epochs", "4", *bare]) == 0
+        with (Path(folder) / "metrics.csv").open() as lines:
+            again = [float(row["sigma"]) for row in csv.DictReader(lines)]
+        assert again[:3] == sigmas
+        assert len(again) == 4
+        capsys.readouterr()
+        counts = ("--model.network.hidden", "[8]")
+        assert main(["train", "--run_dir", str(tmp_path / "vae"), *counts, *small]) == 0
+        refused = ["refit", str(tmp_path / "vae"), "--run_dir", str(tmp_path / "no"), "--fit_noise"]
+        assert main([*refused, *bare]) == 2
+        told = "--fit_noise finds the noise of OptimalGaussian() and LearnedGaussian(), and VAE has Binomial"
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
