@@ -49,9 +49,6 @@ USUAL = Sizes(
 SHOWN = 10
 """Pictures of a line."""
 
-ROUNDS = 3
-"""How often noise and guide of a fixed decoder are fitted in turn."""
-
 Over = Callable[..., Estimate]
 """The mean over test rows, with the standard error over what is independent of one another."""
 
@@ -161,7 +158,7 @@ def main(
     layer: int = 2,
     batch_norm: bool = False,
     sizes: Sizes = USUAL,
-    guide_epochs: int = 10,
+    guide_epochs: int = 30,
     test_rows: int = 200,
     num_samples: int = 100,
     accuracy: bool = False,
@@ -197,7 +194,7 @@ def main(
         layer: The layer of the discriminator whose outputs are the features.
         batch_norm: Whether the discriminator has batch norm, with which GANs of small faces collapsed.
         sizes: Networks and trainings.
-        guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
+        guide_epochs: Passes over the rows for the noise and a guide of a fixed decoder.
         test_rows: Test rows for ELBO and log p(x), at equal distances.
         num_samples: Importance samples per row.
         accuracy: Whether classifiers are trained on reconstructions and on draws, of data with labels.
@@ -266,7 +263,7 @@ class Measures:
 
     Attributes:
         judge: The discriminator of other weights whose features are compared.
-        guide_epochs: Passes over the rows for a guide of a fixed decoder, in each round.
+        guide_epochs: Passes over the rows for the noise and a guide of a fixed decoder.
         test_rows: Test rows for ELBO and log p(x).
         num_samples: Importance samples per row.
         classifier_steps: Steps of the training of a classifier.
@@ -368,21 +365,15 @@ def _over_seeds(found: dict[tuple[str, int], Measured]) -> None:
 
 def fitted_to(of: Setting, model: Any, epochs: int) -> Pair:
     """A copy of a model with the noise that suits its decoder, and a new guide for it."""
-    model = copy.deepcopy(model).eval()
-    guide = of.guide()
-    for left in reversed(range(ROUNDS)):
-        refit_guide(
-            *(model, guide, of.rows.train),
-            max_epochs=epochs,
-            batch_size=of.sizes.batch_size,
-            seed=of.sizes.seed,
-            progress=False,
-        )
-        if left:  # the guide comes last: it suits the noise
-            z = guide.eval().encode(of.rows.train).sample()
-            with torch.no_grad():
-                means = torch.cat([model.decode(part).mean for part in z.split(500)])
-                model.likelihood.variance.fill_((means - of.rows.train).square().mean())
+    model, guide = copy.deepcopy(model).eval(), of.guide()
+    refit_guide(
+        *(model, guide, of.rows.train),
+        fit_noise=True,
+        max_epochs=epochs,
+        batch_size=of.sizes.batch_size,
+        seed=of.sizes.seed,
+        progress=False,
+    )
     return model, guide
 
 
@@ -442,7 +433,7 @@ if __name__ == "__main__":
             "sizes.channels": (4, 8),
             "sizes.max_epochs": 1,
             "sizes.max_rows": 60,
-            "guide_epochs": 1,
+            "guide_epochs": 2,
             "test_rows": 10,
             "num_samples": 10,
             "classifier_steps": 5,

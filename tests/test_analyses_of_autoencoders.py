@@ -295,7 +295,7 @@ def vae_gan(folder: Path) -> None:
         assert mean(table[name]["feature distance"]) == pytest.approx(float(far / spread), rel=0.1)
     log_p = {name: mean(row["log p(x)"]) for name, row in table.items()}
     for name, row in table.items():
-        model, guide = module.fitted_to(of, module.MODELS[name](of)[0], 1)
+        model, guide = module.fitted_to(of, module.MODELS[name](of)[0], 2)
         at = torch.linspace(0, len(x) - 1, 10).round().long()
         z = guide.eval().encode(digits.train).mean
         # After one epoch z says little: means at draws of it are near those at its means.
