@@ -29,6 +29,7 @@ class Sizes:
     Attributes:
         hidden: Widths of the encoder's layers; the decoder goes through them backwards.
         channels: With some, convolutional networks in place of these layers.
+        sigmoid: Whether the decoder ends in a sigmoid, so that means are from 0 to 1, as the rows are.
         max_epochs: Passes over the training rows.
         batch_size: Rows of a step.
         learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
@@ -38,6 +39,7 @@ class Sizes:
 
     hidden: tuple[int, ...] = (1000, 500, 250)
     channels: tuple[int, ...] = ()
+    sigmoid: bool = True
     max_epochs: int = 60
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -47,9 +49,10 @@ class Sizes:
     @property
     def network(self) -> Network:
         """Of encoder and decoder."""
+        output = nn.Sigmoid if self.sigmoid else None
         if self.channels:
-            return Convolutional(channels=self.channels, hidden=self.hidden[0])
-        return MLP(hidden=self.hidden, activation=nn.GELU)
+            return Convolutional(self.channels, self.hidden[0], output=output)
+        return MLP(hidden=self.hidden, activation=nn.GELU, output=output)
 
 
 SMALL = Sizes(hidden=(500, 250), max_epochs=20)

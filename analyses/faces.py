@@ -38,7 +38,7 @@ STRETCH, EVERY = 65, 5
 COLUMNS = ["rows", "ELBO", "log p(x)", "unreliable", "rate", "squared error"]
 """What is measured of a VAE; unreliable is the share of rows whose log p(x) is not to be trusted."""
 
-FACES = Sizes(hidden=(200,), max_epochs=400, learning_rate=2e-3, batch_size=100)
+FACES = Sizes(hidden=(200,), sigmoid=False, max_epochs=400, learning_rate=2e-3, batch_size=100)
 """The network of Kingma and Welling (arXiv:1312.6114), and a training."""
 
 

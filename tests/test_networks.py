@@ -15,6 +15,7 @@ NETWORKS = [
     MLP(),
     MLP(hidden=()),
     MLP(hidden=(7, 5), activation=nn.Softplus),
+    MLP(hidden=(7,), output=nn.Sigmoid),
     Convolutional(channels=(4,), hidden=6),
     Convolutional(channels=(4, 6, 8), hidden=16),
     MLP(hidden=(7, 5), skip=True),
@@ -213,3 +214,21 @@ def test_weights_have_the_expected_number() -> None:
     sizes = [784 * 256 + 256, 256 * 256 + 256]
     encoder = MLP().encoder((1, 28, 28))
     assert sum(math.prod(p.shape) for p in encoder.parameters()) == sum(sizes)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_output_of_a_decoder_goes_through_its_last_activation(skip: bool) -> None:
+    z = torch.randn(5, 2)
+    parts = [
+        kind(**options, skip=skip, output=output).decoder(2, (1, 8, 8)).eval()
+        for kind, options in (
+            (MLP, {"hidden": (6,)}),
+            (Convolutional, {"channels": (4,), "hidden": 6}),
+        )
+        for output in (None, nn.Sigmoid)
+    ]
+    for plain, ended in (parts[:2], parts[2:]):
+        ended.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(ended(z), plain(z).sigmoid())
+    with pytest.raises(TypeError, match=r"MLP\.output"):
+        MLP(output=torch.sigmoid)  # type: ignore[arg-type]

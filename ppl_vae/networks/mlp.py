@@ -30,10 +30,12 @@ class MLP(Network):
         activation: Class of the activation, for example `torch.nn.Softplus`.
         skip: Whether every layer of the decoder reads z, not the first one alone (arXiv:1807.04863), so that
             the decoder finds it harder to ignore z.
+        output: Class of an activation at the end of the decoder, such as `torch.nn.Sigmoid` for the means of rows
+            with values from 0 to 1; None: the last layer is linear.
 
     Raises:
-        TypeError: A width is no whole number, the activation is no class that is made without arguments, or
-            `skip` is neither True nor False.
+        TypeError: A width is no whole number, the activation or `output` is no class that is made without
+            arguments, or `skip` is neither True nor False.
         ValueError: A width is not positive.
 
     Example:
@@ -46,6 +48,7 @@ class MLP(Network):
     hidden: Sequence[int] = (256, 256)
     activation: type[nn.Module] = nn.ReLU
     skip: bool = False
+    output: type[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
@@ -53,6 +56,8 @@ class MLP(Network):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         require_activation("MLP.activation", self.activation)
         require_flags(**{"MLP.skip": self.skip})
+        if self.output is not None:
+            require_activation("MLP.output", self.output)
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""
@@ -70,6 +75,8 @@ class MLP(Network):
         size = math.prod(out_shape)
         require_room(self, _SMALLER, widths[-1], size)
         net = self._layers(widths).append(nn.Linear(widths[-1], size))
+        if self.output is not None:
+            net.append(self.output())
         of_z = Skip(net, latent_dim) if self.skip else net
         return Batched(of_z, (latent_dim,), (latent_dim,), out_shape)
 
