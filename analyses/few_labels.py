@@ -68,7 +68,7 @@ class M2Learning:
 
     epochs: int = 100
     share: float = 0.3
-    weight: float = 1.0
+    weight: float = 10.0
     latent_dim: int = 10
 
 
