@@ -372,15 +372,20 @@ def test_labels_that_most_batches_lack_are_warned_of() -> None:
     pair = semi_supervised()
     how: dict[str, Any] = {"objective": SemiSupervisedELBO(), "max_epochs": 1, "progress": False}
     said = (
-        "3 of 30 rows have a label, so that most batches of 8 rows have none, .*oversample_labelled"
+        "3 of 30 rows have a label, so that most batches of 6 rows have none, .*oversample_labelled"
     )
     with pytest.warns(PairWarning, match=said):
-        found = fit(*pair, (x, y), batch_size=8, **how)
+        found = fit(*pair, (x, y), batch_size=6, **how)
     assert len(found.warnings) == 1
-    report = check(*pair, (x, y), objective=SemiSupervisedELBO(), batch_size=8)
+    assert "weigh the labels less" not in found.warnings[0]
+    heavy = how | {"objective": SemiSupervisedELBO(classification=100.0)}
+    with pytest.warns(PairWarning, match=r"--objective\.classification 10"):
+        fit(*pair, (x, y), batch_size=6, **heavy)
+    report = check(*pair, (x, y), objective=SemiSupervisedELBO(), batch_size=6)
     assert re.search(said, str(report))
     assert "most batches" not in str(check(*pair, (x, y), objective=SemiSupervisedELBO()))
-    assert fit(*pair, (x, y), batch_size=10, **how).warnings == ()  # one of a batch, on average
+    # One of ten rows: two of three batches of ten have one, and one of two batches of seven.
+    assert fit(*pair, (x, y), batch_size=10, **how).warnings == ()
     repeated = oversample_labelled(x, y, share=0.2)
-    assert fit(*pair, repeated, batch_size=8, **how).warnings == ()
-    assert fit(*pair, (x, y), batch_size=8, **(how | {"objective": WithScores()})).warnings == ()
+    assert fit(*pair, repeated, batch_size=6, **how).warnings == ()
+    assert fit(*pair, (x, y), batch_size=6, **(how | {"objective": WithScores()})).warnings == ()

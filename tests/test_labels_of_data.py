@@ -18,11 +18,13 @@ from labelled import CLASSES, rows, semi_supervised
 
 from ppl_vae import (
     evaluate,
+    fit,
     load_data,
     load_run,
 )
 from ppl_vae.cli import main
 from ppl_vae.cli.results import with_accuracy
+from ppl_vae.cli.setup import load_rows
 from ppl_vae.data import Data, oversample_labelled
 from ppl_vae.runs import Comparison
 
@@ -86,35 +88,18 @@ def test_rows_with_a_label_are_repeated_until_they_have_a_share(share: float, ti
         assert min(range(3), key=lambda i: abs(shares[i] - share)) == 1
 
 
-def test_repeated_rows_of_loaded_data_keep_their_labels() -> None:
-    plain, data = load_data("digits", labels=20), load_data("digits", labels=20, labelled_share=0.2)
-    assert torch.equal(data.train[0], oversample_labelled(*plain.train, 0.2)[0])
-    assert torch.equal(data.train[1], oversample_labelled(*plain.train, 0.2)[1])
-    known = data.train[1] >= 0
-    assert 0.19 < float(known.double().mean()) < 0.21
-    assert data.train_labels is not None
-    assert torch.equal(data.train_labels[known], data.train[1][known])
-    assert len(data.train_labels) == len(data.train[0])
-    assert torch.equal(data.test[0], plain.test[0])
-    assert torch.equal(data.validation[0], plain.validation[0])
-
-
 def test_shares_that_are_none_are_refused() -> None:
     x, y = torch.rand(4, 2), torch.tensor([0, -1, -1, -1])
     for share in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match="from 0 to below 1, got"):
             oversample_labelled(x, y, share)
-        with pytest.raises(ValueError, match="from 0 to below 1, got"):
-            load_data("digits", labels=20, labelled_share=share)
     with pytest.raises(ValueError, match=r"one label for each of 4 rows, got shape \(3,\)"):
         oversample_labelled(x, y[:3])
     with pytest.raises(ValueError, match="no row has a label"):
         oversample_labelled(x, torch.full((4,), -1))
-    with pytest.raises(TypeError, match="labelled_share must be a number, got 'much'"):
-        load_data("digits", labels=20, labelled_share="much")  # type: ignore[call-overload]
-    for labels in (False, True):
-        with pytest.raises(ValueError, match=f"labels={labels}: give a number of labels"):
-            load_data("digits", labels=labels, labelled_share=0.1)
+    of_arrays = oversample_labelled(x.numpy(), y.numpy(), 0.5)
+    for mine, tensor in zip(of_arrays, oversample_labelled(x, y, 0.5), strict=True):
+        assert torch.equal(mine, tensor)
 
 
 def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -172,31 +157,44 @@ def test_a_table_of_data_counts_rows() -> None:
 # -- the command line ------------------------------------------------------------------------------------
 
 
-def test_labels_weigh_the_same_if_their_rows_are_repeated(tmp_path: Path) -> None:
-    """The weight is of the mean over rows with a label: 100 of 10 with it among 100, then among 100 + 15."""
+def test_rows_with_a_label_are_repeated_for_the_training_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weight of the labels follows; other commands see each row once."""
     np.savez(tmp_path / "rows.npz", x=np.random.rand(139, 4), y=np.arange(139) % 5)
-    command = [
-        "train",
-        "--data",
-        str(tmp_path / "rows.npz"),
-        "--labels",
-        "10",
-        *SMALL_NETWORK,
-        *BARE,
-    ]
-    command += ["--model", "SemiSupervisedVAE", "--max_epochs", "1", "--quiet"]
-    found = {}
-    for share in ("0", "0.2"):
-        run = tmp_path / share
-        assert main([*command, "--labelled_share", share, "--run_dir", str(run)]) == 0
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        assert config["labelled_share"] == float(share)
-        found[share] = config["objective"]["init_args"]["classification"]
+    data = ["--data", str(tmp_path / "rows.npz"), "--model", "SemiSupervisedVAE"]
+    command = ["train", *data, *SMALL_NETWORK, *BARE, "--max_epochs", "1", "--quiet"]
     n = len(load_data(tmp_path / "rows.npz").train)
     times = round(0.25 * (n - 10) / 10)
     assert times > 1
+    seen, found = [], {}
+
+    def fit_of(model: Any, guide: Any, rows: Any, **options: Any) -> Any:
+        seen.append(rows)
+        return fit(model, guide, rows, **options)
+
+    for share in ("0", "0.2"):
+        run = tmp_path / share
+        options = ["--labels", "10", "--labelled_share", share, "--run_dir", str(run)]
+        with patch("ppl_vae.cli.train.fit", fit_of):
+            assert main([*command, *options]) == 0
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["labelled_share"] == float(share)
+        found[share] = config["objective"]["init_args"]["classification"]
+    assert [len(rows[1]) for rows in seen] == [n, n + 10 * (times - 1)]
     assert found["0"] == pytest.approx(100 * n / 10)
     assert found["0.2"] == pytest.approx(100 * (n + 10 * (times - 1)) / (10 * times))
+    capsys.readouterr()
+    assert main(["probe", str(tmp_path / "0.2"), "--labels", "10", "--draws", "1"]) == 0
+    assert len(load_rows(config).train[1]) == n
+    capsys.readouterr()
+    for given, said in (
+        (("--labels", "true"), "each row has its label"),
+        ((), "no label is told"),
+        (("--labels", "10", "--labelled_share", "1.5"), "must be from 0 to below 1, got 1.5"),
+    ):
+        assert main([*command, "--labelled_share", "0.2", *given]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

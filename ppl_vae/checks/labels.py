@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -70,7 +71,7 @@ def label_problems(
     if known and hasattr(pair.guide, "label_log_prob") and type(objective) in _PLAIN:
         yield _untrained(pair, objective, known, number)
     if known and batches.in_memory and isinstance(objective, SemiSupervisedELBO):
-        yield from _rare(known, number, num_rows(batch))
+        yield from _rare(objective, known, number, num_rows(batch))
 
 
 def _empty(site: str, argument: str, told: Tensor, classes: int) -> Iterator[Problem]:
@@ -92,17 +93,22 @@ def _empty(site: str, argument: str, told: Tensor, classes: int) -> Iterator[Pro
     )
 
 
-def _rare(known: int, number: int, size: int) -> Iterator[Problem]:
+def _rare(objective: SemiSupervisedELBO, known: int, number: int, size: int) -> Iterator[Problem]:
     """Most batches have no row with a label, and the others move the classifier in jumps."""
-    if known * size >= number:
+    if known * size >= math.log(2) * number:  # a batch has none with a probability of 1/2
         return
+    less = (
+        ", and weigh the labels less: SemiSupervisedELBO(classification=10), --objective.classification 10"
+        if objective.classification > 10
+        else ""
+    )
     yield Problem(
         "warning",
         "label_log_prob",
         f"{known} of {number} rows have a label, so that most batches of {size} rows have none, and the others "
         "move the classifier q(y | x) in jumps: repeat rows with a label, by "
-        "ppl_vae.data.oversample_labelled(x, labels, share=0.1) or load_data(..., labelled_share=0.1), on the "
-        "command line --labelled_share 0.1, and then weigh the labels less: --objective.classification 10, say",
+        "ppl_vae.data.oversample_labelled(x, labels, share=0.1), on the command line --labelled_share 0.1"
+        f"{less}",
     )
 
 

@@ -256,6 +256,14 @@ def _train(options: Options) -> None:
     for role, default in DEFAULTS.items():
         options.add_role(role, default)
     _add_data(options)
+    options.add_argument(
+        "--labelled_share",
+        type=float,
+        default=0.0,
+        help="repeat training rows with a label until they make up this share of the rows, where few of many "
+        "have one: 0.1, say (0: as they are)",
+        group=_OF_DATA,
+    )
     _add_training(options)
     _add_versions(options)
 

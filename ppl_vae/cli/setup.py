@@ -21,11 +21,18 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import DATA, FABRIC, PATCHES, TRAINING, add_functions, names
 from ppl_vae.cli.output import warn
 from ppl_vae.cli.parser import Parser
-from ppl_vae.data import Data, load_data, load_patches, picture_folders, rows_alone
+from ppl_vae.data import (
+    Data,
+    load_data,
+    load_patches,
+    oversample_labelled,
+    picture_folders,
+    rows_alone,
+)
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Attributes, GridNetwork, GridPyramid, Labels, Network
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Batches, DataArguments, Pair, Program
+from ppl_vae.pairs import Batch, Batches, DataArguments, Pair, Program
 from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
 from ppl_vae.runtime import HIDDEN, CorruptFileError, make_fabric, seed_everything
 from ppl_vae.training import Fit
@@ -75,7 +82,7 @@ class Setup:
         return method(
             self.model,
             self.guide,
-            self.data.train,
+            _rows_of_training(self.data, self.config),
             objective=self.objective,
             validation=self.data.validation,
             transform=self.data.transform,
@@ -164,7 +171,7 @@ def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     parser = Parser()
     own: dict[str, Any] = {"data": str, "seed": int, "num_samples": int}
-    own |= {"start_from": str | None, "start_parts": str | None}
+    own |= {"start_from": str | None, "start_parts": str | None, "labelled_share": float}
     for name, kind in own.items():
         parser.add_argument(f"--{name}", type=kind)
     data = PATCHES if of_photos(config) else DATA
@@ -222,7 +229,8 @@ def set_up(
     shared = {name: of_model[name] for name in _SHARED if name in of_model}
     guide, config["guide"] = make("guide", {**shape, **shared}, model)
     _require_as_many(model, guide, data)
-    objective, config["objective"] = make("objective", _weight_of_labels(data))
+    rows = _rows_of_training(data, config)
+    objective, config["objective"] = make("objective", _weight_of_labels(rows))
     assert isinstance(objective, Objective)
     made = training_options(config, trust)
     return Setup(data, model, guide, objective, made, config)
@@ -412,12 +420,34 @@ def _context_of(data: Data[Any]) -> dict[str, Any]:
     return {"context": {"class_path": "ppl_vae.networks.Labels", "init_args": classes}, **classes}
 
 
-def _weight_of_labels(data: Data[Any]) -> dict[str, float]:
+def _rows_of_training(data: Data[Any], config: Mapping[str, Any]) -> Batch:
+    """The rows that a training sees: those with a label are repeated if that is asked for.
+
+    Raises:
+        UsageError: There are no rows with a label among others, or the share is none.
+    """
+    share = config.get("labelled_share") or 0.0
+    rows: Batch = data.train
+    if not share:
+        return rows
+    if not 0 < share < 1:
+        raise UsageError(f"--labelled_share must be from 0 to below 1, got {share}")
+    labels = rows[1] if isinstance(rows, tuple) else None
+    if labels is None or labels.dim() > 1 or not bool((labels == HIDDEN).any()):
+        raise UsageError(
+            f"--labelled_share {share} repeats the rows with a label where others have none, and here "
+            f"{'no label is told' if labels is None else 'each row has its label'}: give a number of labels, "
+            "such as --labels 100, or leave it out"
+        )
+    return oversample_labelled(rows[0], labels, share)
+
+
+def _weight_of_labels(rows: Batch) -> dict[str, float]:
     """The weight of `SemiSupervisedELBO`: that of the mean over rows with labels, times `LABEL_WEIGHT`."""
-    if not isinstance(data.train, tuple):
+    if not isinstance(rows, tuple):
         return {}
-    known = int((data.train[1] != HIDDEN).sum())
-    return {"classification": LABEL_WEIGHT * len(data.train[1]) / max(known, 1)}
+    known = int((rows[1] != HIDDEN).sum())
+    return {"classification": LABEL_WEIGHT * len(rows[1]) / max(known, 1)}
 
 
 def _likelihood_for(data: Data[Any]) -> dict[str, Any]:

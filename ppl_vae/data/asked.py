@@ -74,7 +74,6 @@ def require_data_options(
     validation_fraction: float = 0.1,
     max_rows: int | None = None,
     labels: bool | int = False,
-    labelled_share: float = 0.0,
 ) -> None:
     """Raises the errors of `load_data` that its arguments alone show. It reads nothing.
 
@@ -85,24 +84,10 @@ def require_data_options(
     _require_values(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
     if not isinstance(labels, bool | np.bool_):
         require_whole("labels", labels)
-    _require_share(labels, labelled_share)
     for option, given in (("download", download), ("dequantize", dequantize)):
         if not isinstance(given, bool | np.bool_):  # the text 'no' would count as True
             raise TypeError(f"{option} must be True or False, got {given!r}")
     _require_patches(str(name), patch_size, patches, binarize)
-
-
-def _require_share(labels: bool | int, share: float) -> None:
-    """Refuses a share of rows with a label that is none, or has nothing to do."""
-    if not isinstance(share, Real) or isinstance(share, bool):
-        raise TypeError(f"labelled_share must be a number, got {share!r}")
-    if not 0 <= share < 1:
-        raise ValueError(f"labelled_share must be from 0 to below 1, got {share}")
-    if share and (isinstance(labels, bool | np.bool_) or not labels):
-        raise ValueError(
-            f"labelled_share={share} repeats the rows with a label where few have one, and labels={labels}: "
-            "give a number of labels, such as labels=100, or leave it out"
-        )
 
 
 def require_data(name: str) -> None:

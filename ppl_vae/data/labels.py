@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
 from ppl_vae.runtime import HIDDEN, classes_in_words, empty_classes
@@ -139,7 +140,9 @@ def few_labels(
     return hidden
 
 
-def oversample_labelled(x: Tensor, labels: Tensor, share: float = 0.1) -> tuple[Tensor, Tensor]:
+def oversample_labelled(
+    x: ArrayLike, labels: ArrayLike, share: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """Rows and labels of which those with a label are repeated, until they make up a share of all.
 
     With 100 labels among 54,000 rows most batches have none, and those that have one move the classifier in
@@ -147,7 +150,7 @@ def oversample_labelled(x: Tensor, labels: Tensor, share: float = 0.1) -> tuple[
     asked for. So the ELBO of these rows counts r times as much.
 
     Args:
-        x: Rows, `(n, ...)`.
+        x: Rows, `(n, ...)`, a tensor or an array.
         labels: Of each row, -1 where it is hidden, `(n,)`.
         share: Of the rows with a label among all that are returned, from 0 to below 1. No row is left out: if
             more have a label, they stay as they are.
@@ -168,28 +171,18 @@ def oversample_labelled(x: Tensor, labels: Tensor, share: float = 0.1) -> tuple[
     """
     if not 0 <= share < 1:
         raise ValueError(f"oversample_labelled: share must be from 0 to below 1, got {share}")
+    x, labels = torch.as_tensor(x), torch.as_tensor(labels)
     if labels.shape != x.shape[:1]:
         raise ValueError(
             f"oversample_labelled: expected one label for each of {len(x)} rows, got shape "
             f"{tuple(labels.shape)}"
         )
-    if not bool((labels != HIDDEN).any()):
-        raise ValueError("oversample_labelled: no row has a label, all are -1")
-    again = rows_to_repeat(labels, share)
-    return torch.cat([x, x[again]]), torch.cat([labels, labels[again]])
-
-
-def rows_to_repeat(labels: Tensor, share: float) -> Tensor:
-    """Which rows to add, so that those with a label make up a share of all, as in `oversample_labelled`.
-
-    Example:
-        >>> rows_to_repeat(torch.tensor([-1, -1, -1, 4, -1, -1, -1]), 0.3)
-        tensor([3, 3])
-    """
     known = (labels != HIDDEN).nonzero().squeeze(1)
-    hidden = len(labels) - len(known)
-    times = max(1, round(share / (1 - share) * hidden / len(known)))
-    return known.repeat(times - 1)
+    if not len(known):
+        raise ValueError("oversample_labelled: no row has a label, all are -1")
+    times = max(1, round(share / (1 - share) * (len(x) - len(known)) / len(known)))
+    again = known.repeat(times - 1)
+    return torch.cat([x, x[again]]), torch.cat([labels, labels[again]])
 
 
 def warn_of_empty_classes(

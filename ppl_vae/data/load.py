@@ -22,7 +22,7 @@ from ppl_vae.data.asked import (
     require_data_options,
 )
 from ppl_vae.data.folders import read_folder, read_patches
-from ppl_vae.data.labels import rows_to_repeat, warn_of_empty_classes, with_labels
+from ppl_vae.data.labels import warn_of_empty_classes, with_labels
 from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import (
     TEST_FRACTION,
@@ -132,7 +132,6 @@ def load_data(
     validation_fraction: float = ...,
     max_rows: int | None = ...,
     labels: int,
-    labelled_share: float = ...,
     seed: int = ...,
 ) -> Data[tuple[Tensor, Tensor]]: ...
 
@@ -150,7 +149,6 @@ def load_data(
     validation_fraction: float = ...,
     max_rows: int | None = ...,
     labels: Literal[False] = ...,
-    labelled_share: float = ...,
     seed: int = ...,
 ) -> Data[Tensor]: ...
 def load_data(
@@ -165,7 +163,6 @@ def load_data(
     validation_fraction: float = 0.1,
     max_rows: int | None = None,
     labels: bool | int = False,
-    labelled_share: float = 0.0,
     seed: int = 0,
 ) -> Data[Any]:
     """Loads data by name and splits them into training, validation and test rows.
@@ -213,8 +210,6 @@ def load_data(
             given it. A number tells the labels of so many training rows alone, as many of each class as of any
             other, chosen at random; the label of all other rows, also those of validation and test, is -1 then.
             Labels that are whole numbers count from 0 without gaps: a warning names classes that no row has.
-        labelled_share: With a number of labels: training rows with a label are repeated until they make up this
-            share, see `oversample_labelled`. With few among many, most batches would have none.
         seed: Seed of the choices and of the draws for the training and validation rows.
 
     Returns:
@@ -248,7 +243,6 @@ def load_data(
         validation_fraction=validation_fraction,
         max_rows=max_rows,
         labels=labels,
-        labelled_share=labelled_share,
     )
     # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), _generator(seed)
@@ -284,13 +278,6 @@ def load_data(
         parts = (source.train, source.test, source.validation)
         every = [part.labels for part in parts if part is not None and part.labels is not None]
         warn_of_empty_classes(name, rows[0][1], every, labels)
-    train_labels = train.labels()
-    if labelled_share:
-        again = rows_to_repeat(rows[0][1], labelled_share)
-        rows[0] = tuple(torch.cat([each, each[again]]) for each in rows[0])
-        train_labels = (
-            None if train_labels is None else torch.cat([train_labels, train_labels[again]])
-        )
     first = rows[0][0] if isinstance(rows[0], tuple) else rows[0]
     if hint := channels_last(first.shape[1:]):
         warnings.warn(f"{name}: {hint}", UserWarning, stacklevel=2)
@@ -299,7 +286,7 @@ def load_data(
         train=rows[0],
         validation=rows[1],
         test=rows[2],
-        train_labels=train_labels,
+        train_labels=train.labels(),
         validation_labels=validation.labels(),
         test_labels=test.labels(),
         levels=levels,

@@ -30,7 +30,7 @@ class MLP(Network):
         activation: Class of the activation, for example `torch.nn.Softplus`.
         skip: Whether every layer of the decoder reads z, not the first one alone (arXiv:1807.04863), so that
             the decoder finds it harder to ignore z.
-        output: Class of an activation at the end of the decoder, such as `torch.nn.Sigmoid` for the means of rows
+        output: Class of an activation at the end of the decoder, such as `torch.nn.Sigmoid` for means of rows
             with values from 0 to 1; None: the last layer is linear.
 
     Raises:
