@@ -112,8 +112,16 @@ def choose_cases(items: list[pytest.Item]) -> list[str]:
     for item in items:
         case = item.callspec.id if hasattr(item, "callspec") else ""
         test = item.nodeid.partition("[")[0]
-        for mark in [m for m in item.own_markers if m.name == "slow" and m.kwargs]:
-            named[test] = {*mark.kwargs.get("but", ()), *mark.kwargs.get("only", ())}
+        own = [m for m in item.own_markers if m.name == "slow" and m.kwargs]
+        of_all = [m for m in item.iter_markers("slow") if m.kwargs]
+        if len(of_all) > len(own):
+            raise pytest.UsageError(
+                f"{test}: slow(but=...) and slow(only=...) name cases of one test: mark that test, and no class "
+                "or module"
+            )
+        for mark in own:
+            ids = {*mark.kwargs.get("but", ()), *mark.kwargs.get("only", ())}
+            named.setdefault(test, set()).update(ids)
             seen.setdefault(test, set()).add(case)
             if not is_meant(mark, case):
                 item.own_markers.remove(mark)

@@ -26,10 +26,13 @@ class Scores:
         self.made_of = {
             name: hashlib.sha256(each.encode()).hexdigest() for name, each in made_of.items()
         }
-        self.lines: list[dict[str, str]] = []
-        if file.exists():
-            with file.open(newline="") as opened:
-                self.lines = [*csv.DictReader(opened)]
+        self.lines = self._read()
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.file.exists():
+            return []
+        with self.file.open(newline="") as opened:
+            return [*csv.DictReader(opened)]
 
     def of(self, name: str, labels: int) -> list[float]:
         """The shares of a line's first draws, as many as there are."""
@@ -41,6 +44,7 @@ class Scores:
 
     def add(self, name: str, labels: int, share: float) -> None:
         """Keeps the share of the test rows that get their label, of a line's next draw of labels."""
+        self.lines = self._read()  # another process may have added some
         draw = len(self.of(name, labels))
         values = (self.made_of[name], name, str(labels), str(draw), repr(share))
         self.lines.append(dict(zip(self.COLUMNS, values, strict=True)))

@@ -173,12 +173,12 @@ def main(
     adversary costs. The feature distance is |Dis_l(x) - Dis_l(x')|^2, as a share of the variance of Dis_l(x),
     for a row x and its reconstruction x', by the discriminator of a GAN of another seed, without batch norm,
     which no line was trained with. The spread of 500 draws is their variance as a share of that of the rows;
-    *distinct* is how many different training rows are the nearest ones of a draw, as a share of 500. A line
-    counts as collapsed with a spread below a half, or a tenth or less of different rows. Accuracies are those
-    of classifiers on real test rows: of ones that were trained on reconstructions, and of ones that were
-    trained on draws, means of x given z from a normal density of the codes of each class (arXiv:1905.10887), as
-    none of the models knows labels. Rows are unreliable if their log p(x) is not to be trusted, even with
-    better proposals than the guide. All seeds are printed, and means over them.
+    *distinct* is how many different training rows are the nearest ones of a draw, as a share of what could be.
+    A line counts as collapsed with a spread below a half, or less than a tenth of different rows. Accuracies
+    are those of classifiers on real test rows: of ones that were trained on reconstructions, and of ones that
+    were trained on draws, means of x given z from a normal density of the codes of each class
+    (arXiv:1905.10887), as none of the models knows labels. Rows are unreliable if their log p(x) is not to be
+    trusted, even with better proposals than the guide. All seeds are printed, and means over them.
 
     Args:
         data: A video in an `.npy` file, which is split by stretches, or a name as for `load_data`, which has a
@@ -221,7 +221,7 @@ def main(
     measures = Measures(judge, guide_epochs, test_rows, num_samples, classifier_steps, accuracy)
     over = partial(over_stretches, data=data)
     found: dict[tuple[str, int], Measured] = {}
-    for name in chosen:
+    for name in sorted(chosen, key=lambda name: name != "VAE"):  # the others are compared with it
         for seed in range(sizes.seed, sizes.seed + seeds):
             each = measures.of(name, replace(of, sizes=replace(sizes, seed=seed)))
             found[name, seed] = each

@@ -39,13 +39,23 @@ def test_gpus_are_shown_to_tests_that_ask_for_them(expression: str, asked: bool)
     assert asks_for("gpu", expression) == asked
 
 
-def items(mark: pytest.MarkDecorator, *cases: str) -> list[Any]:
+class Item(SimpleNamespace):
+    """A test of a class that may have marks of its own."""
+
+    def iter_markers(self, name: str) -> list[pytest.Mark]:
+        return [mark for mark in (*self.own_markers, *self.of_class) if mark.name == name]
+
+
+def items(
+    mark: pytest.MarkDecorator, *cases: str, of_class: tuple[pytest.Mark, ...] = ()
+) -> list[Any]:
     """What pytest collects of a test with these cases and this mark."""
     return [
-        SimpleNamespace(
+        Item(
             nodeid=f"test_a.py::test_b[{case}]",
             callspec=SimpleNamespace(id=case),
             own_markers=[pytest.mark.parametrize("c", []).mark, mark.mark],
+            of_class=of_class,
         )
         for case in cases
     ]
@@ -71,6 +81,13 @@ def test_a_mark_may_be_for_some_cases(mark: pytest.MarkDecorator, slow: set[str]
 def test_cases_that_are_not_there_are_named(how: str) -> None:
     mark = pytest.mark.slow(**{how: ("a", "b[1]")})
     assert choose_cases(items(mark, "a", "b")) == ["test_a.py::test_b[b[1]]"]
+
+
+def test_cases_are_those_of_one_test() -> None:
+    for mark in (pytest.mark.slow(but=("a",)), pytest.mark.slow(only=("a",))):
+        with pytest.raises(pytest.UsageError, match="mark that test, and no class or module"):
+            choose_cases(items(pytest.mark.slow, "a", of_class=(mark.mark,)))
+    assert choose_cases(items(pytest.mark.slow, "a", of_class=(pytest.mark.slow.mark,))) == []
 
 
 FIRST = """

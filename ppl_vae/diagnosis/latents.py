@@ -144,8 +144,8 @@ def diagnose(
     up to 256 rows, if the number is its mean in all of them (`UseOfPoint`). Below 0.01 nats, the cause is
 
     - `identical rows` or `dead encoder`, as above;
-    - `dead units under a penalty`, or `dead units` if p(z) is improper or was so in training (`fit`): they are
-      the same in all rows. What has killed them does not show in the pair as it is;
+    - `dead units under a penalty`, or `dead units` if p(z) is improper, or was so in training, or beta is 0:
+      they are the same in all rows. What has killed them does not show in the pair as it is;
     - `still training`, if `fit` says so;
     - `units without worth`: they vary, and the decoder does not use them.
 
