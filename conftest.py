@@ -116,8 +116,8 @@ def choose_cases(items: list[pytest.Item]) -> list[str]:
         of_all = [m for m in item.iter_markers("slow") if m.kwargs]
         if len(of_all) > len(own):
             raise pytest.UsageError(
-                f"{test}: slow(but=...) and slow(only=...) name cases of one test: mark that test, and no class "
-                "or module"
+                f"{test}: slow(but=...) and slow(only=...) name cases of one test: mark that test, and no "
+                "class or module"
             )
         for mark in own:
             ids = {*mark.kwargs.get("but", ()), *mark.kwargs.get("only", ())}

@@ -373,6 +373,40 @@ def test_measures_of_draws_are_those_of_known_ones(
     assert float(module.kept(file, "two", lambda: measured(0.1, 0.5)).spread) == pytest.approx(0.1)
 
 
+def test_the_price_of_an_adversary_is_paired_by_row_and_seed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    module: Any = importlib.import_module("vae_gan")
+
+    def measured(log_p: list[float], spread: float) -> Any:
+        rest = dict.fromkeys((each.name for each in fields(module.Measured)), torch.ones(1))
+        own = {
+            "log_p": torch.tensor(log_p),
+            "at": torch.tensor([0, 1, 70]),
+            "accuracy": torch.empty(0),
+        }
+        return module.Measured(**(rest | own | {"spread": torch.tensor(spread)}))
+
+    found = {
+        ("VAE", 0): measured([1.0, 2.0, 3.0], 0.9),
+        ("VAE", 1): measured([3.0, 2.0, 1.0], 0.9),
+        ("GAN", 0): measured([0.0, 1.0, 1.0], 0.1),  # -1, -1 and -2
+        ("GAN", 1): measured([1.0, 0.0, -1.0], 0.8),  # -2 everywhere
+    }
+    over_rows = partial(module.over_stretches, data="digits")
+    of_video = partial(module.over_stretches, data="faces.npy")  # rows 0 and 1 are of one stretch
+    assert module._minus_vae(over_rows, found, "GAN", 0) == "-1.33 ± 0.33"
+    assert module._minus_vae(over_rows, found, "GAN", 1) == "-2.00 ± 0.00"
+    assert module._minus_vae(of_video, found, "GAN", 0).startswith("-1.33 ± 0.4")
+    assert module._minus_vae(over_rows, found, "VAE", 0) == ""
+    module._over_seeds(found)
+    vae, gan = rows(capsys.readouterr().out)
+    assert (vae["minus VAE"], vae["collapsed"]) == ("", "0 of 2")
+    assert (gan["log p(x)"], gan["minus VAE"]) == ("0.33 ± 0.33", "-1.67 ± 0.33")
+    assert (gan["spread of draws"], gan["collapsed"]) == ("0.45 ± 0.35", "1 of 2")
+
+
 def test_accuracy_is_that_of_separable_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, if reconstructions are the rows; none, if each is like one of the other class."""
     monkeypatch.syspath_prepend(ROOT / "analyses")
