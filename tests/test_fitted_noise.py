@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import evaluate, fit, refit_guide
-from ppl_vae.capture import step as capture_step
+from ppl_vae.capture import recording, step as capture_step
 from ppl_vae.checks import PairWarning
 from ppl_vae.cli import main
 from ppl_vae.guides import FullCovariance, MeanField
@@ -182,7 +182,7 @@ def test_nothing_else_of_a_gan_changes() -> None:
 def test_recorded_steps_and_those_of_pyro_find_the_same(
     likelihood: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = Mock(wraps=capture_step.record)
+    recorded = Mock(wraps=recording.record)
     monkeypatch.setattr(capture_step, "RECORD_AFTER", 0)
     monkeypatch.setattr(capture_step, "record", recorded)
     found = []
@@ -290,7 +290,7 @@ class OfLabelled(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> None:
         model, w = self._model[0], self._w
         b = model.decode(torch.zeros(len(x), LATENTS), c).mean.detach()
-        s2 = model.likelihood.sigma**2  # type: ignore[operator, union-attr]
+        s2 = model.likelihood.sigma**2  # type: ignore[operator]
         precision = torch.eye(LATENTS) + w.T @ w / s2
         mean = torch.linalg.solve(precision, w.T @ (x - b).T / s2).T
         with pyro.plate("data", len(x)):
@@ -330,7 +330,7 @@ def test_a_model_that_is_made_of_its_guide() -> None:
     after = model.state_dict()
     assert {n for n in before if not torch.equal(after[n], before[n])} == {"likelihood.variance"}
     w, b = map(Tensor.detach, weights_of(model))
-    q = poutine.trace(other).get_trace(x).nodes["z"]["fn"]
+    q: Any = poutine.trace(other).get_trace(x).nodes["z"]["fn"]
     errors = (x - q.mean @ w.T - b).square().sum(1) + (q.variance @ w.T.square()).sum(1)
     expected = float(errors.mean().detach()) / SIZE
     assert float(model.likelihood.variance) == pytest.approx(expected, rel=0.03)

@@ -15,6 +15,7 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     PairError,
+    Site,
     innermost,
     num_rows,
     observed_sites,
@@ -201,7 +202,7 @@ def _require_kept(likelihood: Any) -> None:
     )
 
 
-def _site_of_rows(model_trace: Trace) -> dict[str, Any]:
+def _site_of_rows(model_trace: Trace) -> Site:
     """The observed site of the model, beside what it is given."""
     observed = {
         name: site
