@@ -7,11 +7,12 @@ import csv
 import math
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import catalogue
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 import yaml
@@ -21,14 +22,20 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import evaluate, fit, refit_guide
+from ppl_vae.capture import recording, step as capture_step
+from ppl_vae.checks import PairWarning
 from ppl_vae.cli import main
 from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian, LearnedGaussian, Likelihood, OptimalGaussian
-from ppl_vae.models import VAE, VAEGAN, ProbabilisticPCA
-from ppl_vae.networks import MLP, Convolutional
+from ppl_vae.models import VAE, VAEGAN, ConditionalVAE, ProbabilisticPCA, VampPrior
+from ppl_vae.networks import MLP, AutoregressiveDecoder, Convolutional, Labels
 from ppl_vae.objectives import GANLoss
 from ppl_vae.pairs import PairError
 from ppl_vae.runtime import make_fabric, read_tensors
+from ppl_vae.training import require_noise
+
+# Short trainings end before that; a test of its own asks for it.
+pytestmark = pytest.mark.filterwarnings("ignore:the noise had not settled")
 
 SIZE, LATENTS, NOISE = 12, 2, 0.4
 LINEAR = MLP(hidden=())
@@ -58,18 +65,29 @@ def weights_of(model: Any) -> tuple[Tensor, Tensor]:
     return layer.weight, layer.bias
 
 
-def exact_of(model: Any, x: Tensor, sigma: float) -> Tensor:
-    """log p(x) of the linear decoder, N(b, W W^T + s^2 I)."""
-    w, b = (part.detach().double() for part in weights_of(model))
+def log_p_of(w: Tensor, residuals: Tensor, sigma: float) -> Tensor:
+    """log p(x) of a linear decoder, N(x - b; 0, W W^T + s^2 I)."""
+    w = w.detach().double()
     covariance = w @ w.T + sigma**2 * torch.eye(SIZE, dtype=torch.float64)
-    log_p: Tensor = MultivariateNormal(b, covariance).log_prob(x.double())
+    zeros = torch.zeros(SIZE, dtype=torch.float64)
+    log_p: Tensor = MultivariateNormal(zeros, covariance).log_prob(residuals.double())
     return log_p
+
+
+def exact_of(model: Any, x: Tensor, sigma: float) -> Tensor:
+    w, b = weights_of(model)
+    return log_p_of(w, x - b.detach(), sigma)
 
 
 def best_sigma(model: Any, x: Tensor) -> float:
     """The one of largest log p(x) for W and b as they are."""
+    w, b = weights_of(model)
+    return best_for(w, x - b.detach())
+
+
+def best_for(w: Tensor, residuals: Tensor) -> float:
     found = minimize_scalar(
-        lambda log_sigma: -float(exact_of(model, x, math.exp(log_sigma)).mean()),
+        lambda log_sigma: -float(log_p_of(w, residuals, math.exp(log_sigma)).mean()),
         bounds=(-3.0, 3.0),
         method="bounded",
         options={"xatol": 1e-8},
@@ -160,16 +178,162 @@ def test_nothing_else_of_a_gan_changes() -> None:
     assert torch.equal(model.eval().decode(z).mean, means)
 
 
-def test_recorded_steps_and_those_of_pyro_find_the_same() -> None:
+@pytest.mark.parametrize("likelihood", [LearnedGaussian, OptimalGaussian])
+def test_recorded_steps_and_those_of_pyro_find_the_same(
+    likelihood: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Mock(wraps=recording.record)
+    monkeypatch.setattr(capture_step, "RECORD_AFTER", 0)
+    monkeypatch.setattr(capture_step, "record", recorded)
     found = []
     for capture in (True, False):
-        model, x = linear(vae(LearnedGaussian()))
+        model, x = linear(vae(likelihood()))
         guide = MeanField((SIZE,), LATENTS, LINEAR)
         options: dict[str, Any] = {"max_epochs": 4, "batch_size": 50, "capture": capture}
         found.append(refit_guide(model, guide, x, fit_noise=True, seed=0, **options).history)
+        assert recorded.call_count > 0
     one, other = ([{n: v for n, v in row.items() if n != "seconds"} for row in h] for h in found)
     assert one == other
     assert len({row["sigma"] for row in one}) == 4
+
+
+def test_early_stopping_counts_from_the_last_update_on(tmp_path: Path) -> None:
+    """Also if a training that has ended goes on with more epochs, and so with more updates."""
+    model, x = linear(gan())
+    model.likelihood.set_sigma(3.0)
+    guide, best = Posterior(model), best_sigma(model, x)
+    options: dict[str, Any] = {"batch_size": 50, "learning_rate": 1e-9, "validation": x[:20]}
+    options |= {"fit_noise": True, "patience": 1, "run_dir": tmp_path}
+    short = refit_guide(model, guide, x, seed=0, max_epochs=3, **options)
+    assert short.best_epoch == 3
+    fitted = refit_guide(model, guide, x, max_epochs=30, resume=True, **options)
+    # Before the epochs after 6, 12, 18 and 24 ones.
+    assert fitted.best_epoch > 24
+    assert fitted.epochs == fitted.best_epoch + 1 < 30
+    assert fitted.stopped.startswith("no better held-out ELBO")
+    since = [row["validation_elbo"] for row in fitted.history[24:]]
+    assert since[fitted.best_epoch - 25] == max(since)
+    assert float(model.likelihood.sigma) == pytest.approx(fitted.history[24]["sigma"])
+    assert float(model.likelihood.sigma) == pytest.approx(best, rel=0.01)
+
+
+def test_it_says_whether_the_noise_has_settled() -> None:
+    model, x = linear(gan())
+    model.likelihood.set_sigma(3.0)
+    options: dict[str, Any] = {
+        "fit_noise": True,
+        "batch_size": 50,
+        "learning_rate": 1e-9,
+        "seed": 0,
+    }
+    with pytest.warns(PairWarning, match="had not settled"):
+        fitted = refit_guide(model, Posterior(model), x, max_epochs=2, **options)
+    after = float(model.likelihood.sigma)
+    told = f"the last update changed sigma from 3 to {after:.3g}; give more max_epochs"
+    assert fitted.warnings == (f"the noise had not settled: {told}",)
+    assert refit_guide(model, Posterior(model), x, max_epochs=5, **options).warnings == ()
+
+
+class Number(nn.Module):
+    """Rows that are single numbers, N(2 z, s^2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.likelihood = OptimalGaussian()
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(2 * z, self.likelihood.sigma), obs=x)
+
+
+class OfNumber(nn.Module):
+    """Its posterior, N(2 x / (4 + s^2), s^2 / (4 + s^2))."""
+
+    def __init__(self, model: Number) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(0.0))
+        self._model = [model]
+
+    def forward(self, x: Tensor) -> None:
+        s2 = self._model[0].likelihood.variance
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(2 * x / (4 + s2) + self.shift, (s2 / (4 + s2)).sqrt())
+            pyro.sample("z", q)
+
+
+def test_rows_may_be_single_numbers() -> None:
+    """The M step: the mean of (x - 2 m)^2 + 4 v."""
+    torch.manual_seed(0)
+    x = 2.5 * torch.randn(4000)
+    model = Number()
+    model.likelihood.set_sigma(3.0)
+    expected = (9 / 13) ** 2 * float(x.square().mean()) + 4 * 9 / 13
+    options: dict[str, Any] = {
+        "max_epochs": 2,
+        "batch_size": 2000,
+        "learning_rate": 1e-9,
+        "seed": 0,
+    }
+    refit_guide(model, OfNumber(model), x, fit_noise=True, **options)
+    assert float(model.likelihood.variance) == pytest.approx(expected, rel=0.03)
+
+
+class OfLabelled(nn.Module):
+    """The posterior of a linear decoder of z and a label."""
+
+    def __init__(self, model: ConditionalVAE, w: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(LATENTS))
+        self._model, self._w = [model], w
+
+    def forward(self, x: Tensor, c: Tensor) -> None:
+        model, w = self._model[0], self._w
+        b = model.decode(torch.zeros(len(x), LATENTS), c).mean.detach()
+        s2 = model.likelihood.sigma**2  # type: ignore[operator]
+        precision = torch.eye(LATENTS) + w.T @ w / s2
+        mean = torch.linalg.solve(precision, w.T @ (x - b).T / s2).T
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(mean + self.shift, precision_matrix=precision))
+
+
+def test_what_a_model_is_given_is_left_out() -> None:
+    torch.manual_seed(0)
+    model = ConditionalVAE((SIZE,), LATENTS, LINEAR, OptimalGaussian(), context=Labels(3))
+    for parameter in model.decoder.parameters():
+        nn.init.normal_(parameter)
+    c = torch.arange(200) % 3
+    with torch.no_grad():
+        z, unit = torch.randn(200, LATENTS), torch.eye(LATENTS)
+        x = model.decode(z, c).mean
+        x = x + NOISE * torch.randn(x.shape) + 0.3 * torch.randn(200, 1)
+        none = model.decode(torch.zeros(200, LATENTS), c).mean
+        w = (model.decode(unit, c[:1].expand(LATENTS)).mean - none[0]).T
+        assert torch.allclose(none + z @ w.T, model.decode(z, c).mean, atol=1e-4)
+    assert not torch.allclose(none[0], none[1])
+    options: dict[str, Any] = {"max_epochs": 5, "batch_size": 50, "learning_rate": 1e-9, "seed": 0}
+    refit_guide(model, OfLabelled(model, w), (x, c), fit_noise=True, **options)
+    assert float(model.likelihood.sigma) == pytest.approx(best_for(w, x - none), rel=0.01)  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_made_of_its_guide() -> None:
+    """The M step of q(z | x) = N(m, v): the mean of |x - W m - b|^2 + sum_ij W_ij^2 v_j, over D."""
+    torch.manual_seed(0)
+    prior = VampPrior(components=3)
+    model, x = linear(VAE((SIZE,), LATENTS, LINEAR, OptimalGaussian(), prior=prior))
+    model.prior.attach_guide(MeanField((SIZE,), LATENTS, LINEAR))
+    other = MeanField((SIZE,), LATENTS, LINEAR)
+    refit_guide(model, other, x, max_epochs=1, seed=0)  # keeps its guide from here on
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options: dict[str, Any] = {"max_epochs": 2, "batch_size": 50, "learning_rate": 1e-9, "seed": 0}
+    refit_guide(model, other, x, fit_noise=True, **options)
+    after = model.state_dict()
+    assert {n for n in before if not torch.equal(after[n], before[n])} == {"likelihood.variance"}
+    w, b = map(Tensor.detach, weights_of(model))
+    q: Any = poutine.trace(other).get_trace(x).nodes["z"]["fn"]
+    errors = (x - q.mean @ w.T - b).square().sum(1) + (q.variance @ w.T.square()).sum(1)
+    expected = float(errors.mean().detach()) / SIZE
+    assert float(model.likelihood.variance) == pytest.approx(expected, rel=0.03)
 
 
 CALLS = [0]
@@ -183,12 +347,43 @@ def stopping(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("batches", [8, 12, 30])
+@pytest.mark.parametrize("kind", [OptimalGaussian, LearnedGaussian])
+def test_after_an_error_all_is_as_trainable_as_before(kind: Any) -> None:
+    model, x = linear(vae(kind()))
+    model.decoder.eval()
+    weights_of(model)[1].requires_grad_(False)
+    guide = MeanField((SIZE,), LATENTS, LINEAR)
+
+    def state() -> tuple[list[bool], list[bool]]:
+        parts, weights = model.modules(), model.parameters()
+        return [part.training for part in parts], [p.requires_grad for p in weights]
+
+    before = state()
+    assert {*before[0]} == {*before[1]} == {True, False}
+    model.likelihood.set_sigma(3.0)
+    CALLS[0] = 16  # the noise was found before
+    options: dict[str, Any] = {"max_epochs": 5, "batch_size": 50, "transform": stopping}
+    with pytest.raises(KeyboardInterrupt):
+        refit_guide(model, guide, x, fit_noise=True, seed=0, **options)
+    assert float(model.likelihood.sigma) < 2.9
+    assert not CALLS[0]
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches"),
+    [
+        pytest.param("GAN", 8, marks=pytest.mark.slow),
+        ("GAN", 12),
+        pytest.param("GAN", 30, marks=pytest.mark.slow),
+        ("LearnedGaussian", 30),
+    ],
+)
 def test_a_refit_that_was_stopped_goes_on_with_the_noise_that_it_had(
-    batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ppl_vae.training.checkpoints.CHECKPOINT_SECONDS", (0.0, 0.0))
-    model, x = linear(gan())
+    model, x = linear(gan() if kind == "GAN" else vae(LearnedGaussian()))
     torch.manual_seed(1)
     guide = MeanField((SIZE,), LATENTS, LINEAR)
     options: dict[str, Any] = {"max_epochs": 5, "batch_size": 50, "transform": stopping}
@@ -207,7 +402,8 @@ def test_a_refit_that_was_stopped_goes_on_with_the_noise_that_it_had(
     with pytest.raises(ValueError, match="fit_noise"):
         refit("stopped", resume=True, fit_noise=False)
     resumed, rest = refit("stopped", resume=True)
-    assert float(resumed.likelihood.variance) == float(whole.likelihood.variance)
+    assert float(resumed.likelihood.sigma) == float(whole.likelihood.sigma)
+    assert rest.warnings == all_of_it.warnings
     assert [row["elbo"] for row in rest.history] == [row["elbo"] for row in all_of_it.history]
     assert [row["sigma"] for row in rest.history] == [row["sigma"] for row in all_of_it.history]
 
@@ -257,6 +453,56 @@ def test_likelihoods_without_a_noise_that_is_found_are_refused(likelihood: Likel
     told = rf"finds the noise of OptimalGaussian\(\) and LearnedGaussian\(\), and VAE has {name}: leave"
     with pytest.raises(TypeError, match=told):
         refit_guide(model, guide, torch.rand(8, SIZE), fit_noise=True)
+
+
+class Forgets(Gaussian):
+    def set_sigma(self, sigma: float) -> None:
+        self.sigma = sigma
+
+
+class Several(OptimalGaussian):
+    @property
+    def sigma(self) -> Tensor:
+        return torch.ones(2)
+
+
+class Keeps(Gaussian):
+    """One of one's own that has its noise in a buffer, and bounds."""
+
+    kept: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        del self.sigma
+        self.register_buffer("kept", torch.tensor(0.7))
+
+    def __getattr__(self, name: str) -> Any:
+        return self.kept if name == "sigma" else super().__getattr__(name)
+
+    def set_sigma(self, sigma: float) -> None:
+        self.kept.fill_(min(sigma, 0.7))
+
+
+def test_a_likelihood_of_ones_own_keeps_its_noise_in_its_state() -> None:
+    guide, x = MeanField((SIZE,), LATENTS, LINEAR), torch.rand(8, SIZE)
+    own = Forgets(0.3)
+    with pytest.raises(TypeError, match="parameter or a buffer, and that of Forgets changes none"):
+        refit_guide(vae(own), guide, x, fit_noise=True)
+    assert own.sigma == 0.3
+    with pytest.raises(TypeError, match="a number `sigma`, and Several has none"):
+        require_noise(vae(Several()))
+    for kept in (Keeps(), LearnedGaussian(0.3), OptimalGaussian()):
+        before = copy.deepcopy(kept.state_dict())
+        assert require_noise(vae(kept)) is kept
+        assert all(torch.equal(value, before[n]) for n, value in kept.state_dict().items())
+
+
+def test_a_decoder_that_reads_the_row_is_refused() -> None:
+    network = AutoregressiveDecoder(MLP(hidden=(4,)), channels=2, layers=1, window=2)
+    model = VAE((1, 4, 4), 2, network, LearnedGaussian())
+    guide = MeanField((1, 4, 4), 2, MLP(hidden=(4,)))
+    with pytest.raises(PairError, match=r"that of 'x' reads the row, too.*Leave fit_noise out"):
+        refit_guide(model, guide, torch.rand(8, 1, 4, 4), fit_noise=True, max_epochs=2)
 
 
 def test_what_does_not_suit_is_named() -> None:

@@ -69,8 +69,9 @@ class Fit:
         warnings: Why not to trust the results: minus the loss and the ELBO differ by more than noise; what the
             checks warn of in batches of another kind than the first; the guide gives points in some batches
             only, so that the means mix two kinds of rows; no row has some class, or the labels do
-            not train the classifier, as `SemiSupervisedELBO` would; or steps were taken with a recording that
-            was then found to differ from Pyro. Each was also shown as a `PairWarning`.
+            not train the classifier, as `SemiSupervisedELBO` would; the noise that `refit_guide` finds was
+            still changing; or steps were taken with a recording that was then found to differ from Pyro. Each
+            was also shown as a `PairWarning`.
         batch_size: The `batch_size` that was given, or its default; None if that is not known.
         learning_rate: The step size of the default optimizer; None if another one was given.
         prior_epochs: How many of the last epochs fitted a new prior to the codes of the trained pair, as

@@ -39,7 +39,8 @@ def refit_guide(
     The epochs are cut in five parts, or in as many as there are epochs; before each but the first sigma is set,
     from all rows with five draws each. So the guide comes last, and suits the noise. The likelihood of the
     model that is given is changed in place, and nothing else of it: E[x | z] stays bit for bit. `history` has
-    `sigma`.
+    `sigma`. With `patience`, epochs count from the last of these times on, and the best of those is kept. If
+    sigma still changed by more than 5 % then, `Fit.warnings` says so.
 
     Args:
         model: Pyro program of p(x, z), trained. If it has `pyro.param` statements, `fit(...).model`,
@@ -47,7 +48,8 @@ def refit_guide(
         guide: Pyro program of q(z | x); training starts from its current parameters.
         x: The rows, as for `ppl_vae.fit`.
         fit_noise: Whether the noise of `model.likelihood` is found, which is `OptimalGaussian`,
-            `LearnedGaussian`, or one of your own with a number `sigma` and a method `set_sigma`.
+            `LearnedGaussian`, or one of your own with a number `sigma` and a method `set_sigma` that changes a
+            parameter or a buffer, so that checkpoints hold it.
         **options: Those of `ppl_vae.fit`.
 
     Returns:
@@ -56,7 +58,7 @@ def refit_guide(
     Raises:
         PairError: The model has `pyro.param` statements and carries no values for them, or `check`
             found something that makes training wrong; or `fit_noise` is given for a model that observes several
-            sites, or sums latents out.
+            sites beside what it is given (`Given`), sums latents out, or has a decoder that reads the row.
         ValueError: The guide has no parameters of its own; or `fit_noise` is given with a single epoch.
         TypeError: The guide is a messenger (`AutoNormalMessenger`), which runs a model of its own; or
             `fit_noise` is given for a model whose likelihood has no noise to find.

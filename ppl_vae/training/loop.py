@@ -8,6 +8,7 @@ several processes train together.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
@@ -61,7 +62,7 @@ from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
-from ppl_vae.training.noise import Noise
+from ppl_vae.training.noise import Noise, unsettled
 from ppl_vae.training.optimizers import (
     make_optimizer,
     make_scheduler,
@@ -157,7 +158,8 @@ class Training:
         noise = getattr(pair.model, "noise", None)  # of `refit_guide`
         self.noise = noise if isinstance(noise, Noise) else None
         if self.noise is not None:
-            self.noise.check(layout)
+            with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
+                self.noise.check(layout, trace_pair(pair, first)[0])
         objective = self.objective.of(layout, first)
         self.resolved = objective
         self._judged_by_elbo = objective.judged_by_elbo
@@ -354,6 +356,7 @@ class Training:
                 if self.processes.from_first(due):  # clocks differ, and all processes take part
                     self._save()
         self._look_at_target()
+        self._look_at_noise()
         if self.best is not None and self.patience is not None:
             device = self.processes.device
             self.pair.load_state({n: t.to(device) for n, t in self.best.items()})
@@ -410,7 +413,14 @@ class Training:
         now, epoch = self.progress, self.progress.epoch
         if self.noise is None or now.step_in_epoch or not self.noise.is_due(epoch, self.max_epochs):
             return
-        self.noise.find(self.pair, self.rows, self.seed, epoch)
+        now.noise = [*self.noise.find(self.pair, self.rows, self.seed, epoch)]
+        # What was best with another noise; it is there if more epochs are asked for than before.
+        now.best_elbo, now.best_epoch, self.best = -math.inf, 0, None
+
+    @property
+    def _noise_is_final(self) -> bool:
+        """Whether the noise in the last epoch is that of the end: others are not compared with it."""
+        return self.noise is None or self.noise.is_final(self.progress.epoch, self.max_epochs)
 
     def _batches(self) -> Iterator[tuple[Batch | None, int]]:
         """The batches of the epoch that are still to come."""
@@ -527,7 +537,8 @@ class Training:
         elif self.scheduler is not None:
             step_scheduler(self.scheduler)
         warm = self._judged_by_elbo and progress.epoch >= self.objective.requested.warmup_epochs
-        if self.patience is not None and warm and watched > progress.best_elbo:
+        counts = warm and self._noise_is_final
+        if self.patience is not None and counts and watched > progress.best_elbo:
             progress.best_elbo, progress.best_epoch = watched, progress.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
         return row
@@ -560,6 +571,13 @@ class Training:
         if missed is not None:
             self._tell(missed)
 
+    def _look_at_noise(self) -> None:
+        """Warns that the noise was still changing when it was found for the last time."""
+        found = self.progress.noise
+        told = None if found is None else unsettled(*found)
+        if told is not None:
+            self._tell(told)
+
     @property
     def _mixture(self) -> str | None:
         """That means of the epoch mix points and densities, if they do."""
@@ -579,7 +597,7 @@ class Training:
 
     def _has_stopped_early(self) -> bool:
         progress = self.progress
-        if self.patience is None or progress.best_epoch == 0:
+        if self.patience is None or progress.best_epoch == 0 or not self._noise_is_final:
             return False
         return progress.epoch - progress.best_epoch >= self.patience
 

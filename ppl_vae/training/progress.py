@@ -27,6 +27,7 @@ class Progress:
         seconds: Time spent.
         control: The state of the controller of beta, if there is one.
         aggression: The state of aggressive updates of the guide, if they are asked for.
+        noise: sigma before and after the last time that the noise was found, if it was.
     """
 
     epoch: int = 0
@@ -39,6 +40,7 @@ class Progress:
     seconds: float = 0.0
     control: list[float] | None = None
     aggression: list[float] | None = None
+    noise: list[float] | None = None
 
     def count_step(self, metrics: Mapping[str, float], rows: float) -> None:
         """Counts a step whose metrics are means over so many rows."""
