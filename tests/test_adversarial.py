@@ -497,6 +497,7 @@ def test_a_discriminator_comes_to_the_divergence() -> None:
     assert torch.equal(model.affine, before)
 
 
+@pytest.mark.slow
 def test_a_generator_comes_to_the_rows() -> None:
     """The whole game, from draws of N(1, 0.5^2) to rows of N(0, 1): mean and spread within 0.15."""
     model, guide = Affine(1.0, 0.5), Latent()

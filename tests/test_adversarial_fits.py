@@ -580,6 +580,7 @@ def test_settings(kind: Any, settings: dict[str, Any], told: str) -> None:
 OPTIONS = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--quiet", "--max_epochs", "1")
 
 
+@pytest.mark.slow(only=("GANLoss",))
 @pytest.mark.parametrize(
     "objective",
     [

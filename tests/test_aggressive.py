@@ -122,6 +122,7 @@ def test_without_it_nothing_is_measured() -> None:
     assert "mutual_information" not in fitted.history[0]
 
 
+@pytest.mark.slow(only=("7",))
 @pytest.mark.parametrize(  # the phase ends after 18
     "epochs", [7, pytest.param(22, marks=pytest.mark.slow)]
 )

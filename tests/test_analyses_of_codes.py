@@ -477,7 +477,7 @@ def test_two_rows_of_the_table_in_nats(tmp_path: Path) -> None:
 SLOW = ("classification_accuracy.py", "vq_vae.py")
 
 
-@pytest.mark.slow(only=("compression.py",))
+@pytest.mark.slow(only=("compression.py", "bits_back.py"))
 @pytest.mark.parametrize(
     "script",
     [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CHECKS],

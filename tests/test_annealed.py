@@ -95,6 +95,7 @@ def test_the_mean_weight_of_short_runs_is_the_evidence(guide: Any, num_steps: in
     assert ((relative / found.log_likelihood_error).abs() < 3.5).all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**21)
     model, guide, x = vae()

@@ -146,6 +146,7 @@ def decay_of_weights(tensors: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=lr)
 
 
+@pytest.mark.slow(only=("0.0-decay_of_all",))
 @pytest.mark.parametrize(
     ("mean", "optimizer"), [(0.0, decay_of_all), (2.0, decay_of_weights), (2.0, decay_of_all)]
 )
@@ -348,6 +349,7 @@ def planted_rows(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return dictionary, codes, codes @ dictionary
 
 
+@pytest.mark.slow
 def test_a_planted_dictionary_is_found() -> None:
     dictionary, codes, x = planted_rows(4000)
     torch.manual_seed(0)
@@ -624,6 +626,7 @@ def test_a_density_of_linear_codes_has_an_exact_evidence(prior: Any, likelihood:
     torch.testing.assert_close(refitted.log_evidence(x), expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow(only=("FullNormal",))
 @pytest.mark.parametrize("prior", [FullNormal(), MixturePrior(3)], ids=lambda p: type(p).__name__)
 def test_what_evaluate_says_of_a_density_is_its_exact_evidence(prior: Any) -> None:
     """By importance samples of a guide that is trained for it: of normals it may be the posterior itself."""
@@ -872,6 +875,7 @@ def test_a_vae_without_noise_is_the_autoencoder() -> None:
             torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_q_of_a_linear_pair_shrinks_to_a_point() -> None:
     """A linear VAE is probabilistic PCA: its q has the variance sigma^2 / l along a component of the variance l
     (arXiv:1911.02469). Each training goes on where the one with more noise ended. With one latent nothing has

@@ -535,6 +535,7 @@ def exact_codes() -> tuple[Any, Any]:
     return model, guide
 
 
+@pytest.mark.slow
 def test_a_density_of_codes_for_each_class_draws_the_normals_of_the_classes() -> None:
     train, means, covariance = plane(3)
     y = torch.arange(30_000) % 3

@@ -301,6 +301,7 @@ def test_a_class_of_ones_own(mine: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", str(tmp_path / "run"), "--trust_packages", mine]) == 0
 
 
+@pytest.mark.slow
 def test_functions_of_ones_own(
     mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

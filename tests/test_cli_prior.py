@@ -203,6 +203,7 @@ def test_whether_the_fit_of_the_prior_had_ended(
         assert "; train for longer" not in out
 
 
+@pytest.mark.slow
 def test_a_prior_that_was_never_below_its_start_is_told(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +257,7 @@ def test_vectors_have_a_prior_of_vectors(
     assert "--prior MixturePrior --prior.components 3" in again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["labels", pytest.param("levels", marks=pytest.mark.slow)])
 def test_a_fit_that_was_killed_goes_on(
     source: str,

@@ -137,6 +137,7 @@ def test_lines_in_bands_are_those_of_the_whole_picture(photo: Photo) -> None:
     assert torch.allclose(whole.mean, cut.mean, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_colors_against_the_table_of_all_colors() -> None:
     """Mean and mode of a pixel, by a sum over all chroma that its luma leaves room for."""
     model = trained(IndependentSegments(2, LumaColors(window=1, hidden=4), SMALL))
@@ -234,6 +235,7 @@ def test_scores_are_those_of_evaluate_and_of_scikit_learn(photo: Photo) -> None:
     assert not found.warnings
 
 
+@pytest.mark.slow(only=("ScanLineSegments",))
 @pytest.mark.parametrize(
     "rung",
     [IndependentSegments, ScanLineSegments, pytest.param(TreeSegments, marks=pytest.mark.slow)],

@@ -60,6 +60,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_holds_what_was_measured_on_photos(run: Path, photos: Path) -> None:
     held_out = load_photos(f"folder:{photos}", longest=60).test
     loaded = load_run(run)
@@ -112,6 +113,7 @@ def test_samples_of_the_run_are_colored_pictures(run: Path, tmp_path: Path) -> N
     ).mean() > 0.05  # colors, between black letters and white paper
 
 
+@pytest.mark.slow
 def test_a_training_goes_on(run: Path, tmp_path: Path, photos: Path) -> None:
     """Two epochs and then one more are three epochs, bit by bit."""
     begun = shutil.copytree(run, tmp_path / "begun")

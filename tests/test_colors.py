@@ -35,6 +35,7 @@ def test_every_color_comes_back(all_colors: Tensor) -> None:
     assert torch.equal(to_rgb(luma, chroma), all_colors)
 
 
+@pytest.mark.slow
 def test_the_chroma_of_a_luma_is_in_its_interval_and_all_of_it_is_some_colors(
     all_colors: Tensor,
 ) -> None:

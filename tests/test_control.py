@@ -161,6 +161,7 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     assert state == control.begin()
 
 
+@pytest.mark.slow
 def test_early_stopping_does_not_keep_weights_that_miss_the_target() -> None:
     """The best ELBO comes before beta has pressed the rate down."""
     pair = Diagonal(), Slopes()

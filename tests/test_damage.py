@@ -283,6 +283,7 @@ def over_random_damage(count: int) -> Callable[[Check], Check]:
     return decorate
 
 
+@pytest.mark.slow
 @over_random_damage(6)
 def test_random_damage_is_named_or_does_not_matter(
     name: str, damage: Damage, command: str, bench: Bench

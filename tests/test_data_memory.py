@@ -192,6 +192,7 @@ train(160)
 """
 
 
+@pytest.mark.slow
 def test_a_stream_larger_than_memory_is_trained_on_and_evaluated() -> None:
     """40 MiB of rows per pass, where 28 MiB are left."""
     run(STREAM)

@@ -232,6 +232,7 @@ def test_codes_that_are_drawn_are_codes() -> None:
     assert "of it given x" in found.summary()
 
 
+@pytest.mark.slow
 def test_dead_codes_that_are_drawn_are_named() -> None:
     model, guide, fitted = trained(SMALL, random(64, 32), 4, temperature=0.02)
     found = seen(model, guide, SMALL, fit=fitted)
@@ -589,6 +590,7 @@ def test_few_rows_say_so() -> None:
     assert single.cause == "none"
 
 
+@pytest.mark.slow
 def test_several_codebooks_are_judged_one_by_one() -> None:
     x = bits()[:300]
     model, guide, _ = trained(x, ResidualQuantizer(8, 3, 2), 4, epochs=25)

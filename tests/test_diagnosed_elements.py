@@ -199,6 +199,7 @@ def with_a_prior_that_sees(
     return model
 
 
+@pytest.mark.slow
 def test_a_guide_that_lags_behind_a_prior_that_sees_is_named_and_mended(
     pictures: tuple[Tensor, Tensor],
 ) -> None:

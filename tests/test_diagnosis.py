@@ -221,6 +221,7 @@ def unused(first: str, second: str, slope: float, scale: float, observed: bool) 
     return program
 
 
+@pytest.mark.slow
 def test_a_latent_that_follows_another_is_not_active_for_that() -> None:
     """Both collapsed; z1 moves with z2's noise, which says nothing about x."""
     model, guide = (unused("z2", "z1", 0.9, 0.5, observed) for observed in (True, False))

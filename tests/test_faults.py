@@ -82,6 +82,7 @@ def test_nothing_is_said_of_a_healthy_pair() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_that_overfits() -> None:
     """A shift s of a mean with posterior variance v costs s^2 / 2v of KL."""
     model, guide, train, held = true_pair(shift=0.3)

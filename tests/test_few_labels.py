@@ -143,6 +143,7 @@ def test_an_encoder_that_drops_the_class_is_at_chance_until_it_is_fine_tuned() -
     assert tuned.minus(chance).mean == pytest.approx(exact - 0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_that_of_scikit_learn_s_grid_search() -> None:
     """With our folds, of 8 rows each. Of 30 numbers one tells the class."""
     generator = torch.Generator().manual_seed(7)

@@ -136,6 +136,7 @@ def test_with_the_posterior_it_is_that_of_largest_log_p(kind: str, first: float)
     assert seen.elbo.mean == pytest.approx(float(exact.mean()), abs=0.05)
 
 
+@pytest.mark.slow
 def test_with_a_guide_that_is_trained() -> None:
     model, x = linear(gan())
     guide = FullCovariance((SIZE,), LATENTS, LINEAR)
@@ -417,6 +418,7 @@ def found_by(rank: int, count: int) -> float:
     return float(model.likelihood.sigma)
 
 
+@pytest.mark.slow
 def test_processes_find_the_noise_of_all_rows(tmp_path: Path) -> None:
     one, other = Ranks(lambda rank: found_by(rank, 2), tmp_path).end(60)
     assert one == other

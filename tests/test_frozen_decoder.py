@@ -48,6 +48,7 @@ def agrees(found: Estimate, truth: Tensor, sigmas: float = 4.0) -> None:
     assert miss.standard_error < 0.05 * (1 + float(truth.abs().mean()))
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_linear_decoder() -> None:
     model, x = programs.pca(n=20)
     curve = frozen_decoder_curve(model, x, slopes=SLOPES, num_chains=64, num_steps=500, seed=0)

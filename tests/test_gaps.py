@@ -357,6 +357,7 @@ def test_discrete_latents_of_our_own_have_no_gap(monkeypatch: pytest.MonkeyPatch
     assert float(gaps.approximation_gap.values.abs().max()) < 5e-3
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_chunks_they_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = correlated()
     x = x[:6]

@@ -142,6 +142,7 @@ def test_a_method_that_does_not_know_log_p_says_why() -> None:
     assert any("not today" in note for note in gaps.notes)
 
 
+@pytest.mark.slow
 def test_a_mean_field_of_the_model_is_judged_by_its_weights() -> None:
     model, rows = wide()
     guide = StructuredMeanField(model)
@@ -165,6 +166,7 @@ def test_a_mean_field_of_the_model_is_judged_by_its_weights() -> None:
     assert not sharper.covers_posterior_of(model)
 
 
+@pytest.mark.slow
 def test_a_caution_stays_as_a_mean_field_misses_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """All pixels are of one segment, of two with the same color: half of p(y | x) is not drawn."""
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ def pca(latent_dim: int, nats: float) -> ProbabilisticPCA:
     return model
 
 
+@pytest.mark.slow(only=("2-3.0",))
 @pytest.mark.parametrize(
     ("latent_dim", "nats"),
     [

@@ -70,6 +70,7 @@ def test_what_pyro_params_learn_is_carried_and_found() -> None:
     assert not list(PYRO_STORE.keys())
 
 
+@pytest.mark.slow
 def test_chains_from_the_prior_know_what_the_model_has_learned() -> None:
     """There is no guide by which the fit could be found."""
 

@@ -194,7 +194,7 @@ def test_what_the_full_parser_takes_the_light_parser_takes(line: str) -> None:
         pytest.param(
             *(arguments, code, words),
             id=f"{' '.join(arguments)}-{words[:12]}",
-            marks=pytest.mark.slow if "zsh" in arguments else (),
+            marks=pytest.mark.slow if {"bash", "zsh"} & {*arguments} else (),
         )
         for arguments, code, words in LIGHT
     ],

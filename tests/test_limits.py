@@ -321,6 +321,7 @@ def test_short_lines_and_short_lists_do_not_multiply(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 @promise(13)
 def test_a_table_of_very_many_lines_is_not_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "metrics.csv").write_text("a\n" + "1\n" * 2_000_001)

@@ -154,6 +154,7 @@ def test_a_linear_vae_that_learns_its_noise_reaches_the_maximum_likelihood(kind:
     assert found.elbo.mean == pytest.approx(best, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_vae_of_linear_networks_is_the_same_model() -> None:
     torch.manual_seed(2)
     model = VAE((6,), 2, LINEAR, LearnedGaussian(initial_sigma=1.5)).double()

@@ -119,6 +119,7 @@ def test_training(objective: Any, capture: bool) -> None:
         assert row["loss"] == pytest.approx(-float(ALL.mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_other_tools() -> None:
     x = KINDS["dicts"]
     annealed = annealed_importance_sampling(model, product_of_experts, x, num_chains=4, num_steps=3)

@@ -374,6 +374,7 @@ def test_an_output_is_none_of_the_data(
     assert command("sample", "run", "-o", "else.png") == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_not_made_among_its_data(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

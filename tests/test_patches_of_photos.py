@@ -182,6 +182,7 @@ def test_photos_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) -> N
         load_data(f"folder:{photos}", patch_size=4.5)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_from_photos_to_files_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def test_full_covariance_reaches_the_posterior() -> None:
     torch.testing.assert_close(guide.encode(x).mean, posterior.mean, atol=0.02, rtol=0)
 
 
+@pytest.mark.slow
 def test_mean_field_reaches_the_closed_gap() -> None:
     """min KL(q || N(m, M^-1)) over factorized q = 1/2 (sum log M_ii - log det M), with the means m."""
     model, guide, x = made(MeanField)
@@ -101,6 +102,7 @@ def test_a_guide_without_the_two_methods_is_refused() -> None:
         PerRow(guide, torch.zeros(3, D))
 
 
+@pytest.mark.slow
 def test_a_discrete_family_reaches_bayes_rule() -> None:
     locs = torch.tensor([-1.0, 0.0, 2.0])
 

@@ -207,6 +207,7 @@ def test_three_levels_take_the_bits_of_passes_given_both_grids_above(
     assert [level.rate for level in found.levels] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_files_are_no_longer_than_what_the_priors_say_and_a_header(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -297,6 +298,7 @@ def test_too_few_pixels_are_told_in_pixels_and_those_advised_are_enough(several:
             assert found.data == whole.data
 
 
+@pytest.mark.slow
 def test_blocks_in_several_batches_take_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = levels_of(PIXELS)
     photo = photo_of(60, 50)

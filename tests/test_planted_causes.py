@@ -78,6 +78,7 @@ WARMING += ["--objective.beta.end", "5000", "--max_epochs", "20"]
 EARLY = ["--binarize", "threshold", "--max_epochs", "6", "--learning_rate", "0.0003"]
 
 
+@pytest.mark.slow(only=("options2-still training-train --resume RUN",))
 @pytest.mark.parametrize(
     ("options", "cause", "typed"),
     [

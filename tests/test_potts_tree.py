@@ -458,6 +458,7 @@ def test_independent_pixels_are_told_that_they_do_not_fit() -> None:
             ask(model, guide, (y, x), progress=False)
 
 
+@pytest.mark.slow
 def test_no_step_is_recorded_with_the_trees_of_another_batch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -214,6 +214,7 @@ def test_beta_clipping_schedule_and_stopping_are_those_of_one_process(
         )
 
 
+@pytest.mark.slow
 def test_processes_draw_independent_noise(folders: dict[int, Path]) -> None:
     """Nor does a process draw what another one draws in a run with the next seed."""
     parts = [read(folders[2], f"noise {s}", rank)[0]["draws"] for s in (1, 2) for rank in (0, 1)]
@@ -231,6 +232,7 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_loses_the_other_says_so_and_the_run_resumes(
     tmp_path: Path, never_killed: Path, rank: int
@@ -296,6 +298,7 @@ def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_p
     assert other == evaluation
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_locked_ends_both_processes_of_the_command_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with RunFolder.open(run):

@@ -64,6 +64,7 @@ def test_what_is_remembered_is_what_was_given() -> None:
                     "hidden": [32, 16],
                     "activation": "torch.nn.Tanh",
                     "skip": False,
+                    "output": None,
                 },
             },
             "likelihood": {

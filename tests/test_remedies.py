@@ -523,6 +523,7 @@ def test_a_small_beta_does_for_a_model_of_the_users_what_a_smaller_noise_would(k
     assert diagnose(hidden, guide, x, seed=0).active_units == 3
 
 
+@pytest.mark.slow(only=("normal",))
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=() if kind == "normal" else pytest.mark.slow) for kind in DENSITIES],

@@ -98,6 +98,7 @@ def columns(found: Comparison) -> dict[str, dict[str, str]]:
     return {line[0]: dict(zip(head[1:], line[1:], strict=True)) for line in lines}
 
 
+@pytest.mark.slow
 def test_runs_of_codes_stand_beside_others(runs: dict[str, Any], x: Tensor) -> None:
     found = Comparison.of([run for run, _ in runs.values()])
     assert found.names == ("vae", "codes", "levels", "few")

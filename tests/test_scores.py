@@ -286,6 +286,7 @@ def test_missing_numbers_make_a_dimension_pay_less() -> None:
     assert float(shown[1]) == pytest.approx(1 + share * (D - 1) * c, rel=0.1)
 
 
+@pytest.mark.slow
 def test_many_categories_are_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """40 numbers of 30 categories: the frequent ones show the factor."""
     torch.manual_seed(0)

@@ -295,6 +295,7 @@ def test_a_plate_inside_of_as_many_elements_as_rows_still_draws(part: int | None
     assert abs(spread) < 4  # unbiased: each number drawn counts four times
 
 
+@pytest.mark.slow
 def test_latents_of_all_rows_in_minibatches() -> None:
     """Told of as for any plate of the size of a batch; an autoguide over them takes minibatches."""
 

@@ -51,6 +51,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepSpec:
     return spec
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_the_library_and_are_kept(spec: SweepSpec, capsys: Any) -> None:
     runs, path = spec.runs(), Path("swept")
     found = backdrop_of(SweepFolder(path, runs), spec.picture, runs, [])

@@ -539,6 +539,7 @@ def test_a_traversal_moves_one_number(pca: ProbabilisticPCA) -> None:
         traverse(pca, Exact(pca), X[:4], 0, latent="w")
 
 
+@pytest.mark.slow
 def test_a_prior_that_states_no_mean_is_drawn() -> None:
     torch.manual_seed(0)
     model = VAE((5,), 2, MLP((8,)), prior=FlowPrior())

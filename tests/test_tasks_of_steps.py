@@ -197,6 +197,7 @@ def test_a_series_of_sites_is_named_in_short(chain: GaussianHMM) -> None:
         sample(model, 2, site="y")
 
 
+@pytest.mark.slow
 def test_components_that_are_summed_out_are_drawn() -> None:
     torch.manual_seed(0)
     model = MixtureOfPCA((3,), latent_dim=1, components=3)

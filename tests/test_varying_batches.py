@@ -177,6 +177,7 @@ def test_gradients_of_batches_in_turns_are_those_of_log_p() -> None:
         assert got == pytest.approx(float(exact), abs=0.03)
 
 
+@pytest.mark.slow
 def test_other_functions_of_sequences() -> None:
     batches = [sequences(2), sequences(3)]
     exact = torch.cat([log_p(*batch) for batch in batches])

@@ -104,6 +104,7 @@ def test_every_result_says_what_evaluate_says(function: str, order: str) -> None
     assert not FUNCTIONS[function](pair, pair.guide, [WHOLE, WHOLE]).cautions
 
 
+@pytest.mark.slow
 def test_chains_from_a_narrow_guide_miss_as_much() -> None:
     """Chains that start at z > 0 stay there, with all of them effective: only the caution shows it."""
     pair = Half()

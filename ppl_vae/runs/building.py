@@ -95,7 +95,7 @@ def describe(program: Program) -> dict[str, Any] | None:
     Example:
         >>> from ppl_vae.models import VAE
         >>> describe(VAE((3,), latent_dim=2))["init_args"]["network"]["init_args"]
-        {'hidden': [256, 256], 'activation': 'torch.nn.ReLU', 'skip': False}
+        {'hidden': [256, 256], 'activation': 'torch.nn.ReLU', 'skip': False, 'output': None}
     """
     recipe = recipe_of(program)
     try:
