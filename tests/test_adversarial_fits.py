@@ -17,6 +17,7 @@ import torch
 from adversaries import NET, Affine, D, Latent, X, each_turn, lost, normed, pair
 from ranks import Ranks
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from trainings import same, weights
 
 from ppl_vae import fit, load_run, refit_guide
@@ -30,6 +31,7 @@ from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
     ELBO,
     GANLoss,
+    LinearWarmup,
     Loss,
     MeanFieldELBO,
     Objective,
@@ -197,6 +199,36 @@ def test_the_last_weights_of_a_run_are_those_of_an_adversary(
     assert found.best_epoch == kept
     asks = make is VAEGAN and objective == ELBO()
     assert found.resolved == (VAEGANLoss() if asks else None)
+
+
+@pytest.mark.parametrize(
+    ("config", "objective", "kept"),
+    [
+        ({}, ELBO(), 1),
+        ({}, ELBO(beta=LinearWarmup(epochs=2)), 3),
+        ({}, ELBO(beta=LinearWarmup(epochs=3)), 3),
+        ({}, ELBO(beta=LinearWarmup(epochs=30)), 4),  # it has not stopped early
+        ({"fit_noise": True, "max_epochs": 4}, ELBO(), 4),
+        ({"fit_noise": True, "max_epochs": 20}, ELBO(), 4),
+    ],
+)
+def test_epochs_before_the_last_beta_and_noise_are_not_the_best_of_a_run(
+    config: dict[str, Any], objective: Objective, kept: int, tmp_path: Path
+) -> None:
+    """As in the training: with four epochs the noise is found before each but the first."""
+    history = [{"step": 5.0, "elbo": e, "validation_elbo": e} for e in (-1.0, -3.0, -2.0, -2.5)]
+    run: Any = SimpleNamespace(
+        path=tmp_path, config={"patience": 5, **config}, model=VAE((D,), 2, NET), guide=None
+    )
+    with patch("ppl_vae.cli.reached.read_history", return_value=history):
+        assert fit_of(run, objective).best_epoch == kept
+
+
+def test_a_plateau_of_a_gan_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="a higher ELBO is not what GANLoss is after: give a schedule"
+    ):
+        fit(*pair(), X, objective=GANLoss(), lr_scheduler=ReduceLROnPlateau, max_epochs=1)
 
 
 class Said(Discriminator):

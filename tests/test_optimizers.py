@@ -17,9 +17,7 @@ from torch.optim import lr_scheduler as schedules
 from trainings import HELD_OUT, Guide, Model, X, read_csv, same, seeded, train, weights
 
 from ppl_vae import fit
-from ppl_vae.objectives import (
-    TraceELBO,
-)
+from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate, TraceELBO
 from ppl_vae.pairs import Pair
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.optimizers import make_optimizer, make_scheduler
@@ -95,15 +93,19 @@ def test_schedules_step_after_every_epoch(make: Any, rates: list[float]) -> None
     assert [r["learning_rate"] for r in fitted.history] == pytest.approx([1e-2 * r for r in rates])
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_plateau_is_one_of_the_held_out_elbo(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
-    elbos = iter([-5.0, -4.0, -4.5, -4.2, -4.1])
-    measure = HeldOut.measure
+def script(monkeypatch: pytest.MonkeyPatch, *elbos: float) -> None:
+    """Held-out ELBOs that are known."""
+    left, measure = iter(elbos), HeldOut.measure
 
     def scripted(self: HeldOut, seed: int, epoch: int) -> dict[str, float]:
-        return measure(self, seed, epoch) | {"validation_elbo": next(elbos)}
+        return measure(self, seed, epoch) | {"validation_elbo": next(left)}
 
     monkeypatch.setattr(HeldOut, "measure", scripted)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_is_one_of_the_held_out_elbo(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    script(monkeypatch, -5.0, -4.0, -4.5, -4.2, -4.1)
     fitted, _ = train(
         validation=HELD_OUT,
         max_epochs=5,
@@ -112,6 +114,32 @@ def test_a_plateau_is_one_of_the_held_out_elbo(monkeypatch: pytest.MonkeyPatch, 
     )
     rates = [row["learning_rate"] for row in fitted.history]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rates"), [(1, [1, 1, 0.1, 0.01, 0.001]), (2, [1, 1, 1, 0.1, 0.01])]
+)
+def test_a_plateau_does_not_see_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch, warmup: int, rates: list[float]
+) -> None:
+    """While beta still grows, a falling ELBO is no sign that a step is too long."""
+    script(monkeypatch, -1.0, -4.0, -4.5, -4.2, -4.1)
+    fitted, _ = train(
+        objective=ELBO(beta=LinearWarmup(epochs=warmup)),
+        validation=HELD_OUT,
+        max_epochs=5,
+        learning_rate=1.0e-3,
+        lr_scheduler=lambda o: schedules.ReduceLROnPlateau(o, patience=0, factor=0.1),
+    )
+    found = [row["learning_rate"] for row in fitted.history]
+    assert found == pytest.approx([1e-3 * rate for rate in rates])
+
+
+def test_a_plateau_of_what_is_no_aim_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="a higher ELBO is not what TargetRate is after: give a sch"
+    ):
+        train(objective=ELBO(beta=TargetRate(nats=3.0)), lr_scheduler=schedules.ReduceLROnPlateau)
 
 
 def test_clipping_bounds_the_whole_gradient() -> None:

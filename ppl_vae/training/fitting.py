@@ -213,7 +213,8 @@ def fit(
             and not the sum over rows as in Pyro's SVI: this changes what a step size of SGD and a bound on
             gradients mean.
         lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch, so that `T_max`
-            or `total_steps` is a number of epochs.
+            or `total_steps` is a number of epochs. `ReduceLROnPlateau` watches the held-out beta = 1 ELBO, or
+            that of the training without held-out rows; epochs in which beta still warms up do not count.
         clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
         patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
             weights. Epochs in which beta still warms up do not count.

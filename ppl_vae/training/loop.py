@@ -62,11 +62,12 @@ from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
-from ppl_vae.training.noise import Noise, unsettled
+from ppl_vae.training.noise import Noise, noise_is_final, unsettled
 from ppl_vae.training.optimizers import (
     make_optimizer,
     make_scheduler,
     own_rates,
+    require_watched,
     step_scheduler,
     with_options,
     with_own_rates,
@@ -205,6 +206,8 @@ class Training:
         parts = (part for root in pair.modules().values() for part in root.modules())
         with_own_rates(self.optimizer, own_rates(parts))
         self.scheduler = make_scheduler(self.optimizer, lr_scheduler)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            require_watched(objective, requested_objective.beta)
         per_epoch = self.rows.per_epoch
         self.total_steps = None if per_epoch is None else per_epoch * max_epochs
         captured = None
@@ -416,11 +419,17 @@ class Training:
         now.noise = [*self.noise.find(self.pair, self.rows, self.seed, epoch)]
         # What was best with another noise; it is there if more epochs are asked for than before.
         now.best_elbo, now.best_epoch, self.best = -math.inf, 0, None
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.best, self.scheduler.num_bad_epochs = self.scheduler.mode_worse, 0
+
+    def _elbo_counts(self, epoch: float) -> bool:
+        """Whether the ELBO after an epoch is what is to be as high as possible: not in a warm-up of beta."""
+        return self._judged_by_elbo and epoch >= self.objective.requested.warmup_epochs
 
     @property
     def _noise_is_final(self) -> bool:
         """Whether the noise in the last epoch is that of the end: others are not compared with it."""
-        return self.noise is None or self.noise.is_final(self.progress.epoch, self.max_epochs)
+        return self.noise is None or noise_is_final(self.progress.epoch, self.max_epochs)
 
     def _batches(self) -> Iterator[tuple[Batch | None, int]]:
         """The batches of the epoch that are still to come."""
@@ -532,12 +541,13 @@ class Training:
         # What is watched is not always an ELBO, and not to be taken for one.
         progress.end_epoch(row, self._measure, self._measure_held_out)
         row = progress.history[-1]
-        if isinstance(self.scheduler, ReduceLROnPlateau):
+        counts = self._elbo_counts(progress.epoch)
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            if self.scheduler is not None:
+                step_scheduler(self.scheduler)
+        elif counts:
             step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
-        elif self.scheduler is not None:
-            step_scheduler(self.scheduler)
-        warm = self._judged_by_elbo and progress.epoch >= self.objective.requested.warmup_epochs
-        counts = warm and self._noise_is_final
+        counts = counts and self._noise_is_final
         if self.patience is not None and counts and watched > progress.best_elbo:
             progress.best_elbo, progress.best_epoch = watched, progress.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}

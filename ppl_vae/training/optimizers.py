@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ppl_vae.objectives import Controller, Objective
 from ppl_vae.runtime import described
 
 
@@ -214,6 +215,25 @@ def make_scheduler(
             f"{_SCHEDULE.expected}"
         )
     return made
+
+
+def require_watched(objective: Objective, beta: object) -> None:
+    """Looks whether a higher ELBO is what a training is after, as `ReduceLROnPlateau` takes it to be.
+
+    Args:
+        objective: What is maximized, of this pair.
+        beta: The weight of the KL.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if objective.judged_by_elbo and not isinstance(beta, Controller):
+        return
+    other = beta if objective.judged_by_elbo else objective
+    raise ValueError(
+        "lr_scheduler makes a ReduceLROnPlateau, which watches the ELBO, and a higher ELBO is not what "
+        f"{type(other).__name__} is after: give a schedule of epochs, such as torch's CosineAnnealingLR"
+    )
 
 
 def step_scheduler(scheduler: Any, *watched: float) -> None:
