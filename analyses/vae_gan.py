@@ -2,148 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from autoencoder_pairs import (
-    Pair,
-    Rows,
-    Sizes,
-    picture_of_rows,
-    reconstructed,
-    squared_errors,
-    trained,
-)
+from autoencoder_pairs import Sizes, picture_of_rows
 from faces import frames, is_video, over_stretches
 from progress import Table, chosen_rows, start
 from torch import Tensor
-from vae_gan_measures import (
-    DRAWS,
-    Measured,
-    distance,
-    kept,
-    share_distinct,
-    spread_over,
-    variance,
-)
+from vae_gan_measures import SHOWN, Measured, Measures, labels_of, spread_over
+from vae_gan_pairs import MODELS, USUAL, Setting
 
-from ppl_vae import classification_accuracy_score, evaluate, refit_guide
-from ppl_vae.guides import MeanField
-from ppl_vae.likelihoods import OptimalGaussian
-from ppl_vae.models import VAE, VAEGAN, FullNormal
-from ppl_vae.networks import Convolutional
-from ppl_vae.objectives import GANLoss, Objective, VAEDisLoss, VAEGANLoss
-from ppl_vae.runtime import digest, replacing, require_output
-from ppl_vae.stats import CrossedEstimate, Estimate
-from ppl_vae.tasks import ClassificationAccuracy, NetworkClassifier, prior_per_class, sample
-
-USUAL = Sizes(
-    hidden=(256,), channels=(32, 64, 128), max_epochs=60, batch_size=64, learning_rate=3e-4
-)
-
-SHOWN = 10
-"""Pictures of a line."""
+from ppl_vae.runtime import replacing, require_output
+from ppl_vae.stats import Estimate
 
 Over = Callable[..., Estimate]
 """The mean over test rows, with the standard error over what is independent of one another."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Rows and what is trained on them.
-
-    Attributes:
-        rows: The rows.
-        latent_dim: Number of latents.
-        sizes: Networks and trainings.
-        gamma: Weight of the features in the decoder's loss, of `VAEGANLoss`; None: 1 / number of features.
-        feature_sigma: Noise of the features, of `VAEGANLoss` and `VAEDisLoss`; None: the one that is found.
-        layer: The layer of the discriminator whose outputs are the features.
-        batch_norm: Whether the discriminator has batch norm.
-        runs: Folder that keeps the trained pairs.
-    """
-
-    rows: Rows
-    latent_dim: int
-    sizes: Sizes
-    gamma: float | None
-    feature_sigma: float | None
-    layer: int
-    batch_norm: bool
-    runs: Path
-
-    @property
-    def network(self) -> Convolutional:
-        """Of encoder and decoder; means are from 0 to 1."""
-        sizes = self.sizes
-        return Convolutional(sizes.channels, sizes.hidden[0], output=torch.nn.Sigmoid)
-
-    def guide(self) -> MeanField:
-        """A guide with new weights."""
-        return MeanField(self.rows.shape, self.latent_dim, self.network)
-
-    def trained(self, name: str, model: Callable[[], Any], **how: Any) -> Pair:
-        """A pair of this seed, from its folder if it is there."""
-        folder = self.runs / self.rows.name
-        return trained(
-            *(folder, f"{name}-seed={self.sizes.seed}", lambda: (model(), self.guide())),
-            *(self.rows, self.sizes),
-            **how,
-        )
-
-    def vae(self) -> Pair:
-        """A VAE of pixels."""
-        shape = self.rows.shape
-        make = partial(VAE, shape, self.latent_dim, self.network, OptimalGaussian())
-        return self.trained("vae", make)
-
-    def adversarial(self, name: str, objective: Objective, features_of: str = "") -> Pair:
-        """A decoder with a discriminator, which may be that of another one."""
-
-        def make() -> VAEGAN:
-            shape, network = self.rows.shape, self.network
-            found = VAEGAN(
-                *(shape, self.latent_dim, network),
-                discriminator=replace(network, batch_norm=self.batch_norm),
-                feature_layer=self.layer,
-            )
-            if features_of:
-                other = self.gan()[0].discriminator
-                found.discriminator.load_state_dict(other.state_dict())
-            return found
-
-        adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
-        name += f"-layer={self.layer}" + ("-batch_norm" if self.batch_norm else "")
-        return self.trained(name, make, objective=objective, optimizer=adam)
-
-    def gan(self) -> Pair:
-        """A GAN, whose guide is not trained."""
-        return self.adversarial("gan", GANLoss())
-
-    def vae_dis(self) -> Pair:
-        """A VAE of the features that the GAN's discriminator has."""
-        return self.adversarial(
-            "vae_dis", VAEDisLoss(feature_sigma=self.feature_sigma), features_of="gan"
-        )
-
-    def vae_gan(self) -> Pair:
-        """VAE/GAN."""
-        return self.adversarial(
-            "vae_gan", VAEGANLoss(gamma=self.gamma, feature_sigma=self.feature_sigma)
-        )
-
-
-MODELS: dict[str, Callable[[Setting], Pair]] = {
-    "VAE": Setting.vae,
-    "VAE_Dis": Setting.vae_dis,
-    "VAE/GAN": Setting.vae_gan,
-    "GAN": Setting.gan,
-}
 
 
 def main(
@@ -257,75 +133,6 @@ def main(
     )
 
 
-@dataclass(frozen=True)
-class Measures:
-    """How models are measured.
-
-    Attributes:
-        judge: The discriminator of other weights whose features are compared.
-        guide_epochs: Passes over the rows for the noise and a guide of a fixed decoder.
-        test_rows: Test rows for ELBO and log p(x).
-        num_samples: Importance samples per row.
-        classifier_steps: Steps of the training of a classifier.
-        accuracy: Whether there are classifiers.
-    """
-
-    judge: Any
-    guide_epochs: int
-    test_rows: int
-    num_samples: int
-    classifier_steps: int
-    accuracy: bool
-
-    def of(self, name: str, setting: Setting) -> Measured:
-        """What is measured of a model and a seed, from its file if it is there."""
-        model, own = MODELS[name](setting)
-        numbers = [self.guide_epochs, self.test_rows, self.num_samples]
-        numbers += [self.classifier_steps] if self.accuracy else []
-        made_of = digest([*model.state_dict().values(), *own.state_dict().values()])
-        judged = digest(self.judge.state_dict().values())
-        folder = setting.runs / setting.rows.name / "measured"
-        folder.mkdir(parents=True, exist_ok=True)
-        return kept(
-            folder / f"{name.replace('/', '_')}-{made_of[:16]}.safetensors",
-            f"{numbers}, {judged}, {digest([setting.rows.train, setting.rows.test])}",
-            partial(self._measured, name, setting, model, own),
-        )
-
-    def _measured(self, name: str, setting: Setting, model: Any, own: Any) -> Measured:
-        rows = setting.rows
-        model, guide = fitted_to(setting, model, self.guide_epochs)
-        # A GAN has no encoder of its own: the one that is fitted to it stands for it.
-        encoder = guide if name == "GAN" else own
-        seen = reconstructed((model, encoder), rows.test)
-        at = spread_over(len(rows.test), self.test_rows)
-        found = evaluate(
-            *(model, guide, rows.test[at]),
-            num_samples=self.num_samples,
-            method="auto",
-            seed=0,
-            progress=False,
-        )
-        drawn = sample(model, DRAWS, seed=0, means=True)
-        accuracy = torch.empty(0)
-        if self.accuracy:
-            both = accuracies_of(rows, (model, encoder), (model, guide), self.classifier_steps)
-            accuracy = torch.tensor([[each.mean, each.standard_error] for each in both]).flatten()
-        return Measured(
-            at=at,
-            elbo=found.elbo.values,
-            log_p=found.log_likelihood.values,
-            unreliable=found.unreliable,
-            errors=squared_errors(rows.test, seen),
-            distance=distance(self.judge, rows.test, seen),
-            spread=variance(drawn) / variance(rows.test),
-            distinct=share_distinct(drawn, rows.train),
-            accuracy=accuracy,
-            seen=seen[spread_over(len(seen), SHOWN)],
-            drawn=drawn[:SHOWN],
-        )
-
-
 def _minus_vae(over: Over, found: dict[tuple[str, int], Measured], name: str, seed: int) -> str:
     """What log p(x) is above that of the VAE of the same seed, row by row."""
     if name == "VAE" or ("VAE", seed) not in found:
@@ -361,64 +168,6 @@ def _over_seeds(found: dict[tuple[str, int], Measured]) -> None:
             cells.append(over([100 * each.accuracy[place] for each in every], ".1f"))
         cells += [over([each.spread for each in every]), over([each.distinct for each in every])]
         shown.row([*cells, f"{sum(each.collapsed for each in every)} of {len(every)}"])
-
-
-def fitted_to(of: Setting, model: Any, epochs: int) -> Pair:
-    """A copy of a model with the noise that suits its decoder, and a new guide for it."""
-    model, guide = copy.deepcopy(model).eval(), of.guide()
-    refit_guide(
-        *(model, guide, of.rows.train),
-        fit_noise=True,
-        max_epochs=epochs,
-        batch_size=of.sizes.batch_size,
-        seed=of.sizes.seed,
-        progress=False,
-    )
-    return model, guide
-
-
-def labels_of(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Labels of the training rows and of the test rows.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if rows.train_labels is None or rows.test_labels is None:
-        raise ValueError(
-            f"--accuracy needs labels, and {rows.name} has none: leave it out, or choose data with labels, "
-            "such as digits or MNIST"
-        )
-    return rows.train_labels, rows.test_labels
-
-
-def accuracies_of(
-    rows: Rows, pair: Pair, drawn_by: Pair, steps: int
-) -> tuple[CrossedEstimate, CrossedEstimate]:
-    """The accuracy on real test rows of classifiers that were trained on reconstructions, and on draws.
-
-    Args:
-        rows: The rows.
-        pair: What reconstructs them.
-        drawn_by: The model that draws, and the guide to whose codes of each class a normal density is fitted.
-        steps: Of the training of a classifier.
-    """
-    labels, test_labels = labels_of(rows)
-    train = rows.train, labels
-
-    def score(
-        generator: Any, reference: ClassificationAccuracy | None = None
-    ) -> ClassificationAccuracy:
-        return classification_accuracy_score(
-            *(generator, train, (rows.test, test_labels)),
-            classifier=NetworkClassifier(num_steps=steps),
-            seeds=2,
-            reference=reference,
-            progress=False,
-        )
-
-    seen = score((reconstructed(pair, rows.train), labels))
-    drawn = score(prior_per_class(*drawn_by, train, FullNormal(), means=True, seed=0), seen)
-    return seen.accuracy, drawn.accuracy
 
 
 if __name__ == "__main__":

@@ -421,6 +421,7 @@ SHARED = (  # what the scripts import
     "planted_pairs.py",
     "progress.py",
     "vae_gan_measures.py",
+    "vae_gan_pairs.py",
     "vq_vae_ablation.py",
     "vq_vae_pairs.py",
     "vq_vae_quantizers.py",
