@@ -19,6 +19,7 @@ from autoencoder_pairs import (
     trained,
 )
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from progress import Table
 from torch import Tensor
 
@@ -173,6 +174,8 @@ def picture(
     axes.set_xlabel("rate, nats: the noise goes to 0 to the right", fontsize=12)
     axes.set_ylabel("squared error per row", fontsize=12)
     axes.set_yscale("log")
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}"))  # 20 in place of 2 x 10^1
     axes.legend(frameon=False, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
