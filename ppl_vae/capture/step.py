@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     LayoutChangedError,
     Layouts,
     Pair,
+    asked,
     places_of,
     tensors_of,
     with_tensors,
@@ -215,8 +216,7 @@ class CapturedLoss:
         if key in self._cache:
             return True
         return not any(
-            getattr(part, "is_starting", False) or getattr(part, "waits", False)
-            for part in modules_of(self.pair)
+            asked(part, "is_starting") or asked(part, "waits") for part in modules_of(self.pair)
         )
 
     def has_room(self, batch: Batch) -> bool:

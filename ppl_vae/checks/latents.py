@@ -18,6 +18,7 @@ from ppl_vae.pairs import (
     Program,
     Site,
     Trace,
+    asked,
     free_numbers,
     has_log_density,
     innermost,
@@ -54,7 +55,7 @@ def latent_problems(
         model_trace: The trace of the model, with the guide's latents.
         guide_trace: The trace of the guide.
     """
-    if getattr(pair.guide, "is_prior", False):  # its densities come from the model
+    if asked(pair.guide, "is_prior"):  # its densities come from the model
         return
     for name, site in latent_sites(model_trace).items():
         other = guide_trace.nodes.get(name)

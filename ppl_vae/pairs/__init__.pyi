@@ -133,6 +133,7 @@ from .moments import (
     spread as spread,
 )
 from .ours import (
+    asked as asked,
     covers_posterior as covers_posterior,
     is_ours as is_ours,
     is_posterior as is_posterior,

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from ppl_vae.pairs.ours import asked
 from ppl_vae.pairs.programs import Program
 
 
@@ -35,13 +36,13 @@ def keep_guide(model: Program) -> bool:
 def kept_guides(model: Program) -> Iterator[Module]:
     """The copies of guides that parts of the model have kept."""
     for part in list(model.modules()) if isinstance(model, Module) else ():
-        kept = getattr(part, "kept", None)
-        if callable(getattr(part, "keep_guide", None)) and isinstance(kept, Module):
+        kept = asked(part, "kept")
+        if callable(asked(part, "keep_guide")) and isinstance(kept, Module):
             yield kept
 
 
 def _methods(model: Program, name: str) -> Iterator[Callable[..., Any]]:
     for part in list(model.modules()) if isinstance(model, Module) else ():
-        method = getattr(part, name, None)
+        method = asked(part, name)
         if callable(method):
             yield method

@@ -107,7 +107,7 @@ class Batches:
     def _look_at_autoguides(self, pair: Pair, transform: Callable[[Tensor], Tensor] | None) -> None:
         """Tells the pair whether its autoguides keep parameters for each row, which only rows can show."""
         guides = autoguides_of(pair.guide)
-        if guides and not getattr(pair.guide, "keeps_rows", False):
+        if guides and getattr(pair.guide, "keeps_rows", False) is not True:
             with torch.random.fork_rng():
                 few = take_rows(self.first(_FEW), slice(0, _FEW))
                 few = few if transform is None else transformed(few, transform)

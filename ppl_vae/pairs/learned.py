@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from ppl_vae.pairs.ours import asked
 from ppl_vae.pairs.programs import Program
 
 _Fit = tuple[Any, Any, Any, dict[str, Any]]
@@ -45,7 +46,7 @@ def recall(model: Program, guide: Program) -> dict[str, Any] | None:
     whatever guide.
     """
     (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
-    of_model = bool(getattr(guide, "is_prior", False))
+    of_model = asked(guide, "is_prior") is True
     try:
         entries: list[_Fit] = _learned.get(owner, [])
     except TypeError:

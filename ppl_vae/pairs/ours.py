@@ -17,6 +17,22 @@ def is_ours(value: object, package: str) -> bool:
     return f"{type(value).__module__}.".startswith(f"ppl_vae.{package}.")
 
 
+def asked(part: object, name: str) -> Any:
+    """What an object of a class of this library, or of one that derives from it, has as an attribute.
+
+    Returns:
+        None of a stranger's, where the same name may mean something else.
+
+    Example:
+        >>> from ppl_vae.networks import MLP
+        >>> class Wider(MLP): ...
+        >>> asked(Wider((8,)), "hidden"), asked(3 + 4j, "real")
+        ((8,), None)
+    """
+    is_known = any(f"{each.__module__}.".startswith("ppl_vae.") for each in type(part).__mro__)
+    return getattr(part, name, None) if is_known else None
+
+
 def stated_by(model: object, name: str) -> Callable[..., Any] | None:
     """What a model of this library states by a method, such as `log_evidence`; None if it does not.
 

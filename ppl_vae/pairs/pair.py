@@ -117,8 +117,8 @@ class Pair:
         self.subsampling = Subsampling()
         self.selects_rows = False  # whether a run has shown that indices of rows select parameters
         self.by_row: set[str] = set()  # `pyro.param` values that a run has shown to follow the rows
-        self.keeps_rows = isinstance(self.guide, (AutoGuide, AutoMessenger)) or bool(
-            getattr(self.guide, "keeps_rows", False)
+        self.keeps_rows = isinstance(self.guide, (AutoGuide, AutoMessenger)) or (
+            getattr(self.guide, "keeps_rows", False) is True
         )
 
     @classmethod

@@ -45,6 +45,7 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     Trace,
+    asked,
     least_rate,
     measure_in,
     measure_of,
@@ -156,7 +157,7 @@ class Training:
         self.processes.share_weights(pair)
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
-        noise = getattr(pair.model, "noise", None)  # of `refit_guide`
+        noise = asked(pair.model, "noise")  # of `refit_guide`
         self.noise = noise if isinstance(noise, Noise) else None
         if self.noise is not None:
             with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
@@ -247,7 +248,7 @@ class Training:
             "transform": None if transform is None else _name(transform),
             "data": digest_of_rows(batches) if compared else None,
             "validation": digest_of_rows(held_out) if compared and held_out is not None else None,
-            "frozen": getattr(pair.model, "digest", None),  # of `refit_guide`
+            "frozen": asked(pair.model, "digest"),  # of `refit_guide`
             "fit_noise": self.noise is not None,
             **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
@@ -622,7 +623,7 @@ def _of_modules(pair: Pair) -> dict[str, float]:
         for path, part in module.named_modules():
             name = ".".join(filter(None, (root, path)))
             inside = any(name.startswith(f"{other}.") for other in found)
-            if callable(stated := getattr(part, "epoch_metrics", None)) and not inside:
+            if callable(stated := asked(part, "epoch_metrics")) and not inside:
                 found[name] = stated()
     one = len(found) == 1
     return {

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.objectives import Controller, Objective
+from ppl_vae.pairs import asked
 from ppl_vae.runtime import described
 
 
@@ -184,7 +185,7 @@ def own_rates(modules: Iterable[object]) -> list[tuple[Tensor, float]]:
     found = {
         id(parameter): (parameter, rate)
         for module in modules
-        if callable(stated := getattr(module, "learning_rates", None))
+        if callable(stated := asked(module, "learning_rates"))
         for parameter, rate in stated()
     }
     return list(found.values())
