@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
 from ppl_vae.networks import Rebuildable
+from ppl_vae.pairs import hook_of
 
 
 class _GuideWithOutputs(Protocol):
@@ -67,8 +68,8 @@ class PerRow(Rebuildable, nn.Module):
         self.outputs = nn.Parameter(amortize(*given).detach().clone())
         # The method, not the guide: a module would be registered, and so would its encoder.
         self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
-        if hasattr(guide, "why_not_committed"):
-            self.why_not_committed = guide.why_not_committed
+        if check := hook_of(guide, "why_not_committed"):
+            self.why_not_committed = check
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> None:
         """Runs the guide on `x`, all rows, `(n, *data_shape)`."""

@@ -163,6 +163,24 @@ def test_few_rows_that_differ_by_chance_are_not_called_overfit() -> None:
     assert list(overfitting(Found(), Held())) == ["overfit decoder"]
 
 
+def test_the_epoch_whose_weights_are_kept_counts() -> None:
+    """With early stopping these are of an earlier epoch; the training ELBO went on to rise."""
+    model, _, train, held = true_pair(shift=0.0)
+    fitted = ppl_vae.fit(model, Exact(model), train, max_epochs=1, seed=0)
+    (row,) = fitted.history
+    rising = [{**row, "elbo": row["elbo"] + 100 * later} for later in range(4)]
+    early = replace(fitted, history=rising, epochs=4, best_epoch=1)
+    assert not diagnose(model, Exact(model), held, fit=early, seed=0).faults
+    second = replace(early, best_epoch=2)
+    found = diagnose(model, Exact(model), held, fit=second, seed=0).faults["overfit"]
+    assert f"training {row['elbo'] + 100:.1f} in epoch 2, whose weights are kept" in found
+    # A prior was fitted for two epochs, after those of the pair.
+    of_prior = [{"validation_rate": 1.0}] * 2
+    later = replace(early, history=[*rising, *of_prior], epochs=6, best_epoch=6, prior_epochs=2)
+    found = diagnose(model, Exact(model), held, fit=later, seed=0).faults["overfit"]
+    assert f"training {row['elbo'] + 300:.1f} in the last epoch" in found
+
+
 def test_the_elbo_of_the_last_epoch_shows_it_too() -> None:
     model, guide, train, held = true_pair(shift=0.0)
     fitted = ppl_vae.fit(model, Exact(model), train, max_epochs=1, seed=0)

@@ -13,7 +13,7 @@ from ppl_vae.diagnosis.history import still_training
 from ppl_vae.guides import MeanField
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate
+from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate, VAEGANLoss
 
 
 def rising(epochs: int, scale: float, noise: float = 0.0, seed: int = 0) -> list[dict[str, float]]:
@@ -55,6 +55,34 @@ def test_beta_that_is_still_to_rise_is() -> None:
     assert still_training(history, warming) == "beta was 0.3 after 6 epochs, and still rises to 1"
     assert still_training(rising(20, 0.1), warming) == ""
     assert still_training(rising(20, 0.1), ELBO(beta=TargetRate(nats=3))) == ""
+
+
+def test_epochs_of_another_beta_are_not_compared() -> None:
+    """An ELBO that has risen with beta by 50 nats, and by 0.1 in each epoch since."""
+    warming, slow = rising(20, 4.0), [-100 + 0.1 * i for i in range(20)]
+    history = [*warming, *({"elbo": elbo} for elbo in slow)]
+    objective = ELBO(beta=LinearWarmup(epochs=20))
+    assert "the last 4 are 0.4 nats above" in still_training(history, objective)
+    assert still_training(history, None) == ""  # 5 percent of 50 nats
+    assert still_training(history[:26], objective) == ""  # not known of so few
+
+
+@pytest.mark.parametrize("jump", [-60.0, 60.0])
+def test_epochs_of_another_noise_are_not_compared(jump: float) -> None:
+    """As `refit_guide(fit_noise=True)` finds it, the last time before the last fifth of the epochs."""
+    levels = [
+        {"elbo": jump * (i // 10) + 0.01 * (i % 2), "sigma": 1.0 + i // 10} for i in range(50)
+    ]
+    assert still_training(levels, None) == ""
+    for i, row in enumerate(levels[40:]):
+        row["elbo"] += 0.5 * i
+    assert "the last 2 are" in still_training(levels, None)
+
+
+def test_an_adversary_is_not_after_the_elbo() -> None:
+    history = rising(20, 20.0)
+    assert still_training(history, ELBO())
+    assert still_training(history, VAEGANLoss()) == ""
 
 
 def test_the_held_out_elbo_counts_if_it_is_there() -> None:

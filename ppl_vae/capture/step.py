@@ -28,7 +28,7 @@ from ppl_vae.pairs import (
     LayoutChangedError,
     Layouts,
     Pair,
-    asked,
+    own_attribute,
     places_of,
     tensors_of,
     with_tensors,
@@ -216,7 +216,8 @@ class CapturedLoss:
         if key in self._cache:
             return True
         return not any(
-            asked(part, "is_starting") or asked(part, "waits") for part in modules_of(self.pair)
+            own_attribute(part, "is_starting") or own_attribute(part, "waits")
+            for part in modules_of(self.pair)
         )
 
     def has_room(self, batch: Batch) -> bool:

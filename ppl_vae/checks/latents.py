@@ -18,7 +18,6 @@ from ppl_vae.pairs import (
     Program,
     Site,
     Trace,
-    asked,
     free_numbers,
     has_log_density,
     innermost,
@@ -27,6 +26,7 @@ from ppl_vae.pairs import (
     latent_sites,
     may_leave_support,
     observed_sites,
+    own_attribute,
     present,
     sample_sites,
     sharing_draws,
@@ -55,7 +55,7 @@ def latent_problems(
         model_trace: The trace of the model, with the guide's latents.
         guide_trace: The trace of the guide.
     """
-    if asked(pair.guide, "is_prior"):  # its densities come from the model
+    if own_attribute(pair.guide, "is_prior"):  # its densities come from the model
         return
     for name, site in latent_sites(model_trace).items():
         other = guide_trace.nodes.get(name)

@@ -23,7 +23,7 @@ from ppl_vae.runs import (
     read_result,
 )
 from ppl_vae.runtime import CorruptFileError
-from ppl_vae.training import Fit, noise_is_final
+from ppl_vae.training import Fit
 
 
 def objective_of(run: Run, trust: Trust) -> Objective:
@@ -57,8 +57,8 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         name = HELD_OUT + measure.name
         held = [measure.sign * row.get(name, -measure.sign * math.inf) for row in history]
         counted = [n for n in range(best) if n + 1 >= objective.warmup_epochs]
-        if run.config.get("fit_noise"):
-            counted = [n for n in counted if noise_is_final(n + 1, int(run.config["max_epochs"]))]
+        if run.config.get("fit_noise"):  # and was not changed any more
+            counted = [n for n in counted if history[n].get("sigma") == history[-1].get("sigma")]
         best = max(counted, key=held.__getitem__, default=best - 1) + 1
     prior_epochs, best_of_prior = _epochs_of_prior(run)
     if prior_epochs:

@@ -29,6 +29,7 @@ from ppl_vae.networks import MOST_PIXELS, tiles
 from ppl_vae.pairs import (
     Pair,
     Program,
+    is_posterior,
     kl_between,
     move,
     stated_elements,
@@ -239,8 +240,7 @@ def _exactly(
     model: ModelOfColors, guide: Program, photos: Sequence[Photo], most_pixels: int
 ) -> dict[str, Tensor] | None:
     """Bits, ELBO, rate and information of each photo under the exact guide; None if they are not known."""
-    is_posterior_of = getattr(guide, "is_posterior_of", None)
-    if not callable(is_posterior_of) or not is_posterior_of(model):
+    if not is_posterior(model, guide):
         return None
     bits, rates = [], []
     with applied(model) as device:

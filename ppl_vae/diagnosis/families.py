@@ -29,6 +29,7 @@ from ppl_vae.pairs import (
     Site,
     Trace,
     as_args,
+    hook_of,
     in_plates,
     inner_sizes,
     num_rows,
@@ -95,10 +96,10 @@ def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
     with torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*args)
     amortize = _amortize_of(pair.guide)
-    if amortize is not None and hasattr(pair.guide, "family") and _is_alone(layout):
+    family = hook_of(pair.guide, "family")
+    if amortize is not None and family is not None and _is_alone(layout):
         with torch.no_grad():
             numbers = amortize(*args).clone().requires_grad_()
-        family = pair.guide.family
         site = trace.nodes[layout.draws[0]]
         program = _Sites({layout.draws[0]: (site, lambda: family(numbers))})
         return RowFamily(program, (numbers,), (0,), _note_on_parameters(family, numbers))
@@ -139,15 +140,15 @@ def normal_family(
 
 def _amortize_of(guide: Program) -> Callable[..., Tensor] | None:
     """The guide's method `amortize`, also under the name that it had in version 0.1; None if it has none."""
-    old: Callable[..., Tensor] | None = getattr(guide, "amortise", None)
-    if old is not None and not hasattr(guide, "amortize"):
+    old = hook_of(guide, "amortise")
+    if old is not None and hook_of(guide, "amortize") is None and hook_of(guide, "family"):
         warnings.warn(
             f"{type(guide).__name__}.amortise is called amortize now: rename the method",
             DeprecationWarning,
             stacklevel=2,
         )
         return old
-    return getattr(guide, "amortize", None)
+    return hook_of(guide, "amortize")
 
 
 def _note_on_parameters(family: Callable[[Tensor], Any], numbers: Tensor) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.evaluation import FEWEST_SAMPLES
 from ppl_vae.pairs import has_prior, is_ours
 from ppl_vae.stats import Estimate, standard_error
+from ppl_vae.training import Fit
 
 SURE = 3.0
 """Standard errors that a difference must exceed to be named."""
@@ -197,23 +198,38 @@ def _either(bounds: str, earlier: str, which: str) -> dict[str, str]:
 
 
 def overfitting_in_history(
-    last: float, held: Estimate, *, earlier: str = EARLIER
+    last: float, held: Estimate, when: str, *, earlier: str = EARLIER
 ) -> dict[str, str]:
-    """The same from the ELBO of the last epoch, which has no error and was measured while training.
+    """The same from the ELBO of an epoch, which has no error and was measured while training.
 
     Args:
         last: The mean ELBO of the training rows in that epoch.
         held: The ELBO of the held-out rows.
+        when: Which epoch it is, in words.
         earlier: How to stop earlier.
     """
     error = math.sqrt(2) * held.standard_error  # as if there were as many training rows
     if not _is_large(last - held.mean, error, held):
         return {}
     return _either(
-        f"ELBO {held.numbers('.1f')}, training {last:.1f} in the last epoch",
+        f"ELBO {held.numbers('.1f')}, training {last:.1f} in {when}",
         earlier,
         "train=evaluate(...) of training rows tells whether decoder or encoder does",
     )
+
+
+def of_kept_epoch(fit: Fit, name: str) -> tuple[float | None, str]:
+    """A metric of the epoch whose weights a pair has, and which epoch that is, in words.
+
+    Returns:
+        None if it is not known.
+    """
+    of_pair = fit.epochs - fit.prior_epochs
+    kept = of_pair if fit.prior_epochs else fit.best_epoch
+    if not 0 < kept <= len(fit.history):
+        return None, ""
+    when = "the last epoch" if kept == of_pair else f"epoch {kept}, whose weights are kept"
+    return fit.history[kept - 1].get(name), when
 
 
 def off_the_prior(

@@ -25,6 +25,7 @@ from ppl_vae.pairs import (
     covers_posterior,
     finite_latents,
     first_line,
+    hook_of,
     is_posterior,
     notes_on_discrete,
     num_rows,
@@ -342,7 +343,7 @@ class _Evidence:
     """
 
     def __init__(self, model: Program) -> None:
-        self._method = getattr(model, "log_evidence", None)
+        self._method = hook_of(model, "log_evidence")
         self._explains = stated_by(model, "log_evidence") is None
         self._notes: dict[str, None] = {}
 

@@ -31,11 +31,13 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     """Why a training had not ended, with the numbers that show it; empty if it had, or if that is not known.
 
     It had not if beta was still to rise, or if the last fifth of the epochs raised the ELBO, or what the pair
-    has in its place, by more than 5 percent of its whole rise, 0.01 nats, and the noise of the epochs.
+    has in its place, by more than 5 percent of its whole rise, 0.01 nats, and the noise of the epochs. Only
+    epochs with the last beta and the last noise of p(x | z) are compared (`refit_guide(fit_noise=True)` logs
+    that as `sigma`); if these are few, it is not known. Nor is it with an adversary.
 
     Args:
         history: The metrics of each epoch.
-        objective: What was maximized, if that is known.
+        objective: What was maximized for this pair, if that is known.
 
     Example:
         >>> still_training([{"elbo": -100.0}, {"elbo": -80.0}, {"elbo": -65.0}], None)
@@ -51,14 +53,37 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     if not all(name in row for row in history):
         measure = measure_in(history)
         name = measure.name
-    found = _rise([measure.sign * row[name] for row in history if name in row])
-    if found is None:
+    if objective is not None and not objective.judged_by_elbo:
+        return ""
+    rows = _comparable(history, objective, of_training=name == measure.name)
+    found = _rise([measure.sign * row[name] for row in rows if name in row])
+    if found is None or FEW >= len(rows) < n:
         return ""
     gain, last = found
     moves, side = ("rises", "above") if measure.sign > 0 else ("falls", "below")
     return (
         f"after {n} epochs {measure.noun} still {moves}: {last} {gain:.2g} nats {side} those before"
     )
+
+
+def _comparable(
+    history: Sequence[Mapping[str, float]], objective: Objective | None, of_training: bool
+) -> list[Mapping[str, float]]:
+    """The epochs with the last beta and the last noise, as far as these are known.
+
+    Args:
+        history: The metrics of each epoch.
+        objective: What was maximized.
+        of_training: Whether means over the steps of an epoch are compared, in which beta may have grown.
+    """
+    held = objective is None or isinstance(objective.beta, Controller)
+    warm = 0.0 if objective is None or held else objective.warmup_epochs
+    warm = warm if warm < len(history) else 0.0
+    return [
+        row
+        for epoch, row in enumerate(history, 1)
+        if epoch - of_training >= warm and row.get("sigma") == history[-1].get("sigma")
+    ]
 
 
 def still_fitting_prior(history: Sequence[Mapping[str, float]]) -> str:

@@ -31,6 +31,7 @@ from ppl_vae.diagnosis.faults import (
     SIMPLER,
     Evaluated,
     not_trusted,
+    of_kept_epoch,
     off_the_prior,
     overfitting,
     overfitting_in_history,
@@ -49,6 +50,7 @@ from ppl_vae.pairs import (
     Program,
     Substitute,
     as_args,
+    hook_of,
     latent_sites,
     least_rate,
     measure_in,
@@ -336,10 +338,11 @@ def _why_not_ended(fit: Fit | None) -> str:
     """Why the training of the pair had not ended; empty if it had, or if that is not known."""
     if fit is None:
         return ""
+    objective = getattr(fit, "resolved", None) or fit.objective
     if fit.prior_epochs:  # which came after, and left the pair as it was
-        return still_training(fit.history[: -fit.prior_epochs], fit.objective)
+        return still_training(fit.history[: -fit.prior_epochs], objective)
     stopped = fit.best_epoch < fit.epochs  # early: it had ended
-    return "" if stopped else still_training(fit.history, fit.objective)
+    return "" if stopped else still_training(fit.history, objective)
 
 
 def _not_ended(why: str, fit: Fit | None) -> dict[str, str]:
@@ -381,15 +384,15 @@ def _overfitting(
     earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
     if train is not None:
         # Not trained by `fit`, and with the M step of EM: no network, and nothing to stop.
-        closed = fit is None and callable(getattr(model, "maximize", None))
+        closed = fit is None and hook_of(model, "maximize") is not None
         simpler = SIMPLER if closed else ""
         held = bound if evaluation is None else evaluation
         return overfitting(train, held, earlier=earlier, simpler=simpler)
-    last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
+    last, when = (None, "") if fit is None else of_kept_epoch(fit, "elbo")
     if last is None or len(elbo) == 1:
         return {}
     return overfitting_in_history(
-        last, bound if evaluation is None else evaluation.elbo, earlier=earlier
+        last, bound if evaluation is None else evaluation.elbo, when, earlier=earlier
     )
 
 

@@ -11,7 +11,13 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
 from ppl_vae.diagnosis.diagnosed import Diagnosis
 from ppl_vae.diagnosis.dimensions import all_equal
-from ppl_vae.diagnosis.faults import EARLIER, Evaluated, overfits, overfitting_in_history
+from ppl_vae.diagnosis.faults import (
+    EARLIER,
+    Evaluated,
+    of_kept_epoch,
+    overfits,
+    overfitting_in_history,
+)
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
 from ppl_vae.diagnosis.use_of_points import UseOfPoint
 from ppl_vae.pairs import COLLAPSED, Batch, Layout, PairError, num_rows, tensors_of
@@ -111,19 +117,19 @@ def overfitting_of_points(
     Args:
         distortion: Of each row, `(n,)`.
         train: What `evaluate` found for training rows.
-        fit: What `fit` returned; without `train`, the distortion of its last epoch counts.
+        fit: What `fit` returned; without `train`, the distortion in the epoch whose weights are kept counts.
     """
     held = Estimate(-distortion)
     known: Estimate | None = getattr(train, "distortion", None)
     if known is not None:
         found = overfits(Estimate(-known.values.double()), held)
         of_training = known.numbers(".1f")
-    elif fit is not None and fit.history and len(distortion) > 1:
-        last = fit.history[-1]["distortion"]
-        found = bool(overfitting_in_history(-last, held))
-        of_training = f"{last:.1f} in the last epoch"
     else:
-        return {}
+        last, when = (None, "") if fit is None else of_kept_epoch(fit, "distortion")
+        if last is None or len(distortion) == 1:
+            return {}
+        found = bool(overfitting_in_history(-last, held, when))
+        of_training = f"{last:.1f} in {when}"
     if not found:
         return {}
     both = f"{Estimate(distortion).numbers('.1f')}, training {of_training}"

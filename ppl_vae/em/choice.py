@@ -18,7 +18,7 @@ from ppl_vae.em.steps import (
     closed_form,
 )
 from ppl_vae.objectives import ELBO, Resolved
-from ppl_vae.pairs import Batch, Pair, PairError, latent_sites, trace_pair
+from ppl_vae.pairs import Batch, Pair, PairError, hook_of, latent_sites, trace_pair
 from ppl_vae.runtime import preserve_random_state
 
 
@@ -52,7 +52,7 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
         return by_elbo
     latents = latent_sites(trace_pair(pair, few)[0])
     marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
-    by_draws = all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence"))
+    by_draws = all(hook_of(pair.model, m) for m in ("posterior", "log_evidence"))
     # Labelled rows have no latents, but others may come.
     if all(marked) and (latents or not by_draws):
         exact = Enumeration(pair, m_step, few, hard)

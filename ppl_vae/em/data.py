@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ppl_vae.pairs import (
     Program,
     Trace,
     as_args,
+    hook_of,
     move,
     num_rows,
     shapes_of_rows,
@@ -37,7 +37,7 @@ def check_start(model: Program, rows: Batch) -> None:
     Raises:
         ValueError: It cannot, because there are fewer rows than components, say.
     """
-    own: Any = getattr(model, "check_start", None)
+    own = hook_of(model, "check_start")
     if own is not None:
         own(*as_args(take_rows(rows, slice(0, START_ROWS))))
 
@@ -128,7 +128,7 @@ class EMData:
             PairError: There are such data, or the guide needs all rows at once, and a batch does not hold them.
         """
         self.batches.require_all_rows(pair, self.batch_size)
-        own: Any = getattr(pair.model, "first_problem", None)
+        own = hook_of(pair.model, "first_problem")
         if own is None or pair.guide is not empty_guide:
             few = self.few(pair)
             check_data(pair, few, self.batches.doubt)

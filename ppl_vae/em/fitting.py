@@ -17,7 +17,7 @@ from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.online import StepSize
 from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import GradientSteps, closed_form
-from ppl_vae.pairs import Batches, DataLike, Pair, Program
+from ppl_vae.pairs import Batches, DataLike, Pair, Program, hook_of
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import (
     described,
@@ -203,7 +203,7 @@ def fit_em(
             raise TypeError(f"{name} must be {kind.__name__}(...), got {described(given)}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is in nats per row and must be >= 0, got {tolerance}")
-    if restarts > 1 and not (initialize and hasattr(model, "initialize")):
+    if restarts > 1 and not (initialize and hook_of(model, "initialize")):
         raise ValueError(
             f"restarts={restarts} needs a model with a method initialize(x, seed), and initialize=True"
         )

@@ -19,7 +19,7 @@ from ppl_vae.em.notes import Notes
 from ppl_vae.em.online import Online, StepSize
 from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
-from ppl_vae.pairs import Pair, as_args, first_line, num_rows, take_rows
+from ppl_vae.pairs import Pair, as_args, first_line, hook_of, num_rows, take_rows
 from ppl_vae.runs import RunFolder, digest_of_rows, programs_of, settings_of
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -110,7 +110,7 @@ class EMLoop:
         """Puts the model where the next start begins: before its first E step."""
         progress = self.progress
         seed, notes = progress.seed + len(progress.ended), Notes(progress.notes)
-        start: Any = getattr(self.pair.model, "initialize", None)
+        start = hook_of(self.pair.model, "initialize")
         if self.initialize and start is not None:
             with notes.of_warnings(0):
                 start(*as_args(self.data.sample(seed)), seed=seed)
@@ -227,7 +227,7 @@ class EMLoop:
         if isinstance(steps, ClosedForm):  # faster than log_evidence(x), which keeps gradients
             return ClosedForm(steps.model, hard=False).expect(self.data)
         model: Any = self.pair.model
-        if not callable(getattr(model, "log_evidence", None)):
+        if hook_of(model, "log_evidence") is None:
             return math.nan
         total, rows = 0.0, 0
         with torch.no_grad():

@@ -35,6 +35,7 @@ from ppl_vae.pairs import (
     as_args,
     factor_of,
     find_rows,
+    hook_of,
     inner_scale,
     latent_sites,
     num_rows,
@@ -62,7 +63,7 @@ class ClosedFormModel(Protocol):
 
 def closed_form(model: Any) -> ClosedFormModel | None:
     """The model, if its EM step is closed."""
-    own = all(callable(getattr(model, m, None)) for m in ("expected_statistics", "maximize"))
+    own = all(hook_of(model, m) for m in ("expected_statistics", "maximize"))
     return cast(ClosedFormModel, model) if own else None
 
 

@@ -72,7 +72,8 @@ class Objective(ABC):
         loss_is_elbo: Whether minus the loss, at beta = 1 and without free bits, is the ELBO in expectation. Set
             by subclasses.
         judged_by_elbo: Whether a higher held-out ELBO is what it is after. If not, as with an adversary, early
-            stopping never acts, and the last weights are kept. Set by subclasses.
+            stopping never acts, the last weights are kept, and `ReduceLROnPlateau` is refused. Set by
+            subclasses.
         why_no_free_bits: If an objective has no free bits: the reason, appended to "there are no free bits" in
             the error. Set by subclasses.
 
@@ -141,9 +142,10 @@ class Objective(ABC):
 
     @property
     def warmup_epochs(self) -> float:
-        """The number of epochs during which early stopping must not act.
+        """The number of epochs during which early stopping and `ReduceLROnPlateau` must not act.
 
-        With a controller it never acts: the weights of the best ELBO are not those that reach the target.
+        With a controller the first never acts, and the second is refused: the weights of the best ELBO are not
+        those that reach the target.
         """
         if isinstance(self.beta, Controller):
             return math.inf

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     elements_of,
     expected_value,
     find_layout,
+    is_posterior,
     num_rows,
     sharing_work,
     states_elements,
@@ -134,9 +135,9 @@ _KNOWN: WeakKeyDictionary[Pair, dict[object, Elements | None]] = WeakKeyDictiona
 
 def _log_evidence(pair: Pair) -> Callable[..., Tensor] | None:
     """The model's own log p(x), if the guide is its posterior: then it is the ELBO, with the same gradient."""
-    is_posterior_of = getattr(pair.guide, "is_posterior_of", None)
-    found = getattr(pair.model, "log_evidence", None)
-    return found if callable(is_posterior_of) and is_posterior_of(pair.model) else None
+    if not is_posterior(pair.model, pair.guide):
+        return None
+    return getattr(pair.model, "log_evidence", None)
 
 
 def independent_elements(table: Tensor | None, name: str, of: str = "guide") -> Tensor:

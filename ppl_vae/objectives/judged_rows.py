@@ -305,12 +305,16 @@ def gradient_of(loss: Tensor) -> Tensor:
 
 def fitted_parts(pair: Pair) -> list[nn.Module]:
     """The parts that are fitted in training to rows and what is made of z, as the noise of a likelihood is."""
-    return [part for part in _modules(pair) if getattr(part, "fitted_to_rows", False)]
+    return [part for part in _modules(pair) if _is_fitted(part)]
 
 
 def not_fitted(pair: Pair) -> list[nn.Module]:
     """All others."""
-    return [part for part in _modules(pair) if not getattr(part, "fitted_to_rows", False)]
+    return [part for part in _modules(pair) if not _is_fitted(part)]
+
+
+def _is_fitted(part: nn.Module) -> bool:
+    return getattr(part, "fitted_to_rows", False) is True
 
 
 def _modules(pair: Pair) -> Iterator[nn.Module]:

@@ -23,7 +23,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def warmup_epochs(self) -> float:
-        """The number of epochs during which early stopping must not act."""
+        """The number of epochs during which early stopping and `ReduceLROnPlateau` must not act."""
 
 
 @dataclass(frozen=True)

@@ -133,11 +133,13 @@ from .moments import (
     spread as spread,
 )
 from .ours import (
-    asked as asked,
     covers_posterior as covers_posterior,
+    hook_of as hook_of,
     is_ours as is_ours,
     is_posterior as is_posterior,
+    own_attribute as own_attribute,
     stated_by as stated_by,
+    unbound as unbound,
 )
 from .own_rows import take_all_rows as take_all_rows
 from .pair import Bound as Bound, Pair as Pair

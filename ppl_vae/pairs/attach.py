@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from ppl_vae.pairs.ours import asked
+from ppl_vae.pairs.ours import hook_of
 from ppl_vae.pairs.programs import Program
 
 
@@ -36,13 +36,13 @@ def keep_guide(model: Program) -> bool:
 def kept_guides(model: Program) -> Iterator[Module]:
     """The copies of guides that parts of the model have kept."""
     for part in list(model.modules()) if isinstance(model, Module) else ():
-        kept = asked(part, "kept")
-        if callable(asked(part, "keep_guide")) and isinstance(kept, Module):
+        kept = getattr(part, "kept", None)
+        if hook_of(part, "keep_guide") and isinstance(kept, Module):
             yield kept
 
 
 def _methods(model: Program, name: str) -> Iterator[Callable[..., Any]]:
     for part in list(model.modules()) if isinstance(model, Module) else ():
-        method = asked(part, name)
-        if callable(method):
+        method = hook_of(part, name)
+        if method is not None:
             yield method

@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch.nn import Module
 
-from ppl_vae.pairs.ours import asked
+from ppl_vae.pairs.ours import hook_of
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch
 from ppl_vae.pairs.traces import Site, is_delta, is_discrete, latent_sites, trace_pair
@@ -29,7 +29,7 @@ def broken_commitments(pair: Pair, batch: Batch) -> Iterator[tuple[str, str]]:
         check
         for program in (pair.model, pair.guide)
         for part in (program.modules() if isinstance(program, Module) else ())
-        if callable(check := asked(part, "why_not_committed"))
+        if (check := hook_of(part, "why_not_committed"))
     ]
     if not checks:
         return
@@ -68,6 +68,7 @@ def least_rate(pair: Pair) -> float:
         float(rate)
         for program in (pair.model, pair.guide)
         for part in (program.modules() if isinstance(program, Module) else ())
-        if isinstance(rate := asked(part, "least_rate"), int | float)
+        if hook_of(part, "why_not_committed")
+        and isinstance(rate := getattr(part, "least_rate", None), int | float)
     ]
     return max(rates, default=0.0)

@@ -10,6 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ppl_vae.pairs.ours import unbound
 from ppl_vae.pairs.traces import Site, is_improper
 
 
@@ -57,7 +58,7 @@ class ImproperStandIns(Messenger):
 
     def __init__(self, program: object) -> None:
         super().__init__()
-        owner = getattr(program, "program", program)
+        owner = unbound(program)
         numbers = owner.parameters() if isinstance(owner, nn.Module) else ()
         self._like = next((p for p in numbers if p.is_floating_point()), torch.zeros(()))
 

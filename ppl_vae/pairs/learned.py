@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from ppl_vae.pairs.ours import asked
+from ppl_vae.pairs.ours import own_attribute
 from ppl_vae.pairs.programs import Program
 
 _Fit = tuple[Any, Any, Any, dict[str, Any]]
@@ -46,7 +46,7 @@ def recall(model: Program, guide: Program) -> dict[str, Any] | None:
     whatever guide.
     """
     (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
-    of_model = asked(guide, "is_prior") is True
+    of_model = bool(own_attribute(guide, "is_prior"))
     try:
         entries: list[_Fit] = _learned.get(owner, [])
     except TypeError:

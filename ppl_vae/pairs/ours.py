@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch.nn import Module
+
 
 def is_ours(value: object, package: str) -> bool:
     """Whether an object is of a class that this library defines in one of its packages.
@@ -17,20 +19,39 @@ def is_ours(value: object, package: str) -> bool:
     return f"{type(value).__module__}.".startswith(f"ppl_vae.{package}.")
 
 
-def asked(part: object, name: str) -> Any:
-    """What an object of a class of this library, or of one that derives from it, has as an attribute.
-
-    Returns:
-        None of a stranger's, where the same name may mean something else.
+def own_attribute(value: object, name: str) -> Any:
+    """An attribute of an object whose class is ours, or derives from one of ours; None of a stranger's.
 
     Example:
         >>> from ppl_vae.networks import MLP
         >>> class Wider(MLP): ...
-        >>> asked(Wider((8,)), "hidden"), asked(3 + 4j, "real")
+        >>> own_attribute(Wider((8,)), "hidden"), own_attribute(3 + 4j, "real")
         ((8,), None)
     """
-    is_known = any(f"{each.__module__}.".startswith("ppl_vae.") for each in type(part).__mro__)
-    return getattr(part, name, None) if is_known else None
+    known = any(f"{each.__module__}.".startswith("ppl_vae.") for each in type(value).__mro__)
+    return getattr(value, name, None) if known else None
+
+
+def hook_of(part: object, name: str) -> Callable[..., Any] | None:
+    """A method that any part of a pair may have, also a stranger's (docs/architecture.md, "Contracts").
+
+    Returns:
+        None if there is none: an attribute that is no function, such as a list or a module, is something else
+        of the same name.
+
+    Example:
+        >>> class Scheduled:
+        ...     learning_rates = [0.1, 0.01]
+        >>> hook_of(Scheduled(), "learning_rates") is None
+        True
+    """
+    found = getattr(part, name, None)
+    return found if callable(found) and not isinstance(found, type | Module) else None
+
+
+def unbound(program: Any) -> Any:
+    """The program that `fit(...).model` and `fit(...).guide` run, if this is one of these."""
+    return program.program if is_ours(program, "pairs") else program
 
 
 def stated_by(model: object, name: str) -> Callable[..., Any] | None:
@@ -69,6 +90,6 @@ def covers_posterior(model: object, guide: object) -> bool:
 
 
 def _guide_says(name: str, model: object, guide: object) -> bool:
-    guide, model = (getattr(program, "program", program) for program in (guide, model))
-    says = getattr(guide, name, None)
+    guide, model = unbound(guide), unbound(model)
+    says = own_attribute(guide, name)
     return callable(says) and bool(says(model))

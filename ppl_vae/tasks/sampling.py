@@ -39,6 +39,7 @@ from ppl_vae.pairs import (
     selects_outside,
     take_rows,
     tensors_of,
+    unbound,
     with_tensors,
 )
 from ppl_vae.runtime import described, own_generator, preserve_random_state, require_count
@@ -134,7 +135,7 @@ def _blank(model: Program, given: Given) -> Batch:
     Raises:
         TypeError: It does not.
     """
-    owner = getattr(model, "program", model)
+    owner = unbound(model)
     shape = getattr(owner, "data_shape", None)
     if shape is None:
         raise TypeError(

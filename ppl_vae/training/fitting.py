@@ -214,7 +214,8 @@ def fit(
             gradients mean.
         lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch, so that `T_max`
             or `total_steps` is a number of epochs. `ReduceLROnPlateau` watches the held-out beta = 1 ELBO, or
-            that of the training without held-out rows; epochs in which beta still warms up do not count.
+            that of the training without held-out rows; epochs in which beta still warms up do not count. It is
+            refused with a controller of beta and with an adversary, which are not after a higher ELBO.
         clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
         patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
             weights. Epochs in which beta still warms up do not count.

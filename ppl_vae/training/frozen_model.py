@@ -39,8 +39,9 @@ def refit_guide(
     The epochs are cut in five parts, or in as many as there are epochs; before each but the first sigma is set,
     from all rows with five draws each. So the guide comes last, and suits the noise. The likelihood of the
     model that is given is changed in place, and nothing else of it: E[x | z] stays bit for bit. `history` has
-    `sigma`. With `patience`, epochs count from the last of these times on, and the best of those is kept. If
-    sigma still changed by more than 5 % then, `Fit.warnings` says so.
+    `sigma`. With `patience`, epochs count from the last of these times on, and the best of those is kept. A
+    `ReduceLROnPlateau` starts anew at each. If sigma still changed by more than 5 % then, `Fit.warnings` says
+    so.
 
     Args:
         model: Pyro program of p(x, z), trained. If it has `pyro.param` statements, `fit(...).model`,

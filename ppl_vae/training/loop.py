@@ -45,12 +45,13 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     Trace,
-    asked,
+    is_ours,
     least_rate,
     measure_in,
     measure_of,
     mixture_in,
     num_rows,
+    own_attribute,
     trace_pair,
 )
 from ppl_vae.runs import RunFolder, digest_of_rows, programs_of, settings_of
@@ -157,8 +158,8 @@ class Training:
         self.processes.share_weights(pair)
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
-        noise = asked(pair.model, "noise")  # of `refit_guide`
-        self.noise = noise if isinstance(noise, Noise) else None
+        held: Any = pair.model if is_ours(pair.model, "training") else None  # by `refit_guide`
+        self.noise: Noise | None = getattr(held, "noise", None)
         if self.noise is not None:
             with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
                 self.noise.check(layout, trace_pair(pair, first)[0])
@@ -248,7 +249,7 @@ class Training:
             "transform": None if transform is None else _name(transform),
             "data": digest_of_rows(batches) if compared else None,
             "validation": digest_of_rows(held_out) if compared and held_out is not None else None,
-            "frozen": asked(pair.model, "digest"),  # of `refit_guide`
+            "frozen": getattr(held, "digest", None),
             "fit_noise": self.noise is not None,
             **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
@@ -542,7 +543,8 @@ class Training:
         # What is watched is not always an ELBO, and not to be taken for one.
         progress.end_epoch(row, self._measure, self._measure_held_out)
         row = progress.history[-1]
-        counts = self._elbo_counts(progress.epoch)
+        # Means over the steps of an epoch are of each beta in it.
+        counts = self._elbo_counts(progress.epoch - ("validation_elbo" not in row))
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             if self.scheduler is not None:
                 step_scheduler(self.scheduler)
@@ -623,7 +625,7 @@ def _of_modules(pair: Pair) -> dict[str, float]:
         for path, part in module.named_modules():
             name = ".".join(filter(None, (root, path)))
             inside = any(name.startswith(f"{other}.") for other in found)
-            if callable(stated := asked(part, "epoch_metrics")) and not inside:
+            if callable(stated := own_attribute(part, "epoch_metrics")) and not inside:
                 found[name] = stated()
     one = len(found) == 1
     return {

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae.objectives import Controller, Objective
-from ppl_vae.pairs import asked
+from ppl_vae.objectives import Objective
+from ppl_vae.pairs import own_attribute
 from ppl_vae.runtime import described
 
 
@@ -185,7 +185,7 @@ def own_rates(modules: Iterable[object]) -> list[tuple[Tensor, float]]:
     found = {
         id(parameter): (parameter, rate)
         for module in modules
-        if callable(stated := asked(module, "learning_rates"))
+        if callable(stated := own_attribute(module, "learning_rates"))
         for parameter, rate in stated()
     }
     return list(found.values())
@@ -223,12 +223,12 @@ def require_watched(objective: Objective, beta: object) -> None:
 
     Args:
         objective: What is maximized, of this pair.
-        beta: The weight of the KL.
+        beta: The weight of the KL, which may always change, as that of a controller does.
 
     Raises:
         ValueError: It is not.
     """
-    if objective.judged_by_elbo and not isinstance(beta, Controller):
+    if objective.judged_by_elbo and objective.warmup_epochs < math.inf:
         return
     other = beta if objective.judged_by_elbo else objective
     raise ValueError(

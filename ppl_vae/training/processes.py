@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import Pair, asked, first_line
+from ppl_vae.pairs import Pair, first_line, hook_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -263,7 +263,7 @@ class Processes:
 def _learners(pair: Pair) -> Iterator[Any]:
     """The modules that learn by a method `learn_together`, in one order."""
     parts = (part for root in pair.modules().values() for part in root.modules())
-    return (part for part in parts if callable(asked(part, "learn_together")))
+    return (part for part in parts if hook_of(part, "learn_together"))
 
 
 def _packed(error: BaseException | None) -> bytes | None:
