@@ -146,6 +146,11 @@ class PCA:
         return found.reshape(x.shape)
 
 
+def spread_over(number: int, most: int) -> Tensor:
+    """At most so many of some rows, at equal distances from the first to the last one."""
+    return torch.linspace(0, number - 1, min(number, most)).round().long()
+
+
 def squared_errors(x: Tensor, found: Tensor) -> Tensor:
     """The squared error of each row, summed over its numbers, `(n,)`."""
     return (x.double() - found.double()).flatten(1).square().sum(1)

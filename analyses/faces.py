@@ -17,6 +17,7 @@ from autoencoder_pairs import (
     Sizes,
     picture_of_rows,
     reconstructed,
+    spread_over,
     squared_errors,
     trained,
 )
@@ -47,6 +48,7 @@ def manifold(
     data_dir: Path = Path("data"),
     runs: Path = Path("faces"),
     training: Sizes = FACES,
+    test_rows: int = 1000,
     size: int = 15,
     output: Path = Path("faces_manifold.png"),
     overwrite: bool = False,
@@ -59,6 +61,7 @@ def manifold(
         data_dir: Folder of data by name, in torchvision's layout.
         runs: Folder that keeps the trained pairs; an interrupted training continues.
         training: Networks and trainings.
+        test_rows: Test rows that are measured, at equal distances.
         size: Faces per side of the plane, at equal steps of the mass of N(0, I).
         output: Where to save the picture.
         overwrite: Whether a picture that is there is replaced.
@@ -69,7 +72,7 @@ def manifold(
     shown.head()
     model, guide = trained(runs, "code=2", partial(vae, rows, 2, training), rows, training)
     shown.step("training")
-    shown.row(_measured(model, guide, rows, data))
+    shown.row(_measured(model, guide, rows, data, test_rows))
     shown.step("evaluation")
 
     def means(z: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ def moves(
     runs: Path = Path("faces"),
     latent_dim: int = 12,
     training: Sizes = FACES,
+    test_rows: int = 1000,
     mouth: tuple[int, int, int, int] = (17, 26, 4, 16),
     face: int = 0,
     reach: float = 3.0,
@@ -109,6 +113,7 @@ def moves(
         runs: Folder that keeps the trained pairs; an interrupted training continues.
         latent_dim: Number of latents.
         training: Networks and trainings.
+        test_rows: Test rows that are measured, at equal distances.
         mouth: Where the mouth is: first and last row, first and last column; the last ones do not count.
         face: The number of the face that moves, of at most 64 that are spread over the test frames.
         reach: How far the directions are followed, in standard deviations of the codes.
@@ -122,7 +127,7 @@ def moves(
     shown.head()
     model, guide = trained(runs, f"code={latent_dim}", made, rows, training)
     shown.step("training")
-    shown.row(_measured(model, guide, rows, data))
+    shown.row(_measured(model, guide, rows, data, test_rows))
     shown.step("evaluation")
     codes = encode(model, guide, rows.train, progress=False)["z"]
     at = encode(model, guide, rows.test[:: max(1, len(rows.test) // 64)], progress=False)["z"]
@@ -285,13 +290,15 @@ def over_stretches(values: Tensor, data: str, at: Tensor | None = None) -> Estim
     return Estimate(torch.stack([part.mean() for part in parts]), weights=sizes)
 
 
-def _measured(model: Any, guide: Any, rows: Rows, data: str) -> list[str]:
-    found = evaluate(model, guide, rows.test, num_samples=100, seed=0, progress=False)
-    errors = squared_errors(rows.test, reconstructed((model, guide), rows.test))
+def _measured(model: Any, guide: Any, rows: Rows, data: str, test_rows: int) -> list[str]:
+    at = spread_over(len(rows.test), test_rows)
+    x = rows.test[at]
+    found = evaluate(model, guide, x, num_samples=100, seed=0, progress=False)
+    errors = squared_errors(x, reconstructed((model, guide), x))
     numbers = [found.elbo.values, found.log_likelihood.values, found.rate.values, errors]
-    cells = [over_stretches(each, data).numbers(".2f") for each in numbers]
+    cells = [over_stretches(each, data, at).numbers(".2f") for each in numbers]
     cells.insert(2, f"{found.unreliable.double().mean():.1%}")
-    return [f"{len(rows.test)}", *cells]
+    return [f"{len(x)}", *cells]
 
 
 def _told(data: str, rows: Rows, training: Sizes) -> str:

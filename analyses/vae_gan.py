@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from autoencoder_pairs import Sizes, picture_of_rows
+from autoencoder_pairs import Sizes, picture_of_rows, spread_over
 from faces import frames, is_video, over_stretches
 from progress import Table, chosen_rows, start
 from torch import Tensor
-from vae_gan_measures import SHOWN, Measured, Measures, labels_of, spread_over
+from vae_gan_measures import SHOWN, Measured, Measures, labels_of
 from vae_gan_pairs import MODELS, USUAL, Setting
 
 from ppl_vae.runtime import replacing, require_output

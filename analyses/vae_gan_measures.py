@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from autoencoder_pairs import Pair, Rows, reconstructed, squared_errors
+from autoencoder_pairs import Pair, Rows, reconstructed, spread_over, squared_errors
 from torch import Tensor
 from vae_gan_pairs import MODELS, Setting, fitted_to
 
@@ -81,11 +81,6 @@ def kept(file: Path, made_of: str, measure: Callable[[], Measured]) -> Measured:
     tensors = {each.name: getattr(found, each.name) for each in fields(Measured)}
     write_tensors(file, tensors, {"made_of": made_of})
     return found
-
-
-def spread_over(number: int, most: int) -> Tensor:
-    """At most so many of some rows, at equal distances from the first to the last one."""
-    return torch.linspace(0, number - 1, min(number, most)).round().long()
 
 
 def distance(judge: Any, x: Tensor, seen: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ def test_the_table_of_faces_has_these_errors(
     model, guide = module.vae(video, 2, sizes)
     found = evaluate(model, guide, video.test, num_samples=5, seed=0, progress=False)
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: found)
-    count, *cells = module._measured(model, guide, video, "video.npy")
+    count, *cells = module._measured(model, guide, video, "video.npy", 10**6)
     assert count == "12"  # four stretches of three
     measured = (found.elbo, found.log_likelihood, found.rate)
     for cell, each in zip((cells[0], cells[1], cells[3]), measured, strict=True):
