@@ -11,7 +11,7 @@ import torch
 
 from ppl_vae.data import Data, Dequantization, rows_alone
 from ppl_vae.evaluation import Annealed, Evaluation
-from ppl_vae.pairs import Pair, Program
+from ppl_vae.pairs import Pair, Program, own_attribute
 from ppl_vae.runtime import HIDDEN
 from ppl_vae.stats import Result, as_lines
 
@@ -60,8 +60,8 @@ def with_labels_of_training(evaluation: Evaluation, data: Data[Any]) -> Evaluati
 def with_accuracy(
     evaluation: Evaluation, model: Program, guide: Program, data: Data[Any]
 ) -> Evaluation:
-    """Adds a note on how many test rows get their label from the guide's `classify(x)`, if it has that."""
-    labels, classify = data.test_labels, getattr(guide, "classify", None)
+    """Adds a note on how many test rows get their label from a guide of ours with `classify(x)`."""
+    labels, classify = data.test_labels, own_attribute(guide, "classify")
     if classify is None or labels is None or labels.dim() > 1:
         return evaluation
     known = int((labels != HIDDEN).sum())
