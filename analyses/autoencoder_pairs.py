@@ -86,7 +86,9 @@ class Rows:
         train, labels = torch.cat([data.train, data.validation]), None
         if data.train_labels is not None and data.validation_labels is not None:
             labels = torch.cat([data.train_labels, data.validation_labels])
-        return cls(data.name, train / most, data.test / most, labels, data.test_labels)
+        # Of a folder its last part: names are parts of paths here.
+        called = Path(data.name).name
+        return cls(called, train / most, data.test / most, labels, data.test_labels)
 
     @property
     def shape(self) -> tuple[int, ...]:
