@@ -18,6 +18,9 @@ from vae_gan_pairs import MODELS, USUAL, Setting
 from ppl_vae.runtime import replacing, require_output
 from ppl_vae.stats import Estimate
 
+UNRELIABLE = 0.1
+"""Share of rows from which on it is said that log p(x) is not known."""
+
 Over = Callable[..., Estimate]
 """The mean over test rows, with the standard error over what is independent of one another."""
 
@@ -117,6 +120,7 @@ def main(
             shown.row(cells)
             shown.step(f"{name}, seed {seed}")
     _over_seeds(found)
+    print(_unreliable(found), end="")
     sheet: dict[str, Tensor] = {"test rows": rows.test[spread_over(len(rows.test), SHOWN)]}
     sheet |= {name: found[name, sizes.seed].seen for name in chosen}
     sheet |= {f"{name}, drawn": found[name, sizes.seed].drawn for name in chosen}
@@ -168,6 +172,26 @@ def _over_seeds(found: dict[tuple[str, int], Measured]) -> None:
             cells.append(over([100 * each.accuracy[place] for each in every], ".1f"))
         cells += [over([each.spread for each in every]), over([each.distinct for each in every])]
         shown.row([*cells, f"{sum(each.collapsed for each in every)} of {len(every)}"])
+
+
+def _unreliable(found: dict[tuple[str, int], Measured]) -> str:
+    """Of which models log p(x) is known from below only, in words; empty if of none."""
+    shares = {
+        name: torch.cat([each.unreliable for (of, _), each in found.items() if of == name])
+        for name, _ in found
+    }
+    told = {
+        name: f"{name} ({share.double().mean():.0%} of the rows)"
+        for name, share in shares.items()
+        if share.double().mean() > UNRELIABLE
+    }
+    if not told:
+        return ""
+    which = ", ".join(told.values())
+    return (
+        f"\nThese log p(x) are not to be trusted, and are lower bounds at best: {which}. So is what they are "
+        "above or below the VAE: compare ELBO and squared error, or give more num_samples.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -385,6 +385,7 @@ def test_the_price_of_an_adversary_is_paired_by_row_and_seed(
 
     def measured(log_p: list[float], spread: float) -> Any:
         rest = dict.fromkeys((each.name for each in fields(module.Measured)), torch.ones(1))
+        rest["unreliable"] = torch.tensor([spread < 0.2, False])
         own = {
             "log_p": torch.tensor(log_p),
             "at": torch.tensor([0, 1, 70]),
@@ -409,6 +410,8 @@ def test_the_price_of_an_adversary_is_paired_by_row_and_seed(
     assert (vae["minus VAE"], vae["collapsed"]) == ("", "0 of 2")
     assert (gan["log p(x)"], gan["minus VAE"]) == ("0.33 ± 0.33", "-1.67 ± 0.33")
     assert (gan["spread of draws"], gan["collapsed"]) == ("0.45 ± 0.35", "1 of 2")
+    assert "lower bounds at best: GAN (25% of the rows)." in module._unreliable(found)
+    assert module._unreliable({("VAE", 0): found["VAE", 0]}) == ""
 
 
 def test_accuracy_is_that_of_separable_rows(monkeypatch: pytest.MonkeyPatch) -> None:
