@@ -57,7 +57,7 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         name = HELD_OUT + measure.name
         held = [measure.sign * row.get(name, -measure.sign * math.inf) for row in history]
         counted = [n for n in range(best) if n + 1 >= objective.warmup_epochs]
-        if run.config.get("fit_noise"):  # and was not changed any more
+        if run.config.get("fit_noise"):  # ELBOs of one noise, the last one, are compared
             counted = [n for n in counted if history[n].get("sigma") == history[-1].get("sigma")]
         best = max(counted, key=held.__getitem__, default=best - 1) + 1
     prior_epochs, best_of_prior = _epochs_of_prior(run)

@@ -64,7 +64,7 @@ from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
-from ppl_vae.training.noise import Noise, noise_is_final, unsettled
+from ppl_vae.training.noise import Noise, unsettled
 from ppl_vae.training.optimizers import (
     make_optimizer,
     make_scheduler,
@@ -431,7 +431,7 @@ class Training:
     @property
     def _noise_is_final(self) -> bool:
         """Whether the noise in the last epoch is that of the end: others are not compared with it."""
-        return self.noise is None or noise_is_final(self.progress.epoch, self.max_epochs)
+        return self.noise is None or self.noise.is_final(self.progress.epoch, self.max_epochs)
 
     def _batches(self) -> Iterator[tuple[Batch | None, int]]:
         """The batches of the epoch that are still to come."""

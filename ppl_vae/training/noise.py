@@ -112,6 +112,10 @@ class Noise(nn.Module):
         """Whether it is found before the epoch after so many ones."""
         return epoch in _times(max_epochs)
 
+    def is_final(self, epoch: int, max_epochs: int) -> bool:
+        """Whether the epoch of this number, from 1, comes after the last time that it is found."""
+        return epoch > max(_times(max_epochs), default=0)
+
     def find(self, pair: Pair, rows: TrainingRows, seed: int, epoch: int) -> tuple[float, float]:
         """Sets the variance to the mean squared error of draws from the guide, over all rows.
 
@@ -147,16 +151,6 @@ class Noise(nn.Module):
         """The noise, a column of `metrics.csv`."""
         likelihood: Any = self.likelihood
         return {"sigma": float(likelihood.sigma)}
-
-
-def noise_is_final(epoch: int, max_epochs: int) -> bool:
-    """Whether the epoch of this number, from 1, comes after the last time that the noise is found.
-
-    Example:
-        >>> [noise_is_final(epoch, max_epochs=10) for epoch in (1, 8, 9, 10)]
-        [False, False, True, True]
-    """
-    return epoch > max(_times(max_epochs), default=0)
 
 
 def unsettled(before: float, after: float) -> str | None:
