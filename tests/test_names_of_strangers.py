@@ -14,13 +14,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from trainings import Guide, Model, X
 
 from ppl_vae import check, diagnose, encode, evaluate, fit, fit_em, inference_gaps, refit_guide
 from ppl_vae.pairs import Pair, attach_guide, keep_guide, kept_guides, least_rate
 from ppl_vae.tasks import sample
 
 ROOT = Path(__file__).resolve().parent.parent
-X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 
 TEXTS = {"default_objective"}  # docs/own_pair.md
 FLAGS = {"fitted_to_rows", "keeps_rows"}  # docs/architecture.md, "Contracts", as all that follow
@@ -77,36 +77,12 @@ def texts(*nodes: ast.AST) -> Iterator[str]:
 NAMES = sorted({name for name in asked_for() if name.isidentifier() and name[0] != "_"})
 
 
-class Decoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 4)
-
-    def forward(self, x: Tensor) -> None:
-        pyro.module("decoder", self)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.layer(z), 1.0).to_event(1), obs=x)
-
-
-class Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> None:
-        pyro.module("encoder", self)
-        with pyro.plate("data", len(x)):
-            mean, log_scale = self.layer(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
-
-
 class Clusters(nn.Module):
     """Latents that are summed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.means = nn.Parameter(torch.randn(3, 4))
+        self.means = nn.Parameter(torch.randn(3, 3))
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -118,7 +94,7 @@ class Clusters(nn.Module):
 class Chooser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(4, 3)
+        self.layer = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -140,7 +116,7 @@ def called(program: nn.Module, kind: str) -> nn.Module:
 def found(folder: Path, kind: str = "") -> dict[str, Any]:
     """What the functions of the library say of such pairs."""
     torch.manual_seed(0)
-    model, guide, other = (called(make(), kind) for make in (Decoder, Encoder, Encoder))
+    model, guide, other = (called(make(), kind) for make in (Model, Guide, Guide))
     pair = model, guide
     said: dict[str, Any] = {"check": str(check(*pair, X))}
     fitted = fit(*pair, X, max_epochs=2, batch_size=10, seed=0, run_dir=folder)
@@ -205,7 +181,7 @@ class OwnPart(nn.Module):
 
 def test_what_the_contracts_let_him_say_is_taken_at_its_word() -> None:
     """So the test above could fail."""
-    model, guide = Decoder(), Encoder()
+    model, guide = Model(), Guide()
     assert (keep_guide(model), [*kept_guides(model)], least_rate(Pair(model, guide))) == (
         False,
         [],
@@ -215,11 +191,11 @@ def test_what_the_contracts_let_him_say_is_taken_at_its_word() -> None:
     attach_guide(model, guide)
     assert keep_guide(model)
     (kept,) = kept_guides(model)
-    assert isinstance(kept, Encoder)
+    assert isinstance(kept, Guide)
     assert kept is not guide
     assert least_rate(Pair(model, guide)) == 2
     assert "a Independent is not what was promised" in str(check(model, guide, X))
-    held: Any = Encoder()
+    held: Any = Guide()
     held.keeps_rows = True
     with pytest.raises(ValueError, match="keeps parameters for each row"):
-        fit(Decoder(), held, X, batch_size=10, max_epochs=1)
+        fit(Model(), held, X, batch_size=10, max_epochs=1)
