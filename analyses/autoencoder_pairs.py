@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept_pairs import has_begun
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -111,7 +112,7 @@ def trained(
         lr_scheduler=partial(CosineAnnealingLR, T_max=sizes.max_epochs),
         seed=sizes.seed,
         run_dir=folder,
-        resume=folder.exists(),
+        resume=has_begun(folder),
         **options,
     )
     return model, guide

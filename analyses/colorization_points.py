@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from kept_pairs import has_begun
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -250,7 +251,7 @@ class Point:
             lr_scheduler=partial(CosineAnnealingLR, T_max=self.epochs),
             seed=self.seed,
             run_dir=folder / "training",
-            resume=(folder / "training").exists(),
+            resume=has_begun(folder / "training"),
             progress=progress,
         )
         save_run(folder / "run", model, guide, fit=fitted, overwrite=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_pairs import keep, kept, num_trained
+from kept_pairs import has_begun, keep, kept, num_trained
 from photo_codecs import CODECS, can_write, of_blocks, of_codecs, of_folder
 from photo_scores import (
     NUMBERS,
@@ -310,7 +310,7 @@ def trained(
         lr_scheduler=partial(CosineAnnealingLR, T_max=settings.max_epochs),
         seed=settings.seed,
         run_dir=first,
-        resume=first.exists(),
+        resume=has_begun(first),
     )
     refitted = refit_prior(
         *(model, guide, pictures.around[0], settings.prior),

@@ -34,6 +34,11 @@ def kept(folder: Path, made_of: str) -> tuple[Any, Any] | None:
     return run.model, run.guide
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a training in this folder can go on: not if it was stopped before its first checkpoint."""
+    return any((folder / "checkpoints").glob("*"))
+
+
 def keep(folder: Path, model: Any, guide: Any, made_of: str) -> None:
     """Writes a pair and what it is made of into a folder."""
     save_run(folder, model, guide, config={"made_of": made_of})

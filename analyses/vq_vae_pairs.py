@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_pairs import keep, kept
+from kept_pairs import has_begun, keep, kept
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -146,7 +146,7 @@ class Setting:
             lr_scheduler=partial(CosineAnnealingLR, T_max=self.sizes.max_epochs),
             seed=self.sizes.seed,
             run_dir=folder,
-            resume=folder.exists(),
+            resume=has_begun(folder),
             **options,
         )
         return model, guide

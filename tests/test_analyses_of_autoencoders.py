@@ -350,6 +350,23 @@ def vae_gan(folder: Path) -> None:
         )
 
 
+def test_a_training_that_was_stopped_before_its_first_steps_starts_again(tmp_path: Path) -> None:
+    """Its folder is there, and has no checkpoint; then it has one, and is not trained again."""
+    of = script("autoencoder_pairs")
+    sizes = of.Sizes(hidden=(4,), max_epochs=1, max_rows=60)
+    rows = of.Rows.of("digits", tmp_path, sizes)
+    (tmp_path / "pair").mkdir()
+
+    def train() -> Any:
+        make = partial(of.autoencoder, rows, 2, sizes)
+        return of.trained(tmp_path, "pair", make, rows, sizes)[0].state_dict()
+
+    first, metrics = train(), (tmp_path / "pair" / "metrics.csv").read_text()
+    again = train()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert (tmp_path / "pair" / "metrics.csv").read_text() == metrics
+
+
 def test_measures_of_draws_are_those_of_known_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -90,7 +90,7 @@ def main(
         lr_scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=learning_rate),
         seed=seed,
         run_dir=run_dir,
-        resume=(run_dir / "checkpoints").exists(),
+        resume=any((run_dir / "checkpoints").glob("*")),
     )
     print(fitted, file=sys.stderr)
     show(

@@ -79,7 +79,7 @@ def main(
         learning_rate=5e-4,
         seed=seed,
         run_dir=run_dir,
-        resume=(run_dir / "checkpoints").exists(),
+        resume=any((run_dir / "checkpoints").glob("*")),
     )
     print(fitted, file=sys.stderr)
     of_prior = f"VampPrior({components})" if vamp else "N(0, I)"
