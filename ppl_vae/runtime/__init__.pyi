@@ -62,6 +62,15 @@ from .randomness import (
     set_random_state as set_random_state,
 )
 from .safe_path import safe_children as safe_children
+from .sentences import (
+    BLANK as BLANK,
+    END as END,
+    FIRST_WORD as FIRST_WORD,
+    PAD as PAD,
+    UNKNOWN as UNKNOWN,
+    lengths_of as lengths_of,
+    trimmed as trimmed,
+)
 from .tensors import (
     content_digest as content_digest,
     digest as digest,
