@@ -1,4 +1,5 @@
 from .asked import require_data as require_data, require_data_options as require_data_options
+from .buckets import Buckets as Buckets
 from .folders import picture_folders as picture_folders
 from .labels import few_labels as few_labels, oversample_labelled as oversample_labelled
 from .load import Data as Data, load_data as load_data, rows_alone as rows_alone
