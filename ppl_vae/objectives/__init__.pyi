@@ -9,6 +9,7 @@ from .alternating import (
     moved_by as moved_by,
     routed as routed,
 )
+from .back_translation import BackTranslation as BackTranslation
 from .base import (
     Loss as Loss,
     Objective as Objective,
