@@ -44,4 +44,5 @@ from .quantized import (
 )
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO
+from .sentence_denoising import SentenceDenoising as SentenceDenoising
 from .wake_sleep import WakeSleep as WakeSleep
