@@ -13,3 +13,4 @@ from .photos import (
 )
 from .regions import simulated_regions as simulated_regions
 from .transforms import Binarization as Binarization, Dequantization as Dequantization
+from .vocabulary import Vocabulary as Vocabulary
