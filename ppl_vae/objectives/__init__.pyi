@@ -9,6 +9,7 @@ from .alternating import (
     moved_by as moved_by,
     routed as routed,
 )
+from .back_translation import BackTranslation as BackTranslation
 from .base import (
     Loss as Loss,
     Objective as Objective,
@@ -43,4 +44,5 @@ from .quantized import (
 )
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO
+from .sentence_denoising import SentenceDenoising as SentenceDenoising
 from .wake_sleep import WakeSleep as WakeSleep

@@ -84,8 +84,8 @@ class WakeSleep(Alternating):
         ]
 
     def _wake(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        _require_draws(layout)
-        rows = sample_rows(pair, layout, batch, self.num_particles, as_seen=_detached)
+        require_draws(layout)
+        rows = sample_rows(pair, layout, batch, self.num_particles, as_seen=detached_draws)
         loss = -(rows.log_likelihood + rows.log_prior).mean()
         distortion = -rows.log_likelihood.detach().mean()
         rate = (rows.log_guide - rows.log_prior).detach().mean()
@@ -93,14 +93,14 @@ class WakeSleep(Alternating):
         return Loss(loss, -(distortion + rate), rate, distortion, traces)
 
     def _sleep(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        _require_draws(layout)
+        require_draws(layout)
         require_proper(layout, "WakeSleep", pair.model, trained=False)
         n = num_rows(batch)
         with torch.no_grad():
             rows = sample_rows(pair, layout, batch, 1)
             with in_mode(fitted_parts(pair), False):
                 dream = poutine.trace(poutine.uncondition(pair.model)).get_trace(*as_args(batch))
-        drawn = _drawn_rows(dream, layout, batch)
+        drawn = drawn_rows(dream, layout, batch)
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
         each = [
             sum_to_rows(row_log_prob(guide.nodes[name], layout), layout, 1, n)
@@ -111,27 +111,30 @@ class WakeSleep(Alternating):
         return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
 
 
-def _require_draws(layout: Layout) -> None:
+def require_draws(layout: Layout, objective: str = "WakeSleep") -> None:
     """Raises an error for a pair whose latents are not those that both programs draw.
+
+    Args:
+        layout: The layout of a batch.
+        objective: What needs them.
 
     Raises:
         PairError: They are not.
     """
     if layout.enumerated:
         raise PairError(
-            f"WakeSleep needs draws of all latents, and the model sums out '{layout.enumerated[0]}': let the "
-            f"guide "
-            'draw it, without infer={"enumerate": "parallel"} in the model'
+            f"{objective} needs draws of all latents, and the model sums out '{layout.enumerated[0]}': let the "
+            'guide draw it, without infer={"enumerate": "parallel"} in the model'
         )
     if set(layout.draws) != set(layout.latents):
         others = sorted(set(layout.draws) ^ set(layout.latents))
         raise PairError(
-            f"WakeSleep scores the model's draws of z by the guide, and '{others[0]}' is not drawn by both "
+            f"{objective} scores the model's z by the guide, and '{others[0]}' is not drawn by both "
             "programs: draw the same sites in both"
         )
 
 
-def _detached(trace: Trace) -> Trace:
+def detached_draws(trace: Trace) -> Trace:
     """The trace of the guide with constants as draws, for the model."""
     found = trace.copy()
     for name, site in latent_sites(trace).items():
@@ -139,8 +142,14 @@ def _detached(trace: Trace) -> Trace:
     return found
 
 
-def _drawn_rows(dream: Trace, layout: Layout, batch: Batch) -> Batch:
+def drawn_rows(dream: Trace, layout: Layout, batch: Batch, objective: str = "WakeSleep") -> Batch:
     """The batch, with what the model has drawn in the place of what it observes.
+
+    Args:
+        dream: A run of the model that has drawn what it observes.
+        layout: The layout of the batch.
+        batch: The batch.
+        objective: What needs them.
 
     Raises:
         PairError: The model observes something else than tensors of the batch.
@@ -156,7 +165,7 @@ def _drawn_rows(dream: Trace, layout: Layout, batch: Batch) -> Batch:
         ]
         if len(places) != 1:
             raise PairError(
-                f"the sleep turn of WakeSleep gives the guide rows that the model draws, and the site '{name}' "
+                f"{objective} gives the guide rows that the model draws, and the site '{name}' "
                 "observes none of the tensors of the batch as it is: write obs=x, where x is an argument of "
                 "the model"
             )

@@ -1,0 +1,1 @@
+"""Models of sentences, whose latents are sentences of another language."""
