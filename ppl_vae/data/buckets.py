@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.runtime import (
-    END,
-    PAD,
     described,
+    holds_sentences,
     lengths_of,
     require_count,
     require_seed,
+    require_sentences,
     trimmed,
 )
 
@@ -73,7 +73,7 @@ class Buckets:
         else:
             require_count("batch_size", batch_size, 1)
         self._tensors = (x, *others)
-        self._are_sentences = (True, *(_first_that_is_none(rows) is None for rows in others))
+        self._are_sentences = (True, *map(holds_sentences, others))
         self._seed = seed
         lengths = [
             lengths_of(rows).cpu()
@@ -107,33 +107,34 @@ class Buckets:
         return f"<{len(self)} batches of {len(self._of_x.order)} rows of like length>"
 
     def draw(self, n: int) -> Tensor:
-        """Rows of x of like length, each with probability n / N, where N is the number of all rows.
+        """Rows of x of like length, drawn from torch's global generator with equal probability.
 
-        The rows are sorted by length, and n neighbors are taken, the first of which is any row with equal
+        With N rows in all and n <= N, each of them comes with probability n / N, and at most once. Proof: the
+        rows are sorted by length, and n neighbors are taken, the first of which is any row with equal
         probability; behind the longest come the shortest again. So n of the N choices contain a given place,
         and a group of m rows of one length has m n / N places in a draw on average. If a draw has k of its m
-        places, it takes any k of its rows, each set of them with equal probability. By this symmetry, each
-        row of the group comes with probability (m n / N) / m = n / N.
+        places, it takes k of its rows, each set of them with equal probability. By this symmetry, each row of
+        the group comes with probability (m n / N) / m = n / N.
 
-        Drawn from torch's global generator.
+        If n > N, all rows come n // N times, and the remainder is drawn like this.
 
         Args:
-            n: How many, N at most; no row comes twice.
+            n: How many.
 
         Returns:
             `(n, T)`, as wide as the longest of them.
 
         Raises:
             TypeError: `n` is no whole number.
-            ValueError: It is below 1, or above N.
+            ValueError: It is below 1.
         """
-        rows = len(self._of_x.order)
         require_count("n", n, 1)
-        if n > rows:
-            raise ValueError(f"n must be at most {rows}, the number of rows, got {n}")
+        rows = len(self._of_x.order)
         start = int(torch.randint(rows, ()))
-        chosen = self._of_x.window(start, n)
-        return trimmed(self._tensors[0][chosen.to(self._tensors[0].device)])
+        chosen = [self._of_x.order] * (n // rows)
+        if n % rows:
+            chosen.append(self._of_x.window(start, n % rows))
+        return trimmed(self._tensors[0][torch.cat(chosen).to(self._tensors[0].device)])
 
     def _batch(self, chosen: Tensor) -> Tensor | tuple[Tensor, ...]:
         found = (rows[chosen.to(rows.device)] for rows in self._tensors)
@@ -208,25 +209,4 @@ def _require_rows(x: Tensor, others: tuple[Tensor, ...]) -> None:
                 f"Buckets: {name} must have as many rows as x, and at least one: it has the shape "
                 f"{tuple(rows.shape)}, and x {tuple(x.shape)}"
             )
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"Buckets: x must hold whole numbers, got {x.dtype}")
-    if x.dim() != 2:
-        raise ValueError(f"Buckets: x must have the shape (n, T), got {tuple(x.shape)}")
-    row = _first_that_is_none(x)
-    if row is not None:
-        raise ValueError(
-            f"Buckets: row {row} of x, counted from 0, is no sentence: expected words, then END = {END}, then "
-            f"PAD = {PAD}, as Vocabulary.rows makes them"
-        )
-
-
-def _first_that_is_none(rows: Tensor) -> int | None:
-    """The first row that is no sentence; None if all are."""
-    if rows.dim() != 2 or rows.is_floating_point() or rows.is_complex() or rows.shape[1] == 0:
-        return 0
-    places = torch.arange(rows.shape[1], device=rows.device)
-    lengths = lengths_of(rows)[:, None]
-    whole = ((rows != PAD) == (places < lengths)).all(1)
-    ended = ((rows == END) == (places == lengths - 1)).all(1)
-    wrong = (~(whole & ended) | (lengths[:, 0] == 0)).nonzero()[:, 0]
-    return int(wrong[0]) if len(wrong) else None
+    require_sentences("Buckets: x", x)
