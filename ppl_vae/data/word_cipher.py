@@ -32,7 +32,7 @@ _FEW = 1000
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _Spellings:
     """Texts that may stand for each other, numbered from 0; there is an even number of them.
 
     Attributes:
@@ -75,19 +75,19 @@ class _Kind:
 
 
 @lru_cache(maxsize=4096)
-def _kind(letters: str, where: str, length: int, spoken: bool) -> _Kind:
+def _kind(letters: str, where: str, length: int, spoken: bool) -> _Spellings:
     listed = [text for text in _SPOKEN.get(where, "").split() if len(text) == length]
     these = tuple(text for text in listed if set(text) <= {*letters})
     these = these[: len(these) // 2 * 2]
     if spoken:
-        return _Kind(letters, length, these=these)
-    plain = _Kind(letters, length)
-    return _Kind(letters, length, tuple(sorted(map(plain.number, these))))
+        return _Spellings(letters, length, these=these)
+    plain = _Spellings(letters, length)
+    return _Spellings(letters, length, tuple(sorted(map(plain.number, these))))
 
 
-def _kind_of(text: str, first: bool, last: bool) -> _Kind:
+def _kind_of(text: str, first: bool, last: bool) -> _Spellings:
     if text[0] in _DIGITS:
-        return _Kind(_DIGITS, 1)
+        return _Spellings(_DIGITS, 1)
     vowels = text[0] in _VOWELS
     where = "vowels" if vowels else "first" if first else "last" if last else "amid"
     letters = _VOWELS if vowels else _CONSONANTS
@@ -100,7 +100,7 @@ def _hash(*parts: object) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _order(seed: int, kind: _Kind) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _order(seed: int, kind: _Spellings) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """An order of the texts of a kind, and the place of each in it."""
     order = sorted(range(len(kind)), key=lambda number: _hash(seed, len(kind), number))
     places = sorted(range(len(kind)), key=order.__getitem__)
@@ -163,7 +163,7 @@ def _partner(seed: int, word: str) -> str:
     return "".join(kind.text(value) for kind, value in zip(kinds, values, strict=True))
 
 
-def _mixed(seed: int, kinds: list[_Kind], values: list[int], way: int) -> list[int]:
+def _mixed(seed: int, kinds: list[_Spellings], values: list[int], way: int) -> list[int]:
     """The Feistel network, or with way -1 its inverse."""
     sizes = [len(kind) for kind in kinds]
     found = values if way == -1 else _exchanged(seed, kinds, values, 0)
@@ -177,7 +177,7 @@ def _mixed(seed: int, kinds: list[_Kind], values: list[int], way: int) -> list[i
     return _exchanged(seed, kinds, found, 1) if way == -1 else found
 
 
-def _exchanged(seed: int, kinds: list[_Kind], values: list[int], way: int) -> list[int]:
+def _exchanged(seed: int, kinds: list[_Spellings], values: list[int], way: int) -> list[int]:
     """Numbers in the order of the seed, or back."""
     return [
         _order(seed, kind)[1 - way][value] if len(kind) <= _FEW else value
