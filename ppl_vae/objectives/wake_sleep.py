@@ -17,9 +17,11 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     PairError,
+    Program,
     Trace,
     as_args,
     latent_sites,
+    modules_of_program,
     num_rows,
     require_proper,
     row_log_prob,
@@ -102,11 +104,7 @@ class WakeSleep(Alternating):
                 dream = poutine.trace(poutine.uncondition(pair.model)).get_trace(*as_args(batch))
         drawn = drawn_rows(dream, layout, batch)
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
-        each = [
-            sum_to_rows(row_log_prob(guide.nodes[name], layout), layout, 1, n)
-            for name in layout.guide_sites
-        ]
-        loss = -torch.stack(each).sum(0).mean()
+        loss = -density_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
         distortion, rate = -rows.log_likelihood.mean(), (rows.log_guide - rows.log_prior).mean()
         return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
 
@@ -171,3 +169,19 @@ def drawn_rows(dream: Trace, layout: Layout, batch: Batch, objective: str = "Wak
             )
         drawn[places[0]] = site["value"].to(drawn[places[0]].dtype)
     return with_tensors(batch, drawn)
+
+
+def whole_guide(pair: Pair) -> list[Tensor | Program]:
+    """What the guide's density depends on, for `Turn.moves`: also what the model has, too."""
+    modules = modules_of_program(pair.guide, "guide").values()
+    return [pair.guide, *(p for module in modules for p in module.parameters() if p.requires_grad)]
+
+
+def density_of_rows(
+    trace: Trace, names: Sequence[str], layout: Layout, samples: int, n: int
+) -> Tensor:
+    """The sum of the log densities of some sites, `(samples, n)`."""
+    each = [
+        sum_to_rows(row_log_prob(trace.nodes[name], layout), layout, samples, n) for name in names
+    ]
+    return torch.stack(each).sum(0)
