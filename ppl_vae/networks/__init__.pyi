@@ -63,3 +63,4 @@ from .rebuildable import (
 from .tiling import MOST_PIXELS as MOST_PIXELS, Tile as Tile, tiles as tiles
 from .unet import UNet as UNet
 from .unit_norm import UnitNorm as UnitNorm
+from .word_noise import WordNoise as WordNoise

@@ -68,7 +68,9 @@ from .sentences import (
     FIRST_WORD as FIRST_WORD,
     PAD as PAD,
     UNKNOWN as UNKNOWN,
+    holds_sentences as holds_sentences,
     lengths_of as lengths_of,
+    require_sentences as require_sentences,
     trimmed as trimmed,
 )
 from .tensors import (

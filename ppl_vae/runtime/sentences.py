@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 PAD = 0
@@ -30,7 +31,6 @@ def lengths_of(rows: Tensor) -> Tensor:
         Whole numbers, `(*batch)`; 0 where there is no sentence.
 
     Example:
-        >>> import torch
         >>> lengths_of(torch.tensor([[7, 5, END, PAD], [END, PAD, PAD, PAD], [PAD, PAD, PAD, PAD]]))
         tensor([3, 1, 0])
     """
@@ -44,7 +44,6 @@ def trimmed(rows: Tensor) -> Tensor:
         rows: Sentences, `(*batch, T)`.
 
     Example:
-        >>> import torch
         >>> trimmed(torch.tensor([[7, END, PAD, PAD], [END, PAD, PAD, PAD]]))
         tensor([[7, 1],
                 [1, 0]])
@@ -52,3 +51,51 @@ def trimmed(rows: Tensor) -> Tensor:
     lengths = lengths_of(rows)
     longest = int(lengths.max()) if lengths.numel() else 1
     return rows[..., : max(longest, 1)]
+
+
+def require_sentences(name: str, rows: Tensor) -> None:
+    """Raises an error unless all rows are sentences: words, `END`, then `PAD`.
+
+    Args:
+        name: What they are, for the message.
+        rows: `(n, T)`.
+
+    Raises:
+        TypeError: They are no whole numbers.
+        ValueError: They have another shape, or a row is no sentence.
+
+    Example:
+        >>> require_sentences("x", torch.tensor([[4, END, PAD], [4, 5, 6]]))
+        Traceback (most recent call last):
+        ValueError: x: row 1, counted from 0, is no sentence: expected words, then END = 1, then PAD = 0
+    """
+    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise TypeError(f"{name} must hold whole numbers, got {rows.dtype}")
+    if rows.dim() != 2:
+        raise ValueError(f"{name} must have the shape (n, T), got {tuple(rows.shape)}")
+    wrong = (~_are_sentences(rows)).nonzero()[:, 0]
+    if len(wrong):
+        raise ValueError(
+            f"{name}: row {int(wrong[0])}, counted from 0, is no sentence: expected words, then END = {END}, "
+            f"then PAD = {PAD}"
+        )
+
+
+def holds_sentences(rows: Tensor) -> bool:
+    """Whether all rows of a tensor are sentences.
+
+    Example:
+        >>> holds_sentences(torch.tensor([[4, END, PAD], [END, PAD, PAD]])), holds_sentences(torch.ones(3, 2))
+        (True, False)
+    """
+    whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    return whole and rows.dim() == 2 and bool(_are_sentences(rows).all())
+
+
+def _are_sentences(rows: Tensor) -> Tensor:
+    """Which rows are sentences, `(n,)`."""
+    places = torch.arange(rows.shape[1], device=rows.device)
+    lengths = lengths_of(rows)[:, None]
+    filled = ((rows != PAD) == (places < lengths)).all(1)
+    ended = ((rows == END) == (places == lengths - 1)).all(1)
+    return filled & ended & (lengths[:, 0] > 0)
