@@ -94,7 +94,7 @@ def test_greedy_takes_the_likeliest_word_each_time(network: SentenceNetwork) -> 
         left = x
         for t in range(int(lengths_of(found))):
             prefix = left[(left[:, :t] == found[:t]).all(-1)]
-            log_p = p.log_prob(prefix.unsqueeze(1).expand(-1, 3, -1))[:, row]
+            log_p = p.log_prob(prefix.unsqueeze(1).expand(-1, 3, -1))[:, row].detach()
             totals = {
                 word: float(log_p[prefix[:, t] == word].logsumexp(0))
                 for word in prefix[:, t].unique().tolist()
