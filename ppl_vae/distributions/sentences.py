@@ -118,6 +118,11 @@ class Sentences(dist.TorchDistribution):
             )
         super().__init__(shape, torch.Size([length]), validate_args=validate_args)
 
+    @property
+    def categories(self) -> int:
+        """How many words there are: the numbers of a row name words, so that their mean means nothing."""
+        return self.words
+
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
         """Words, then END, then PAD."""
