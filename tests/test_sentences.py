@@ -129,6 +129,7 @@ def test_what_fills_up_and_what_is_beside_a_row_changes_nothing(network: Sentenc
         source, value = trimmed(SOURCE[row : row + 1]), x[row : row + 1]
         alone = translated(network, source).log_prob(value)
         torch.testing.assert_close(alone, together[row : row + 1])
+        torch.testing.assert_close(translated(network, source).log_prob(trimmed(value)), alone)
     each = translated(network, SOURCE).log_prob_of_words(x)
     assert each.shape == x.shape
     assert bool((each[x == PAD] == 0).all())

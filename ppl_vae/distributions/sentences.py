@@ -119,7 +119,10 @@ class Sentences(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p of sentences, in nats, `(*batch)`."""
+        """log p of sentences, in nats, `(*batch)`; rows may be narrower than T."""
+        missing = self.length - value.shape[-1]
+        if missing > 0:
+            value = torch.nn.functional.pad(value, (0, missing), value=PAD)
         if self._validate_args:
             self._validate_sample(value)
         if self._latest is not None and value is self._latest[0] and not torch.is_grad_enabled():
