@@ -14,7 +14,15 @@ from tables import CopiedPair, Reader, Table
 from torch import Tensor, nn
 
 from ppl_vae import check, fit
-from ppl_vae.objectives import BackTranslation, EnumELBO, Loss, ScoreFunctionELBO
+from ppl_vae.objectives import (
+    ELBO,
+    BackTranslation,
+    EnumELBO,
+    KnownLatents,
+    Loss,
+    ScoreFunctionELBO,
+    Together,
+)
 from ppl_vae.pairs import Layout, Pair, PairError, find_layout
 
 SENTENCES = 50
@@ -268,12 +276,11 @@ def test_pairs_that_are_known_are_learned() -> None:
     torch.manual_seed(0)
     x, z = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 0, 0, 2])
     model, reader = Table(3, 3, torch.float64), Reader(3, 3, torch.float64)
-    objective = BackTranslation(z, pairs=(x, z))
+    objective = KnownLatents((x, z))
     pair = Pair(model, reader)
     layout = layout_of(model, reader, x)
     with pair.scope():
-        turn = objective.turns(pair)[2]
-        assert turn.name == "pairs"
+        (turn,) = objective.turns(pair)
         optimizer = torch.optim.Adam([*model.parameters(), *reader.parameters()], lr=0.1)
         average = None
         for step in range(400):
@@ -389,4 +396,10 @@ def test_settings_that_do_not_suit() -> None:
     with pytest.raises(TypeError, match="greedy"):
         BackTranslation(z, greedy="yes")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"pairs must be rows and their latents, \(x, z\)"):
-        BackTranslation(z, pairs=z)
+        KnownLatents(z)
+    with pytest.raises(ValueError, match="takes two objectives or more, got 1"):
+        Together(BackTranslation(z))
+    with pytest.raises(ValueError, match="got BackTranslation more than once"):
+        Together(BackTranslation(z), BackTranslation(z))
+    with pytest.raises(TypeError, match="takes objectives with turns"):
+        Together(BackTranslation(z), ELBO())  # type: ignore[arg-type]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyro
+import torch
 from torch import Tensor
 
 from ppl_vae.distributions import Sentences
 from ppl_vae.models.rows import RowModel
 from ppl_vae.networks import EncoderDecoder, require_at_least
-from ppl_vae.runtime import FIRST_WORD
+from ppl_vae.runtime import FIRST_WORD, PAD
 
 
 class LanguageModel(RowModel):
@@ -46,6 +47,14 @@ class LanguageModel(RowModel):
         self.words = words
         self.network = network.build_writer(words, self.data_shape[0])
 
+    def forward(self, x: Tensor) -> None:
+        """Runs the model on sentences `(n, T)`, or narrower ones.
+
+        Raises:
+            ValueError: The rows are wider.
+        """
+        super().forward(filled_up(x, self.data_shape[0]))
+
     def _program(self, x: Tensor) -> None:
         pyro.sample("x", self.density(), obs=x)
 
@@ -55,7 +64,23 @@ class LanguageModel(RowModel):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) of sentences `(n, T)`, in nats: `(n,)`."""
-        return self.density().log_prob(x)
+        return self.density().log_prob(filled_up(x, self.data_shape[0]))
+
+
+def filled_up(rows: Tensor, length: int) -> Tensor:
+    """Rows of sentences with more columns of PAD; wider ones, and what are no rows, stay as they are.
+
+    Args:
+        rows: `(n, S)`.
+        length: How wide they are to be.
+
+    Example:
+        >>> import torch
+        >>> filled_up(torch.tensor([[5, 1]]), 4)
+        tensor([[5, 1, 0, 0]])
+    """
+    missing = length - rows.shape[-1] if rows.dim() == 2 else 0
+    return torch.nn.functional.pad(rows, (0, missing), value=PAD) if missing > 0 else rows
 
 
 def require_sentences(owner: object, data_shape: tuple[int, ...], words: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppl_vae.distributions import Sentences
 from ppl_vae.models.rows import RowModel
-from ppl_vae.models.text.language_model import require_sentences
+from ppl_vae.models.text.language_model import filled_up, require_sentences
 from ppl_vae.networks import LATENTS, ROWS, EncoderDecoder
 
 
@@ -60,6 +60,14 @@ class LatentTranslation(RowModel):
         require_sentences(self, (self.latent_length,), words)
         self.prior = SentencePrior(network, words, self.latent_length)
         self.network = network.build(words, max(length, self.latent_length))
+
+    def forward(self, x: Tensor) -> None:
+        """Runs the model on sentences `(n, T)`, or narrower ones.
+
+        Raises:
+            ValueError: The rows are wider.
+        """
+        super().forward(filled_up(x, self.data_shape[0]))
 
     def _program(self, x: Tensor) -> None:
         z = pyro.sample("z", self.prior())

@@ -14,6 +14,7 @@ from ppl_vae.runtime import (
     holds_sentences,
     lengths_of,
     require_count,
+    require_flags,
     require_seed,
     require_sentences,
     trimmed,
@@ -37,6 +38,9 @@ class Buckets:
         tokens: Most numbers in a batch, its rows times its longest sentence; 2048 unless `batch_size` is given.
             This bounds the memory.
         batch_size: Most rows in a batch, instead.
+        trim: Whether batches are as wide as their longest sentence. If not, all are as wide as x. That costs
+            nothing with models that trim sentences themselves, as ours do, and then all batches
+            have one shape, which `fit` looks at once.
         seed: Makes other orders of the same state of the generator.
 
     Raises:
@@ -59,9 +63,11 @@ class Buckets:
         *others: Tensor,
         tokens: int | None = None,
         batch_size: int | None = None,
+        trim: bool = True,
         seed: int = 0,
     ) -> None:
         _require_rows(x, others)
+        require_flags(**{"Buckets.trim": trim})
         require_seed(seed)
         if tokens is not None and batch_size is not None:
             raise ValueError(
@@ -74,7 +80,7 @@ class Buckets:
             require_count("batch_size", batch_size, 1)
         self._tensors = (x, *others)
         self._are_sentences = (True, *map(holds_sentences, others))
-        self._seed = seed
+        self._seed, self._trim = seed, trim
         lengths = [
             lengths_of(rows).cpu()
             for rows, are in zip(self._tensors, self._are_sentences, strict=True)
@@ -82,7 +88,6 @@ class Buckets:
         ]
         longest = torch.stack(lengths).amax(0)
         self._groups = _Groups.of(torch.stack([longest, *lengths], 1))
-        self._of_x = _Groups.of(lengths[0][:, None])
         if tokens is not None and longest.max() > tokens:
             row = int(longest.argmax())
             raise ValueError(
@@ -104,10 +109,10 @@ class Buckets:
             yield self._batch(order[starts[number] : self._ends[number]])
 
     def __repr__(self) -> str:
-        return f"<{len(self)} batches of {len(self._of_x.order)} rows of like length>"
+        return f"<{len(self)} batches of {len(self._groups.order)} rows of like length>"
 
-    def draw(self, n: int) -> Tensor:
-        """Rows of x of like length, drawn from torch's global generator with equal probability.
+    def draw(self, n: int) -> Any:
+        """Rows of like length, drawn from torch's global generator with equal probability.
 
         With N rows in all and n <= N, each of them comes with probability n / N, and at most once. Proof: the
         rows are sorted by length, and n neighbors are taken, the first of which is any row with equal
@@ -122,24 +127,24 @@ class Buckets:
             n: How many.
 
         Returns:
-            `(n, T)`, as wide as the longest of them.
+            `(n, T)`, as wide as the longest of them, if batches are trimmed; with `others`, all tensors.
 
         Raises:
             TypeError: `n` is no whole number.
             ValueError: It is below 1.
         """
         require_count("n", n, 1)
-        rows = len(self._of_x.order)
+        rows = len(self._groups.order)
         start = int(torch.randint(rows, ()))
-        chosen = [self._of_x.order] * (n // rows)
+        chosen = [self._groups.order] * (n // rows)
         if n % rows:
-            chosen.append(self._of_x.window(start, n % rows))
-        return trimmed(self._tensors[0][torch.cat(chosen).to(self._tensors[0].device)])
+            chosen.append(self._groups.window(start, n % rows))
+        return self._batch(torch.cat(chosen))
 
     def _batch(self, chosen: Tensor) -> Tensor | tuple[Tensor, ...]:
         found = (rows[chosen.to(rows.device)] for rows in self._tensors)
         batch = tuple(
-            trimmed(rows) if are else rows
+            trimmed(rows) if are and self._trim else rows
             for rows, are in zip(found, self._are_sentences, strict=True)
         )
         return batch[0] if len(batch) == 1 else batch

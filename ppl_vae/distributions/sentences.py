@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -11,26 +11,18 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import cross_entropy
 
+from ppl_vae.distributions.beams import Search, WritesWords, beam_search
 from ppl_vae.runtime import BLANK, END, PAD, lengths_of, trimmed
 
+_FEWER = 0.8
+"""Share of the rows that are still written below which the others are left out: that copies what they know."""
 
-class WritesWords(Protocol):
-    """What gives the probabilities of the words of some rows, each after those before it."""
 
-    def of_rows(self, index: Tensor) -> WritesWords:
-        """The same for some of the rows, in this order; a row may come several times."""
-
-    def states(self, rows: Tensor) -> Tensor:
-        """What the logits of each word are made of, `(n, T, *)`, for rows `(n, T)`."""
-
-    def logits(self, states: Tensor) -> Tensor:
-        """The logits of all words, `(*, words)`; those of PAD and BLANK are so low that they never come."""
-
-    def begun(self, n: int) -> WritesWords:
-        """The same, before the first word of n rows."""
-
-    def step(self, words: Tensor | None, i: int) -> Tensor:
-        """The logits of word i, `(n, words)`, once it is told the word before, `(n,)`."""
+def _drawn(logits: Tensor) -> Tensor:
+    """A word for each row of logits, by its probability: from one uniform number, which is quick."""
+    below = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    at = torch.rand(len(logits), 1, dtype=below.dtype, device=below.device) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True).squeeze(-1)
 
 
 class _Sentence(constraints.Constraint):
@@ -65,7 +57,8 @@ class Sentences(dist.TorchDistribution):
     of all sentences sum to 1. Rows that are no sentences have log p = -inf.
 
     A density takes one pass, in which PAD costs little: columns that hold nothing else are cut, and logits are
-    computed for words alone. A draw takes a step for each word, until all rows have ended.
+    computed for words alone. A draw takes a step for each word, until all rows have ended; without gradients,
+    its density is remembered.
 
     Args:
         writing: What gives the probabilities of words: `Writing` of an `EncoderDecoder`, say.
@@ -99,11 +92,17 @@ class Sentences(dist.TorchDistribution):
         shape = torch.Size(batch_shape)
         self._writing, self._shape = writing, shape
         self.words, self.length = words, length
+        self._latest: tuple[Tensor, Tensor] | None = None
         if length < 2:
             raise ValueError(
                 f"Sentences.length must be at least 2, a word and the end, got {length}"
             )
         super().__init__(shape, torch.Size([length]), validate_args=validate_args)
+
+    @property
+    def categories(self) -> int:
+        """How many words there are: the numbers of a row name words, so that their mean means nothing."""
+        return self.words
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
@@ -120,9 +119,14 @@ class Sentences(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p of sentences, in nats, `(*batch)`."""
+        """log p of sentences, in nats, `(*batch)`; rows may be narrower than T."""
+        missing = self.length - value.shape[-1]
+        if missing > 0:
+            value = torch.nn.functional.pad(value, (0, missing), value=PAD)
         if self._validate_args:
             self._validate_sample(value)
+        if self._latest is not None and value is self._latest[0] and not torch.is_grad_enabled():
+            return self._latest[1]
         each = self.log_prob_of_words(value)
         inside = _Sentence(self.words, self.length).check(value)
         return each.sum(-1).where(inside, -torch.inf).expand(self._batch_of(value))
@@ -151,39 +155,58 @@ class Sentences(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws sentences, `(*sample_shape, *batch, T)`."""
-        return self._written(
-            torch.Size(sample_shape) + self.batch_shape,
-            lambda logits: (logits - (-torch.rand_like(logits).log()).log()).argmax(-1),
-        )
+        return self._written(torch.Size(sample_shape) + self.batch_shape, _drawn)
 
     def greedy(self) -> Tensor:
         """The likeliest word after those before it, each time, `(*batch, T)`: no draw."""
         return self._written(self.batch_shape, lambda logits: logits.argmax(-1))
+
+    def beam(self, beams: int, length_penalty: float = 0.0) -> Search:
+        """The likeliest sentences, by `beam_search`, the best first.
+
+        Args:
+            beams: How many beginnings are kept at a time, and how many sentences are returned.
+            length_penalty: What counts is log p / (number of words)^length_penalty.
+
+        Returns:
+            Sentences, `(*batch, beams, T)`, and log p of each, in nats, `(*batch, beams)`; -inf where there are
+            not so many.
+        """
+        batch = self.batch_shape
+        writing = self._of_batch(batch)
+        rows, log_p = beam_search(writing, batch.numel(), self.length, beams, length_penalty)
+        return rows.reshape(*batch, beams, self.length), log_p.reshape(*batch, beams)
 
     @torch.no_grad()
     def _written(self, batch: torch.Size, choose: Callable[[Tensor], Tensor]) -> Tensor:
         """Sentences whose words are chosen one after the other, by their logits."""
         n = batch.numel()
         writing = self._of_batch(batch).begun(n)
-        active: Tensor | None = None  # the rows that are still written; all of them at first
-        words: Tensor | None = None
-        found: list[Tensor] = []
+        logits = writing.step(None, 0)
+        device = logits.device
+        rows = torch.full((n, self.length), PAD, device=device)
+        log_p = logits.new_zeros(n)
+        active, going = (
+            torch.arange(n, device=device),
+            torch.ones(n, dtype=torch.bool, device=device),
+        )
         for i in range(self.length - 1):
-            words = choose(writing.step(words, i))
-            whole = words
-            if active is not None:
-                whole = words.new_full((n,), PAD).index_copy(0, active, words)
-            found.append(whole)
-            going = (words != END).nonzero().squeeze(-1)
-            if not len(going):
+            words = choose(logits).where(going, PAD)
+            rows[active, i] = words
+            log_p[active] -= cross_entropy(logits, words, reduction="none").where(going, 0.0)
+            going = going & (words != END)
+            left = int(going.sum())
+            if not left or i == self.length - 2:
                 break
-            if len(going) < len(words):
-                writing, words = writing.of_rows(going), words[going]
-                active = going if active is None else active[going]
-        rows = torch.stack(found, -1)
-        rows = torch.nn.functional.pad(rows, (0, self.length - rows.shape[-1]), value=PAD)
+            if left <= _FEWER * len(words):
+                kept = going.nonzero().squeeze(-1)
+                writing, words, active = writing.of_rows(kept), words[kept], active[kept]
+                going = going[kept]
+            logits = writing.step(words, i + 1)
         rows[(rows != END).all(-1), -1] = END  # those that have the largest length
-        return rows.reshape(*batch, self.length)
+        found = rows.reshape(*batch, self.length)
+        self._latest = found, log_p.reshape(batch)
+        return found
 
     def _of_batch(self, batch: torch.Size) -> WritesWords:
         """What writes the rows of a larger batch."""

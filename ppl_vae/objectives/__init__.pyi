@@ -38,6 +38,7 @@ from .elementwise import ElementwiseELBO as ElementwiseELBO
 from .from_pyro import as_objective as as_objective
 from .gumbel_softmax import GumbelSoftmaxELBO as GumbelSoftmaxELBO
 from .importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
+from .known_latents import KnownLatents as KnownLatents
 from .quantized import (
     QuantizedELBO as QuantizedELBO,
     marked_sites as marked_sites,
@@ -45,4 +46,5 @@ from .quantized import (
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
 from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO
 from .sentence_denoising import SentenceDenoising as SentenceDenoising
+from .together import Together as Together
 from .wake_sleep import WakeSleep as WakeSleep

@@ -15,24 +15,24 @@ from ppl_vae.objectives.alternating import Alternating, Turn
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
 from ppl_vae.objectives.schedules import require_bool
-from ppl_vae.objectives.wake_sleep import detached_draws, drawn_rows, require_draws
+from ppl_vae.objectives.wake_sleep import (
+    density_of_rows,
+    detached_draws,
+    drawn_rows,
+    require_draws,
+    whole_guide,
+)
 from ppl_vae.pairs import (
     Batch,
     Layout,
     LikeliestValues,
     Pair,
-    PairError,
-    Program,
     Trace,
     as_args,
     many_samples,
-    modules_of_program,
     num_rows,
-    row_log_prob,
-    sum_to_rows,
     tensors_of,
     trace_guide,
-    with_tensors,
 )
 
 
@@ -70,8 +70,6 @@ class BackTranslation(Alternating):
         latents: Real values of the latents, unpaired with the rows: a tensor `(m, *event)`, or a dict of them
             by site, or something with a method `draw(n)`, such as `ppl_vae.data.Buckets`. Each step draws as
             many as the batch has rows, with equal probability.
-        pairs: Rows and their latents, where some are known, `(x, z)`: a turn `pairs` adds
-            -log p(x, z) - log q(z | x), for as many pairs as the batch has rows.
         greedy: Take the likeliest value of each draw, of a sentence word by word, in place of a draw.
         learn_prior: Whether p(z) learns from the real latents, if it has parameters.
 
@@ -104,7 +102,6 @@ class BackTranslation(Alternating):
     why_no_free_bits = ": back-translation has no KL; set free_bits=0"
 
     latents: Latents = field(kw_only=False)
-    pairs: Latents = None
     greedy: bool = False
     learn_prior: bool = True
 
@@ -117,20 +114,13 @@ class BackTranslation(Alternating):
         require_bool("BackTranslation", "greedy", self.greedy)
         require_bool("BackTranslation", "learn_prior", self.learn_prior)
         object.__setattr__(self, "latents", RealLatents.of("BackTranslation.latents", self.latents))
-        if self.pairs is not None:
-            known = RealLatents.of("BackTranslation.pairs", self.pairs, paired=True)
-            object.__setattr__(self, "pairs", known)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
-        of_guide = whole_guide(pair)
-        turns = [
+        return [
             Turn("model", self._model, [pair.model]),
-            Turn("guide", self._guide, of_guide),
+            Turn("guide", self._guide, whole_guide(pair)),
         ]
-        if self.pairs is not None:
-            turns.append(Turn("pairs", self._pairs, [pair.model, *of_guide]))
-        return turns
 
     def _model(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         """The model's turn: rows from what the guide makes of them, and the prior from real latents."""
@@ -147,7 +137,7 @@ class BackTranslation(Alternating):
         if self.learn_prior:
             values = self._real(n, layout, batch)
             seen = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(batch))
-            loss = loss - _of_rows(seen, layout.latents, layout, 1, n).mean()
+            loss = loss - density_of_rows(seen, layout.latents, layout, 1, n).mean()
         distortion, rate = -rows.detach().mean(), (guide - prior).mean()
         return Loss(loss, -(distortion + rate), rate, distortion, [e[3] for e in each])
 
@@ -159,13 +149,13 @@ class BackTranslation(Alternating):
         with many_samples(layout, samples):
             with _quietly(pair), self._drawing():
                 guide = trace_guide(pair.guide, *as_args(batch))
-                log_q = _of_rows(guide, layout.guide_sites, layout, samples, n)
+                log_q = density_of_rows(guide, layout.guide_sites, layout, samples, n)
             replayed = poutine.replay(pair.model, trace=detached_draws(guide))
             model = poutine.trace(replayed).get_trace(*as_args(batch))
         layout.require(model, guide)
         with torch.no_grad():
-            log_prior = _of_rows(model, layout.latents, layout, samples, n)
-        rows = _of_rows(model, layout.observed, layout, samples, n)
+            log_prior = density_of_rows(model, layout.latents, layout, samples, n)
+        rows = density_of_rows(model, layout.observed, layout, samples, n)
         return rows, log_prior, log_q, (model, guide)
 
     def _guide(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
@@ -177,33 +167,12 @@ class BackTranslation(Alternating):
             made = poutine.uncondition(SetReal(values)(pair.model))
             dream = poutine.trace(made).get_trace(*as_args(batch))
             drawn = drawn_rows(dream, layout, batch, "BackTranslation")
-            distortion = -_of_rows(dream, layout.observed, layout, 1, n).mean()
+            distortion = -density_of_rows(dream, layout.observed, layout, 1, n).mean()
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
-        loss = -_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
+        loss = -density_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
         with torch.no_grad():
-            rate = -loss.detach() - _of_rows(dream, layout.latents, layout, 1, n).mean()
+            rate = -loss.detach() - density_of_rows(dream, layout.latents, layout, 1, n).mean()
         return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
-
-    def _pairs(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        """Both programs on rows whose latents are known."""
-        n, (given, *others) = num_rows(batch), tensors_of(batch)
-        x, values = self.pairs.drawn(n, layout, given.device)
-        if others:
-            raise PairError(
-                "BackTranslation.pairs are rows (x, z), and the programs are given more than x: let one "
-                "argument hold all of a row"
-            )
-        batch = with_tensors(batch, [x.to(given.dtype)])
-        guide = trace_guide(SetReal(values)(pair.guide), *as_args(batch))
-        model = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(batch))
-        rows = _of_rows(model, layout.observed, layout, 1, n)
-        prior = _of_rows(model, layout.latents, layout, 1, n)
-        log_q = _of_rows(guide, layout.guide_sites, layout, 1, n)
-        loss = -(rows + log_q).mean()
-        if self.learn_prior:
-            loss = loss - prior.mean()
-        distortion, rate = -rows.detach().mean(), (log_q - prior).detach().mean()
-        return Loss(loss, -(distortion + rate), rate, distortion, [(model, guide)])
 
     def _real(self, n: int, layout: Layout, batch: Batch) -> dict[str, Tensor]:
         found: dict[str, Tensor]
@@ -214,22 +183,8 @@ class BackTranslation(Alternating):
         return LikeliestValues() if self.greedy else nullcontext()
 
 
-def whole_guide(pair: Pair) -> list[Tensor | Program]:
-    """What the guide's density depends on, for `Turn.moves`: also what the model has, too."""
-    modules = modules_of_program(pair.guide, "guide").values()
-    return [pair.guide, *(p for module in modules for p in module.parameters() if p.requires_grad)]
-
-
 @contextmanager
 def _quietly(pair: Pair) -> Iterator[None]:
     """Without gradients, in evaluation mode."""
     with torch.no_grad(), pair.mode(training=False):
         yield
-
-
-def _of_rows(trace: Trace, names: Sequence[str], layout: Layout, samples: int, n: int) -> Tensor:
-    """The sum of the log densities of some sites, `(samples, n)`."""
-    each = [
-        sum_to_rows(row_log_prob(trace.nodes[name], layout), layout, samples, n) for name in names
-    ]
-    return torch.stack(each).sum(0)

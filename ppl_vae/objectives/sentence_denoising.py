@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.objectives.alternating import Alternating, Turn
-from ppl_vae.objectives.back_translation import whole_guide
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents
+from ppl_vae.objectives.schedules import require_bool, require_whole
+from ppl_vae.objectives.wake_sleep import whole_guide
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -25,9 +26,6 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.runtime import described
 
-_FEW = 8
-"""Rows of each batch by which the ELBO is logged, as a draw of a sentence takes longer than a step."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceDenoising(Alternating):
@@ -38,8 +36,7 @@ class SentenceDenoising(Alternating):
 
     for programs that share a network which reads and writes both languages ("Unsupervised Machine Translation
     Using Monolingual Corpora Only", arXiv:1711.00043). It is what `BackTranslation` begins with: a network that
-    can write both languages, and has one encoder for both. It is no bound on log p(x). The ELBO that is logged
-    is that of 8 rows of each batch.
+    can write both languages, and has one encoder for both. It is no bound on log p(x).
 
     The model has a method `restore(noisy)`, which returns a distribution of rows, and the guide one that
     returns a distribution of latents. `LatentTranslation` and `Translator` have.
@@ -48,6 +45,8 @@ class SentenceDenoising(Alternating):
         latents: Real values of the latents, unpaired with the rows: see `BackTranslation`.
         noise: Gives rows `(n, T)` with noise, `WordNoise()` of `ppl_vae.networks`, say.
         learn_prior: Whether p(z) learns from the real latents.
+        elbo_rows: Rows of each batch by which the ELBO is logged, as drawing a sentence takes longer than a
+            step. With 0 it is NaN, which is right where another objective logs it.
 
     Raises:
         PairError: A program has no method `restore`, or the real values are not those of the latents.
@@ -73,6 +72,7 @@ class SentenceDenoising(Alternating):
     latents: Latents = field(kw_only=False)
     noise: Callable[[Tensor], Tensor]
     learn_prior: bool = True
+    elbo_rows: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +85,12 @@ class SentenceDenoising(Alternating):
                 f"SentenceDenoising.noise must be a function of rows, such as WordNoise(), got "
                 f"{described(self.noise)}"
             )
+        require_whole("SentenceDenoising", "elbo_rows", self.elbo_rows)
+        if self.elbo_rows < 0:
+            raise ValueError(
+                f"SentenceDenoising: elbo_rows must be at least 0, got {self.elbo_rows}"
+            )
+        require_bool("SentenceDenoising", "learn_prior", self.learn_prior)
         latents = RealLatents.of("SentenceDenoising.latents", self.latents)
         object.__setattr__(self, "latents", latents)
 
@@ -97,7 +103,8 @@ class SentenceDenoising(Alternating):
 
         def rows(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
-            return _logged(pair, layout, batch, -restore[0](self.noise(x)).log_prob(x).mean())
+            loss = -restore[0](self.noise(x)).log_prob(x).mean()
+            return self._logged(pair, layout, batch, loss)
 
         def latents(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
@@ -115,6 +122,18 @@ class SentenceDenoising(Alternating):
             Turn("latents", latents, [*of_guide, pair.model]),
         ]
 
+    def _logged(self, pair: Pair, layout: Layout, batch: Batch, loss: Tensor) -> Loss:
+        """The loss, and the ELBO of some of the rows beside it."""
+        if not self.elbo_rows:
+            return _unlogged(loss)
+        few = take_rows(batch, slice(0, self.elbo_rows))
+        with torch.no_grad(), pair.mode(training=False):
+            found = sample_rows(pair, layout, few, 1)
+        distortion = -found.log_likelihood.mean()
+        rate = (found.log_guide - found.log_prior).mean()
+        traces = [(found.model_trace, found.guide_trace)]
+        return Loss(loss, -(distortion + rate), rate, distortion, traces)
+
 
 def _method(program: object, role: str) -> Callable[[Tensor], Any]:
     found = getattr(program, "restore", None)
@@ -127,18 +146,7 @@ def _method(program: object, role: str) -> Callable[[Tensor], Any]:
     return restore
 
 
-def _logged(pair: Pair, layout: Layout, batch: Batch, loss: Tensor) -> Loss:
-    """The loss, and the ELBO of some of the rows beside it."""
-    with torch.no_grad(), pair.mode(training=False):
-        found = sample_rows(pair, layout, take_rows(batch, slice(0, _FEW)), 1)
-    distortion = -found.log_likelihood.mean()
-    rate = (found.log_guide - found.log_prior).mean()
-    return Loss(
-        loss, -(distortion + rate), rate, distortion, [(found.model_trace, found.guide_trace)]
-    )
-
-
 def _unlogged(loss: Tensor) -> Loss:
-    """The loss of a later turn: the first one logs the ELBO."""
-    nothing = torch.zeros((), device=loss.device)
+    """The loss of a turn that does not measure the ELBO."""
+    nothing = torch.full((), torch.nan, device=loss.device)
     return Loss(loss, nothing, nothing, nothing, [])

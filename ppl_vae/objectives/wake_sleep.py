@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyro.poutine as poutine
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.objectives.alternating import Alternating, Turn
 from ppl_vae.objectives.base import Loss
@@ -17,9 +17,11 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     PairError,
+    Program,
     Trace,
     as_args,
     latent_sites,
+    modules_of_program,
     num_rows,
     require_proper,
     row_log_prob,
@@ -80,7 +82,7 @@ class WakeSleep(Alternating):
         """See `Alternating.turns`."""
         return [
             Turn("wake", self._wake, [pair.model]),
-            Turn("sleep", self._sleep, [pair.guide]),
+            Turn("sleep", self._sleep, whole_guide(pair)),
         ]
 
     def _wake(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
@@ -102,11 +104,7 @@ class WakeSleep(Alternating):
                 dream = poutine.trace(poutine.uncondition(pair.model)).get_trace(*as_args(batch))
         drawn = drawn_rows(dream, layout, batch)
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
-        each = [
-            sum_to_rows(row_log_prob(guide.nodes[name], layout), layout, 1, n)
-            for name in layout.guide_sites
-        ]
-        loss = -torch.stack(each).sum(0).mean()
+        loss = -density_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
         distortion, rate = -rows.log_likelihood.mean(), (rows.log_guide - rows.log_prior).mean()
         return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
 
@@ -161,7 +159,7 @@ def drawn_rows(dream: Trace, layout: Layout, batch: Batch, objective: str = "Wak
         places = [
             i
             for i, given in enumerate(tensors_of(batch))
-            if given is seen or (given.shape == seen.shape and bool((given == seen).all()))
+            if given is seen or _filled_up(given, seen)
         ]
         if len(places) != 1:
             raise PairError(
@@ -171,3 +169,35 @@ def drawn_rows(dream: Trace, layout: Layout, batch: Batch, objective: str = "Wak
             )
         drawn[places[0]] = site["value"].to(drawn[places[0]].dtype)
     return with_tensors(batch, drawn)
+
+
+def _filled_up(given: Tensor, seen: Tensor) -> bool:
+    """Whether a tensor is another one, perhaps with more zeros at the end of its rows."""
+    if given.dim() != seen.dim() or given.shape[:-1] != seen.shape[:-1]:
+        return False
+    width = given.shape[-1]
+    if given.dim() < 2 or width > seen.shape[-1]:
+        return given.shape == seen.shape and bool((given == seen).all())
+    return bool((given == seen[..., :width]).all()) and not bool(seen[..., width:].any())
+
+
+def whole_guide(pair: Pair) -> list[Tensor | Program]:
+    """What a guide learns by, for `Turn.moves`: also what it shares with the model.
+
+    A guide that holds the whole model has only what it alone has: it uses the model, and is not a part of it.
+    """
+    modules = modules_of_program(pair.guide, "guide").values()
+    shared = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    if isinstance(pair.model, nn.Module) and {id(p) for p in pair.model.parameters()} <= {*shared}:
+        return [pair.guide]
+    return [pair.guide, *shared.values()]
+
+
+def density_of_rows(
+    trace: Trace, names: Sequence[str], layout: Layout, samples: int, n: int
+) -> Tensor:
+    """The sum of the log densities of some sites, `(samples, n)`."""
+    each = [
+        sum_to_rows(row_log_prob(trace.nodes[name], layout), layout, samples, n) for name in names
+    ]
+    return torch.stack(each).sum(0)
