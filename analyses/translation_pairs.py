@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from kept_pairs import has_begun, keep, kept
-from torch import Tensor
 from translation_texts import Texts, in_chunks
 
 from ppl_vae import fit
 from ppl_vae.data import Buckets
-from ppl_vae.guides import Translator
+from ppl_vae.guides import NoLatent, Translator
 from ppl_vae.models import LanguageModel, LatentTranslation
 from ppl_vae.networks import EncoderDecoder, WordNoise
 from ppl_vae.objectives import (
@@ -67,13 +66,12 @@ class Sizes:
         **options: Any,
     ) -> Any:
         """One phase of a training, which goes on if its folder is there."""
-        steps = epochs * len(x)
         return fit(
             *(model, guide, x),
             max_epochs=epochs,
             learning_rate=self.learning_rate,
             optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, betas=(0.9, 0.98)),
-            lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps),
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs),
             clip_grad_norm=1.0,
             run_dir=folder,
             resume=has_begun(folder),
@@ -115,15 +113,11 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
     batches = Buckets(rows, batch_size=sizes.batch_size, trim=False)
     sizes.fit(
         folder.with_suffix(".training"),
-        *(model, no_latent, batches, sizes.language_epochs, seed),
+        *(model, NoLatent(), batches, sizes.language_epochs, seed),
         **options,
     )
-    keep(folder, model, no_latent, repr(sizes))
+    keep(folder, model, NoLatent(), repr(sizes))
     return model.eval()
-
-
-def no_latent(x: Tensor) -> None:
-    """The guide of a model without a latent."""
 
 
 def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) -> tuple[Any, Any]:
@@ -187,7 +181,11 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
             SentenceDenoising(z, noise=WordNoise(), learn_prior=False, elbo_rows=0),
         ]
     if how.pairs:
-        known = tuple(texts.rows(side[: how.pairs]) for side in texts.pairs)
+        known = Buckets(
+            *(texts.rows(side[: how.pairs]) for side in texts.pairs),
+            batch_size=sizes.batch_size,
+            trim=False,
+        )
         parts.append(KnownLatents(known, learn_prior=False))
     return parts[0] if len(parts) == 1 else Together(*parts)
 

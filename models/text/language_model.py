@@ -17,7 +17,7 @@ from ppl_vae.runtime import FIRST_WORD, PAD
 class LanguageModel(RowModel):
     """p(x) = prod_t p(x_t | x_1, ..., x_{t-1}) of sentences, by a causal transformer.
 
-    It has no latent: its guide draws nothing, `lambda x: None`, and its ELBO is log p(x). It is what the log
+    It has no latent: its guide is `NoLatent`, and its ELBO is log p(x). It is what the log
     p(x) of a `LatentTranslation` is compared with. The site is `x`, inside `pyro.plate("data", n, dim=-1)`. See
     `ppl_vae.distributions.Sentences` for the rows.
 
