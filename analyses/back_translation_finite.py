@@ -83,7 +83,8 @@ def finite(
     """
     ways: dict[str, Any] = {
         "ELBO, summed over z": lambda z: EnumELBO(),
-        "ELBO, score function": lambda z: ScoreFunctionELBO(num_particles=4),
+        "ELBO, beta = 0.5, summed over z": lambda z: EnumELBO(beta=0.5),
+        "ELBO, beta = 0.5, score function": lambda z: ScoreFunctionELBO(beta=0.5, num_particles=4),
         "back-translation": BackTranslation,
         "back-translation, from the ELBO's": BackTranslation,
     }
@@ -101,7 +102,7 @@ def finite(
     entropy = 0.0
     for each in range(seed, seed + num_seeds):
         torch.manual_seed(each)
-        shares = (-torch.arange(sentences).double() / sentences * 3).softmax(0)
+        shares = (-(torch.arange(sentences).double() + 1).log()).softmax(0)
         truth = torch.randperm(sentences)
         x, z = (torch.multinomial(shares, rows, replacement=True) for _ in range(2))
         x, entropy = truth[x], float(-(shares * shares.log()).sum())
@@ -111,7 +112,7 @@ def finite(
             again = "from" in name
             tables = last if again else start
             last_pair = trained(shares, tables, objective(z), (x, z), name, max_epochs, each)
-            if name.startswith("ELBO, summed"):
+            if name.startswith("ELBO, beta = 0.5, summed"):
                 last = torch.stack([part.table.detach() for part in last_pair])
             found[name].append(_measured(*last_pair, shares, truth))
             table.step(f"{name}, seed {each}")

@@ -37,6 +37,8 @@ from .encoder_decoder import (
     Memory as Memory,
     SentenceNetwork as SentenceNetwork,
     Writing as Writing,
+    filled_up as filled_up,
+    require_shape_of_sentences as require_shape_of_sentences,
 )
 from .gated_layers import GatedLayers as GatedLayers
 from .gradients import straight_through as straight_through
