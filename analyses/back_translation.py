@@ -47,8 +47,10 @@ class Scores:
         import sacrebleu
 
         pairs = [(into_x, [texts.test[0]]), (into_z, [texts.test[1]])]
-        bleu = tuple(sacrebleu.corpus_bleu(*pair).score for pair in pairs)
-        chrf = tuple(sacrebleu.corpus_chrf(*pair).score for pair in pairs)
+        bleu, chrf = (
+            (score(*pairs[0]).score, score(*pairs[1]).score)
+            for score in (sacrebleu.corpus_bleu, sacrebleu.corpus_chrf)
+        )
         return cls(bleu, chrf, nats)
 
 
@@ -72,8 +74,8 @@ def translating(
     and then back-translation on sentences that are not paired, with some pairs or none.
 
     Args:
-        data: "invented" for sentences of a small grammar and their disguise, a folder with train.en, train.de and
-            so on, as Multi30k has them, or "disguised:FOLDER" for its English and a disguise of it.
+        data: "invented" for sentences of a small grammar and their disguise, a folder with train.en, train.de
+            and so on, as Multi30k has them, or "disguised:FOLDER" for its English and a disguise of it.
         pairs: Numbers of pairs that are known beside the sentences that are not paired.
         size: Sentences of each language.
         vocabulary: Size of the vocabulary.
@@ -109,10 +111,8 @@ def translating(
         for seed in seeds:
             file = runs / f"{way.name},seed={seed}.json"
             if not file.exists():
-                found = _measured(
-                    *trained(runs, texts, way, sizes, seed),
-                    *(texts, num_samples, bound_rows, beams, seed),
-                )
+                pair = trained(runs, texts, way, sizes, seed)
+                found = _measured(*pair, texts, num_samples, bound_rows, beams, seed)
                 with replacing(file) as temporary:
                     Path(temporary).write_text(json.dumps(vars(found)))
             scores.append(Scores(**json.loads(file.read_text())))
@@ -145,8 +145,8 @@ def _measured(
     tokens = float(lengths_of(some).sum())
     each = (found.log_likelihood, found.elbo, found.rate, found.distortion)
     nats = tuple(float(of.values.double().sum()) / tokens for of in each)
-    sentences = (texts.words.sentences(found.rows[:, 0]) for found in (into_x, into_z))
-    return Scores.of(*sentences, texts, nats)
+    best = [texts.words.sentences(found.rows[:, 0]) for found in (into_x, into_z)]
+    return Scores.of(best[0], best[1], texts, nats)
 
 
 def _cells(name: str, scores: Sequence[Scores]) -> list[str]:
@@ -178,11 +178,11 @@ def _explained(
         tokens = float(lengths_of(texts.rows(texts.test[0])).double().mean())
         entropy = f" The grammar's own entropy is {invented_entropy() / tokens:.3f} nats per token."
     return (
-        f"\n{len(texts.x)} English sentences x and as many foreign ones z of {texts.name}, none of which is paired "
-        f"with another but for the pairs that are named; {len(texts.words)} pieces of words; "
-        f"{len(texts.test[0])} test sentences, translations by {beams} beams. {each}BLEU: {bleu.get_signature()}. "
-        f"log p(x) is a lower bound by {num_samples} draws of z, of {min(rows, len(texts.test[0]))} sentences, in "
-        f"nats per piece of a word.{entropy} {sizes}"
+        f"\n{len(texts.x)} English sentences x and as many foreign ones z of {texts.name}, none of which is "
+        f"paired with another but for the pairs that are named; {len(texts.words)} pieces of words; "
+        f"{len(texts.test[0])} test sentences, translations by {beams} beams. {each}BLEU: "
+        f"{bleu.get_signature()}. log p(x) is a lower bound by {num_samples} draws of z, of "
+        f"{min(rows, len(texts.test[0]))} sentences, in nats per piece of a word.{entropy} {sizes}"
     )
 
 

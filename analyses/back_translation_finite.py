@@ -122,8 +122,7 @@ def finite(
         table.row([name, *(_told(v, form) for v, form in zip(columns_of, forms, strict=True))])
     print(
         f"\n{sentences} sentences of each language, {rows} draws of each, not paired; nats per row, over the "
-        f"shares of x; means and standard errors over {num_seeds} starts. -H(x) = {-entropy:.3f}; a translation "
-        f"by chance is right in {100 / sentences:.1f} percent of the rows or, of a bijection, somewhat more."
+        f"shares of x; means and standard errors over {num_seeds} starts. -H(x) = {-entropy:.3f}."
     )
 
 

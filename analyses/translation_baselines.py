@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 Translate = Callable[[Sequence[str]], list[str]]
@@ -14,7 +14,7 @@ def copied(sentences: Sequence[str]) -> list[str]:
 
 
 def identical_words(known: Sequence[str]) -> Translate:
-    """Keeps the words that also come in sentences of the other language, such as names, and leaves out all others.
+    """Keeps the words that also come in sentences of the other language, and leaves out all others.
 
     Args:
         known: Sentences of the other language.
@@ -47,7 +47,7 @@ def word_by_word(sources: Sequence[str], targets: Sequence[str], iterations: int
             for t in target:
                 table[s][t] = 1.0
     for _ in range(iterations):
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        counts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for source, target in pairs:
             for t in target:
                 total = sum(table[s][t] for s in source)

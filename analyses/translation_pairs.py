@@ -109,7 +109,7 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
     torch.manual_seed(seed)
     model = LanguageModel((texts.length,), len(texts.words), sizes.network)
     rows = texts.rows((texts.x, texts.z)[side])
-    options = {"validation": texts.rows(texts.validation[side]), "patience": 2}
+    options: dict[str, Any] = {"validation": texts.rows(texts.validation[side]), "patience": 2}
     batches = Buckets(rows, batch_size=sizes.batch_size, trim=False)
     sizes.fit(
         folder.with_suffix(".training"),

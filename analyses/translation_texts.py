@@ -90,7 +90,7 @@ class Texts:
             z=z,
             pairs=(x, train[1][:size]),
             validation=validation,
-            test=tuple(side[:test_rows] for side in test),
+            test=(test[0][:test_rows], test[1][:test_rows]),
             words=words,
             length=words.rows(used).shape[1],
         )
