@@ -47,3 +47,4 @@ from .priors.vamp import VampPrior as VampPrior
 from .sequences.categorical_hmm import CategoricalHMM as CategoricalHMM
 from .sequences.ctc import CTC as CTC
 from .sequences.gaussian_hmm import GaussianHMM as GaussianHMM
+from .text.substitution_cipher import SubstitutionCipher as SubstitutionCipher

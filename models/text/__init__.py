@@ -1,0 +1,1 @@
+"""Models of text: a sentence as the latent variable of another one."""
