@@ -23,4 +23,5 @@ from .segmentation import SegmentationEncoder as SegmentationEncoder
 from .semi_amortized import SemiAmortized as SemiAmortized
 from .semi_supervised import SemiSupervised as SemiSupervised
 from .structured_mean_field import StructuredMeanField as StructuredMeanField
+from .translator import Translator as Translator
 from .within_picture import WithinPicture as WithinPicture

@@ -110,6 +110,7 @@ from ppl_vae.networks import (
 )
 from ppl_vae.objectives import (
     ELBO,
+    BackTranslation,
     ElementwiseELBO,
     EnumELBO,
     GANLoss,
@@ -243,6 +244,7 @@ OBJECTIVES: dict[str, Objective] = {
     "GANLoss": GANLoss(saturating=True),
     "VAEDisLoss": VAEDisLoss(),
     "WakeSleep": WakeSleep(),
+    "BackTranslation": BackTranslation(torch.tensor([0, 1, 1])),
 }
 
 
@@ -592,7 +594,10 @@ WITH_DISCRIMINATOR = ("VAEGAN", "VAEGAN-MLP")
 GAMES = ("VAEGANLoss", "GANLoss", "VAEDisLoss")
 ONLY = {
     "ElementwiseELBO": SEGMENTED,
-    "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),
+    "ScoreFunctionELBO": (
+        "IndependentSegments-SegmentationEncoder",
+        "GaussianMixture-CategoricalEncoder",
+    ),
     "StraightThroughELBO": ("IndependentSegments-SegmentationEncoder",),
     "EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent", "SemiSupervised"),
     "GumbelSoftmaxELBO": (*DISCRETE, "IndependentSegments-SegmentationEncoder"),
@@ -604,6 +609,7 @@ ONLY = {
         "Gaussian-Convolutional",
         "GaussianMixture-CategoricalEncoder",
     ),
+    "BackTranslation": ("GaussianMixture-CategoricalEncoder",),
 }
 TRIED_WITH = dict.fromkeys(WITH_DISCRIMINATOR, ("ELBO", "beta", "free-bits", *GAMES))
 """Pairs that are tried with these objectives alone: others do not train the discriminator, and it is told."""

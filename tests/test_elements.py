@@ -399,7 +399,6 @@ def test_objectives_of_elements_say_what_they_need() -> None:
     pair = Pair(model, Exact(model))
     guide = "independent under the guide: use a guide with independent elements, such as Segm"
     for objective, told in (
-        (ScoreFunctionELBO(), guide),
         (GumbelSoftmaxELBO(), guide),
         (StraightThroughELBO(), "independent under the prior: use ELBO"),
     ):

@@ -9,48 +9,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from programs import normal, normal_guide
-from torch import Tensor, nn
+from tables import Reader, Table
+from torch import Tensor
 
 from ppl_vae import check, fit
 from ppl_vae.objectives import Loss, TraceELBO, WakeSleep
 from ppl_vae.pairs import Pair, PairError, find_layout
 
-VALUES, SYMBOLS = 3, 4
-
-
-class Table(nn.Module):
-    """z and x are categories: p(z), p(x | z) are tables of logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.prior = nn.Parameter(torch.randn(VALUES, generator=generator))
-        self.rows = nn.Parameter(torch.randn(VALUES, SYMBOLS, generator=generator))
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(logits=self.prior))
-            pyro.sample("x", dist.Categorical(logits=self.rows[z]), obs=x)
-
-    def joint(self) -> Tensor:
-        """log p(z, x), `(VALUES, SYMBOLS)`."""
-        return self.prior.log_softmax(0)[:, None] + self.rows.log_softmax(1)
-
-
-class Reader(nn.Module):
-    """q(z | x) is a table of logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(
-            torch.randn(SYMBOLS, VALUES, generator=torch.Generator().manual_seed(1))
-        )
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Categorical(logits=self.logits[x]))
-
-
+SYMBOLS = 4
 SHARES = torch.tensor([0.1, 0.2, 0.3, 0.4])
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn.functional import dropout
 
 from ppl_vae.models.priors.codes import CodePrior
 from ppl_vae.models.priors.ordered_codes import OrderedCodes, depth_of, require_share
-from ppl_vae.networks import Context, require_at_least_one, require_room
+from ppl_vae.networks import AttentionBlock, Context, require_at_least_one, require_room
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ class _Transformer(OrderedCodes):
         self.place = nn.Parameter(scale * torch.randn(self.length, width))
         given = self.length_given
         self.given = nn.Linear(given, width, bias=False) if given else None
-        self.blocks = nn.ModuleList(_Block(width, of.heads, of.dropout) for _ in range(of.layers))
+        self.blocks = nn.ModuleList(
+            AttentionBlock(width, of.heads, of.dropout) for _ in range(of.layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Parameter(0.1 * scale * torch.randn(depth, width, codes))
         self.bias = nn.Parameter(torch.zeros(depth, codes))
@@ -142,50 +144,5 @@ class _Transformer(OrderedCodes):
         vectors: Tensor = self.given(given)
         return vectors.unsqueeze(1).expand(-1, self.length, -1)
 
-    def _blocks(self) -> list[_Block]:
-        return [block for block in self.blocks if isinstance(block, _Block)]
-
-
-class _Block(nn.Module):
-    """Causal self-attention, and an MLP of each step by itself; each adds to what it reads."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.before_attention = nn.LayerNorm(width)
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.attended = nn.Linear(width, width)
-        self.before_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """All steps at once, `(n, length, width)`."""
-        query, key, value = self._of_heads(x)
-        hide = self.dropout if self.training else 0.0
-        found = scaled_dot_product_attention(query, key, value, dropout_p=hide, is_causal=True)
-        return self._added(x, found, self.training)
-
-    def past(self, n: int, length: int) -> Tensor:
-        """Room for the keys and values of all steps, `(2, n, heads, length, width / heads)`."""
-        weight = self.attended.weight
-        return weight.new_zeros(2, n, self.heads, length, len(weight) // self.heads)
-
-    def step(self, x: Tensor, past: Tensor, i: int) -> Tensor:
-        """Step i alone, `(n, width)`, from the keys and values of those before, to which it adds its own."""
-        x = x.unsqueeze(1)
-        query, key, value = self._of_heads(x)
-        past[0, :, :, i], past[1, :, :, i] = key[:, :, 0], value[:, :, 0]
-        found = scaled_dot_product_attention(query, *past[..., : i + 1, :])
-        return self._added(x, found, False).squeeze(1)
-
-    def _of_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each `(n, heads, length, width / heads)`."""
-        three = self.queries_keys_values(self.before_attention(x)).chunk(3, -1)
-        query, key, value = (of.unflatten(-1, (self.heads, -1)).transpose(1, 2) for of in three)
-        return query, key, value
-
-    def _added(self, x: Tensor, found: Tensor, hides: bool) -> Tensor:
-        x = x + dropout(self.attended(found.transpose(1, 2).flatten(2)), self.dropout, hides)
-        return x + dropout(self.mlp(self.before_mlp(x)), self.dropout, hides)
+    def _blocks(self) -> list[AttentionBlock]:
+        return [block for block in self.blocks if isinstance(block, AttentionBlock)]

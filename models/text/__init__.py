@@ -1,1 +1,1 @@
-"""Models of text: a sentence as the latent variable of another one."""
+"""Models of sentences, whose latents are sentences of another language."""

@@ -1,4 +1,5 @@
 from .asked import require_data as require_data, require_data_options as require_data_options
+from .buckets import Buckets as Buckets
 from .folders import picture_folders as picture_folders
 from .labels import few_labels as few_labels, oversample_labelled as oversample_labelled
 from .load import Data as Data, load_data as load_data, rows_alone as rows_alone
@@ -12,4 +13,6 @@ from .photos import (
     read_photo as read_photo,
 )
 from .regions import simulated_regions as simulated_regions
+from .sentences import read_sentences as read_sentences
 from .transforms import Binarization as Binarization, Dequantization as Dequantization
+from .vocabulary import Vocabulary as Vocabulary

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data.labels import as_classes
+from ppl_vae.data.opening import open_to_read
 from ppl_vae.data.sizes import (
     MuchLargerError,
     is_archive_of_torch,
@@ -40,22 +41,7 @@ _LEVELS = {torch.uint8: 256, torch.bool: 2}
 
 def _load_arrays(path: Path) -> dict[str, Any]:
     """The named arrays of a file; a bare array is `x`."""
-    if (
-        not (path.is_file() or path.is_dir()) and path.exists()
-    ):  # opening a pipe would wait for a writer
-        raise ValueError(f"{path} is a pipe or a device; expected an array file")
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"the file {path.absolute()} does not exist") from error
-    except IsADirectoryError as error:
-        raise IsADirectoryError(f"{path} is a folder; expected an array file") from error
-    except PermissionError as error:
-        raise PermissionError(
-            f"the file {path.absolute()} may not be read: ask for its permission"
-        ) from error
-    except ValueError as error:  # a null character
-        raise ValueError(f"{str(path)!r} is not the path of a file: {error}") from error
+    file = open_to_read(path, "an array file")
     with _explained(path), file:
         require_plain(path, file)
         if path.suffix.lower() == ".pt":

@@ -58,7 +58,7 @@ def require_room(path: Path, num_bytes: int, *, on_disk: int | None = None) -> N
     Raises:
         MuchLargerError: They are too large.
     """
-    available = _available()
+    available = available_memory()
     unlikely = on_disk is not None and num_bytes > max(_LARGE, _MOST_RATIO * on_disk)
     if num_bytes <= available and not unlikely:
         return
@@ -193,7 +193,7 @@ def _require_tensors_alone(file: BinaryIO, pickles: int) -> None:
                 raise ValueError(f"it holds more than tensors: {called}; save plain tensors")
 
 
-def _available() -> int:
+def available_memory() -> int:
     """Free memory in bytes, with what the system can free; all of it where that is not known."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:

@@ -29,3 +29,4 @@ from .quantized_beta_binomial import QuantizedBetaBinomial as QuantizedBetaBinom
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import arguments_of as arguments_of, rebuilt as rebuilt
 from .region_trees import RegionTrees as RegionTrees
+from .sentences import Sentences as Sentences, WritesWords as WritesWords

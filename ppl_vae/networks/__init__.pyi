@@ -10,6 +10,7 @@ from .arguments import (
     require_switches as require_switches,
     require_widths as require_widths,
 )
+from .attention import AttentionBlock as AttentionBlock
 from .autoregressive_decoder import AutoregressiveDecoder as AutoregressiveDecoder
 from .base import (
     Network as Network,
@@ -28,6 +29,14 @@ from .corruption import (
     Denoising as Denoising,
     GaussianNoise as GaussianNoise,
     MaskingNoise as MaskingNoise,
+)
+from .encoder_decoder import (
+    LATENTS as LATENTS,
+    ROWS as ROWS,
+    EncoderDecoder as EncoderDecoder,
+    Memory as Memory,
+    SentenceNetwork as SentenceNetwork,
+    Writing as Writing,
 )
 from .gated_layers import GatedLayers as GatedLayers
 from .gradients import straight_through as straight_through
@@ -54,3 +63,4 @@ from .rebuildable import (
 from .tiling import MOST_PIXELS as MOST_PIXELS, Tile as Tile, tiles as tiles
 from .unet import UNet as UNet
 from .unit_norm import UnitNorm as UnitNorm
+from .word_noise import WordNoise as WordNoise

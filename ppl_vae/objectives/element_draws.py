@@ -1,4 +1,4 @@
-"""Other gradients for a discrete latent with many elements: from draws, and from hard assignments."""
+"""Other gradients for discrete latents: from draws, and from hard assignments of many elements."""
 
 from __future__ import annotations
 
@@ -8,42 +8,64 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ppl_vae.objectives.base import Loss
+from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.objectives.elementwise import (
     OfElements,
     expected_likelihood,
     independent_elements,
+    known_elements,
     mean_of_elements,
     mean_over_rows,
 )
-from ppl_vae.pairs import Batch, Layout, Pair, element_tables, expected_value, num_rows
+from ppl_vae.objectives.importance_weighted import beside_the_rows
+from ppl_vae.objectives.judged_rows import gradient_of
+from ppl_vae.pairs import (
+    Batch,
+    ElementTables,
+    Layout,
+    Pair,
+    PairError,
+    element_tables,
+    expected_value,
+    num_rows,
+    row_log_prob,
+    sample_rows,
+    sum_to_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreFunctionELBO(OfElements):
-    """The ELBO of a latent with many elements, its gradient by the score function of draws, element by element.
+class ScoreFunctionELBO(Objective):
+    """The ELBO of discrete latents, its gradient by the score function of draws, with a baseline.
 
-    With S = num_particles draws z^s from q, the gradient of E_q log p(x | z) by the guide is estimated by
+    With S = num_particles draws z^s from q, the gradient of the ELBO by the guide is estimated by
 
-        1/S sum_s sum_i (f_i(z_i^s) - 1/(S - 1) sum_(t != s) f_i(z_i^t)) grad log q(z_i^s | x),
+        1/S sum_s (f(z^s) - 1/(S - 1) sum_(t != s) f(z^t)) grad log q(z^s | x),
 
-    where f_i(z_i) is what element i adds to log p(x | z): each element has a reward of its own, and the mean of
-    the other draws as its baseline ("Buy 4 REINFORCE Samples, Get a Baseline for Free!", Kool et al. 2019;
-    VIMCO's baseline, arXiv:1602.06725). It is unbiased. The KL and the metrics are exact. `ElementwiseELBO` has
-    the same gradient without noise at about the same cost; this objective is for comparison with it. For a
-    guide with independent elements.
+    where f(z) = log p(x | z) + beta (log p(z) - log q(z | x)) of a row is the reward, and the mean of the other
+    draws its baseline ("Buy 4 REINFORCE Samples, Get a Baseline for Free!", Kool et al. 2019; VIMCO's baseline,
+    arXiv:1602.06725). It is unbiased, for any pair whose draws are of a row: a sentence, say. Latents with a
+    reparameterized sampler keep their pathwise gradient.
+
+    Of one latent z_1, ..., z_m, of which guide and likelihood take one element at a time, such as a segment per
+    pixel, each element has a reward of its own, f_i(z_i), which is what it adds to log p(x | z), and the KL and
+    the metrics are exact. `ElementwiseELBO` has the same gradient without noise at about the same cost; there
+    this objective is for comparison with it.
 
     Attributes:
         num_particles: S; 2 at least.
 
     Raises:
-        PairError: The pair is no such pair, or the elements of its guide are not independent.
+        PairError: The pair has latents outside the plate over rows.
         ValueError: num_particles is below 2, or free_bits is not 0.
 
     Example:
         >>> ScoreFunctionELBO(num_particles=4)
         ScoreFunctionELBO(beta=1.0, free_bits=0.0, num_particles=4)
     """
+
+    loss_is_elbo = True
+    why_no_free_bits = " for discrete latents; set free_bits=0"
 
     num_particles: int = 2
 
@@ -56,20 +78,56 @@ class ScoreFunctionELBO(OfElements):
             )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        tables = element_tables(pair, layout, batch, self.elements(pair, layout, batch))
-        n = num_rows(batch)
-        log_q = independent_elements(tables.log_q, type(self).__name__)
+        elements = known_elements(pair, layout, batch)
+        if elements is not None:
+            tables = element_tables(pair, layout, batch, elements)
+            if tables.log_q is not None:
+                return self._of_elements(tables, tables.log_q, layout, num_rows(batch), beta)
+        return self._of_rows(pair, layout, batch, beta)
+
+    def _of_elements(
+        self, tables: ElementTables, log_q: Tensor, layout: Layout, n: int, beta: float
+    ) -> Loss:
         drawn = _drawn(log_q, self.num_particles)  # (S, K, *plates, *event), one-hot
         reward = expected_value(drawn, tables.log_likelihood.expand(drawn.shape), 1)
-        fixed = reward.detach()
-        baseline = (fixed.sum(0) - fixed) / (self.num_particles - 1)
         score = expected_value(drawn, log_q.expand(drawn.shape), 1)
-        terms = (reward + (fixed - baseline) * (score - score.detach())).mean(0)
+        terms = (reward + _without_others(reward) * gradient_of(score)).mean(0)
         rate = mean_over_rows(tables.kl, layout, n)
         loss = beta * rate - mean_of_elements(terms, layout, n)
         likelihood = expected_likelihood(tables, layout, n).detach()
         rate = rate.detach()
         return Loss(loss, likelihood - rate, rate, -likelihood, [tables.traces])
+
+    def _of_rows(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        if layout.shared:
+            raise PairError(
+                f"site '{layout.shared[0]}' is outside of plate '{layout.plate}': ScoreFunctionELBO has a "
+                "reward for each row, and cannot give one to a latent shared by all; use TraceELBO"
+            )
+        n = num_rows(batch)
+        rows = sample_rows(pair, layout, batch, self.num_particles)
+        scores = [
+            sum_to_rows(row_log_prob(site, layout), layout, self.num_particles, n)
+            for site in (rows.guide_trace.nodes[name] for name in layout.draws)
+            if not site["fn"].has_rsample
+        ]
+        score = torch.stack(scores).sum(0) if scores else torch.zeros_like(rows.log_guide)
+        # Of draws without a path, the gradient of log q itself is 0 on average.
+        log_guide = rows.log_guide - gradient_of(score)
+        reward = rows.log_likelihood + beta * (rows.log_prior - log_guide)
+        terms = reward + _without_others(reward) * gradient_of(score)
+        loss = beside_the_rows(rows, n) - terms.mean()
+        with torch.no_grad():
+            distortion = -rows.log_likelihood.mean()
+            rate = (rows.log_guide - rows.log_prior).mean()
+        traces = [(rows.model_trace, rows.guide_trace)]
+        return Loss(loss, -(distortion + rate), rate, distortion, traces)
+
+
+def _without_others(reward: Tensor) -> Tensor:
+    """Rewards of draws, less the mean of those of the others; draws come first."""
+    fixed = reward.detach()
+    return fixed - (fixed.sum(0) - fixed) / (len(fixed) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

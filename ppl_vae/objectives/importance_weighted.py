@@ -120,7 +120,7 @@ class ImportanceWeightedELBO(Objective):
         with torch.no_grad():
             distortion, rate = -rows.log_likelihood.mean(), -ratio.mean()
         return Loss(
-            loss=_beside_the_rows(rows, num_rows(batch)) - surrogate.mean(),
+            loss=beside_the_rows(rows, num_rows(batch)) - surrogate.mean(),
             elbo=-(distortion + rate),
             rate=rate,
             distortion=distortion,
@@ -128,7 +128,7 @@ class ImportanceWeightedELBO(Objective):
         )
 
 
-def _beside_the_rows(rows: RowDensities, n: int) -> Tensor:
+def beside_the_rows(rows: RowDensities, n: int) -> Tensor:
     """What Pyro's losses count, too, in nats per row, the mean over the samples.
 
     These are factors of the model that belong to no row, such as a penalty on weights, and what the guide has

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyro.poutine as poutine
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.objectives.alternating import Alternating, Turn
 from ppl_vae.objectives.base import Loss
@@ -17,9 +17,11 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     PairError,
+    Program,
     Trace,
     as_args,
     latent_sites,
+    modules_of_program,
     num_rows,
     require_proper,
     row_log_prob,
@@ -80,12 +82,12 @@ class WakeSleep(Alternating):
         """See `Alternating.turns`."""
         return [
             Turn("wake", self._wake, [pair.model]),
-            Turn("sleep", self._sleep, [pair.guide]),
+            Turn("sleep", self._sleep, whole_guide(pair)),
         ]
 
     def _wake(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        _require_draws(layout)
-        rows = sample_rows(pair, layout, batch, self.num_particles, as_seen=_detached)
+        require_draws(layout)
+        rows = sample_rows(pair, layout, batch, self.num_particles, as_seen=detached_draws)
         loss = -(rows.log_likelihood + rows.log_prior).mean()
         distortion = -rows.log_likelihood.detach().mean()
         rate = (rows.log_guide - rows.log_prior).detach().mean()
@@ -93,45 +95,44 @@ class WakeSleep(Alternating):
         return Loss(loss, -(distortion + rate), rate, distortion, traces)
 
     def _sleep(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
-        _require_draws(layout)
+        require_draws(layout)
         require_proper(layout, "WakeSleep", pair.model, trained=False)
         n = num_rows(batch)
         with torch.no_grad():
             rows = sample_rows(pair, layout, batch, 1)
             with in_mode(fitted_parts(pair), False):
                 dream = poutine.trace(poutine.uncondition(pair.model)).get_trace(*as_args(batch))
-        drawn = _drawn_rows(dream, layout, batch)
+        drawn = drawn_rows(dream, layout, batch)
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
-        each = [
-            sum_to_rows(row_log_prob(guide.nodes[name], layout), layout, 1, n)
-            for name in layout.guide_sites
-        ]
-        loss = -torch.stack(each).sum(0).mean()
+        loss = -density_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
         distortion, rate = -rows.log_likelihood.mean(), (rows.log_guide - rows.log_prior).mean()
         return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
 
 
-def _require_draws(layout: Layout) -> None:
+def require_draws(layout: Layout, objective: str = "WakeSleep") -> None:
     """Raises an error for a pair whose latents are not those that both programs draw.
+
+    Args:
+        layout: The layout of a batch.
+        objective: What needs them.
 
     Raises:
         PairError: They are not.
     """
     if layout.enumerated:
         raise PairError(
-            f"WakeSleep needs draws of all latents, and the model sums out '{layout.enumerated[0]}': let the "
-            f"guide "
-            'draw it, without infer={"enumerate": "parallel"} in the model'
+            f"{objective} needs draws of all latents, and the model sums out '{layout.enumerated[0]}': let the "
+            'guide draw it, without infer={"enumerate": "parallel"} in the model'
         )
     if set(layout.draws) != set(layout.latents):
         others = sorted(set(layout.draws) ^ set(layout.latents))
         raise PairError(
-            f"WakeSleep scores the model's draws of z by the guide, and '{others[0]}' is not drawn by both "
+            f"{objective} scores the model's z by the guide, and '{others[0]}' is not drawn by both "
             "programs: draw the same sites in both"
         )
 
 
-def _detached(trace: Trace) -> Trace:
+def detached_draws(trace: Trace) -> Trace:
     """The trace of the guide with constants as draws, for the model."""
     found = trace.copy()
     for name, site in latent_sites(trace).items():
@@ -139,8 +140,14 @@ def _detached(trace: Trace) -> Trace:
     return found
 
 
-def _drawn_rows(dream: Trace, layout: Layout, batch: Batch) -> Batch:
+def drawn_rows(dream: Trace, layout: Layout, batch: Batch, objective: str = "WakeSleep") -> Batch:
     """The batch, with what the model has drawn in the place of what it observes.
+
+    Args:
+        dream: A run of the model that has drawn what it observes.
+        layout: The layout of the batch.
+        batch: The batch.
+        objective: What needs them.
 
     Raises:
         PairError: The model observes something else than tensors of the batch.
@@ -152,13 +159,45 @@ def _drawn_rows(dream: Trace, layout: Layout, batch: Batch) -> Batch:
         places = [
             i
             for i, given in enumerate(tensors_of(batch))
-            if given is seen or (given.shape == seen.shape and bool((given == seen).all()))
+            if given is seen or _filled_up(given, seen)
         ]
         if len(places) != 1:
             raise PairError(
-                f"the sleep turn of WakeSleep gives the guide rows that the model draws, and the site '{name}' "
+                f"{objective} gives the guide rows that the model draws, and the site '{name}' "
                 "observes none of the tensors of the batch as it is: write obs=x, where x is an argument of "
                 "the model"
             )
         drawn[places[0]] = site["value"].to(drawn[places[0]].dtype)
     return with_tensors(batch, drawn)
+
+
+def _filled_up(given: Tensor, seen: Tensor) -> bool:
+    """Whether a tensor is another one, perhaps with more zeros at the end of its rows."""
+    if given.dim() != seen.dim() or given.shape[:-1] != seen.shape[:-1]:
+        return False
+    width = given.shape[-1]
+    if given.dim() < 2 or width > seen.shape[-1]:
+        return given.shape == seen.shape and bool((given == seen).all())
+    return bool((given == seen[..., :width]).all()) and not bool(seen[..., width:].any())
+
+
+def whole_guide(pair: Pair) -> list[Tensor | Program]:
+    """What a guide learns by, for `Turn.moves`: also what it shares with the model.
+
+    A guide that holds the whole model has only what it alone has: it uses the model, and is not a part of it.
+    """
+    modules = modules_of_program(pair.guide, "guide").values()
+    shared = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    if isinstance(pair.model, nn.Module) and {id(p) for p in pair.model.parameters()} <= {*shared}:
+        return [pair.guide]
+    return [pair.guide, *shared.values()]
+
+
+def density_of_rows(
+    trace: Trace, names: Sequence[str], layout: Layout, samples: int, n: int
+) -> Tensor:
+    """The sum of the log densities of some sites, `(samples, n)`."""
+    each = [
+        sum_to_rows(row_log_prob(trace.nodes[name], layout), layout, samples, n) for name in names
+    ]
+    return torch.stack(each).sum(0)

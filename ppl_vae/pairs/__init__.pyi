@@ -83,8 +83,10 @@ from .given import (
 )
 from .handlers import (
     ImproperStandIns as ImproperStandIns,
+    LikeliestValues as LikeliestValues,
     ScaleLatents as ScaleLatents,
     Substitute as Substitute,
+    likeliest as likeliest,
 )
 from .jacobians import (
     Computed as Computed,
@@ -125,7 +127,12 @@ from .measures import (
     measure_of_result as measure_of_result,
     mixture_in as mixture_in,
 )
-from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
+from .modules import (
+    Buffers as Buffers,
+    closure_of as closure_of,
+    globals_of as globals_of,
+    modules_of_program as modules_of_program,
+)
 from .moments import (
     center as center,
     has_moments as has_moments,

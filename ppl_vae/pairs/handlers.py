@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -10,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.ours import unbound
 from ppl_vae.pairs.traces import Site, is_improper
 
@@ -80,3 +82,45 @@ class Substitute(Messenger):
         if msg["name"] in self.values and not msg["is_observed"]:
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
+
+
+class LikeliestValues(Messenger):
+    """Sets each site that would be drawn to the likeliest value of its distribution.
+
+    That is the distribution's `mode`, or what its method `greedy()` returns: of a sentence the likeliest word,
+    one after the other, as its likeliest sentence cannot be found.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def program():
+        ...     return pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.8])))
+        >>> LikeliestValues()(program)()
+        tensor(1)
+    """
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["value"] is None and not msg["is_observed"] and not site_is_subsample(msg):
+            msg["value"], msg["done"] = likeliest(msg["fn"]), True
+
+
+def likeliest(fn: Any) -> Tensor:
+    """The likeliest value of a distribution, or nearly so: see `LikeliestValues`.
+
+    Raises:
+        PairError: The distribution states none.
+    """
+    shape = torch.Size((*fn.batch_shape, *fn.event_shape))
+    inner = fn
+    while True:
+        greedy = getattr(inner, "greedy", None)
+        try:
+            value: Tensor = greedy() if callable(greedy) else inner.mode
+        except (AttributeError, NotImplementedError):
+            if not hasattr(inner, "base_dist"):
+                raise PairError(
+                    f"{type(fn).__name__} states no likeliest value: give the distribution a property `mode`, "
+                    "or draw its values"
+                ) from None
+            inner = inner.base_dist  # Pyro's masked and expanded distributions state no mode
+        else:
+            return value.expand(torch.broadcast_shapes(value.shape, shape))

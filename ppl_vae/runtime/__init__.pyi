@@ -62,6 +62,17 @@ from .randomness import (
     set_random_state as set_random_state,
 )
 from .safe_path import safe_children as safe_children
+from .sentences import (
+    BLANK as BLANK,
+    END as END,
+    FIRST_WORD as FIRST_WORD,
+    PAD as PAD,
+    UNKNOWN as UNKNOWN,
+    holds_sentences as holds_sentences,
+    lengths_of as lengths_of,
+    require_sentences as require_sentences,
+    trimmed as trimmed,
+)
 from .tensors import (
     content_digest as content_digest,
     digest as digest,

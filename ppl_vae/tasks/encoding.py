@@ -54,7 +54,8 @@ def encode(
         numpy arrays if `x` is no tensor.
 
     Raises:
-        PairError: The guide draws no latents of rows (the model sums them out), or the programs fail.
+        PairError: The guide draws no latents of rows (the model sums them out), or means are asked for of
+            categories whose probabilities it does not state (a sentence), or the programs fail.
         ValueError: `num_samples` is not positive.
 
     Example:
@@ -117,6 +118,11 @@ def means_of_latents(rows: RowDensities) -> dict[str, Tensor]:
         site = rows.guide_trace.nodes.get(name)
         if stated is None and site is not None and is_categorical(site):
             value = one_hot(value.long(), innermost(site["fn"]).probs.shape[-1])
+        elif stated is None and site is not None and hasattr(innermost(site["fn"]), "categories"):
+            raise PairError(
+                f"the numbers of latent '{name}' name categories, and {type(innermost(site['fn'])).__name__} "
+                "states no probabilities of them: their means mean nothing. Ask for draws, by num_samples=1"
+            )
         value = value if value.is_floating_point() else value.to(rows.log_guide.dtype)
         means[name] = value.mean(0)
     return means

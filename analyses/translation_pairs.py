@@ -1,0 +1,201 @@
+"""The pairs of back_translation.py, and how they are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from kept_pairs import has_begun, keep, kept
+from torch import Tensor
+from translation_texts import Texts, in_chunks
+
+from ppl_vae import fit
+from ppl_vae.data import Buckets
+from ppl_vae.guides import Translator
+from ppl_vae.models import LanguageModel, LatentTranslation
+from ppl_vae.networks import EncoderDecoder, WordNoise
+from ppl_vae.objectives import (
+    Alternating,
+    BackTranslation,
+    KnownLatents,
+    SentenceDenoising,
+    Together,
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Network and training.
+
+    Attributes:
+        width: Of the transformer's vectors.
+        layers: Of the encoder, and of the decoder.
+        heads: Heads of the attention.
+        dropout: Share of the numbers that are set to 0.
+        batch_size: Rows of a step.
+        learning_rate: Of Adam; it falls to 0 over each phase, as a cosine.
+        language_epochs: Most epochs of a language model, which stops early.
+        denoising_epochs: Epochs of denoising alone.
+        epochs: Epochs of back-translation, or of training with pairs alone.
+    """
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.2
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    language_epochs: int = 30
+    denoising_epochs: int = 15
+    epochs: int = 20
+
+    @property
+    def network(self) -> EncoderDecoder:
+        """The network."""
+        return EncoderDecoder(self.width, self.layers, self.heads, self.dropout)
+
+    def fit(
+        self, folder: Path, model: Any, guide: Any, x: Buckets, epochs: int, seed: int, **options: Any
+    ) -> Any:
+        """One phase of a training, which goes on if its folder is there."""
+        steps = epochs * len(x)
+        return fit(
+            *(model, guide, x),
+            max_epochs=epochs,
+            learning_rate=self.learning_rate,
+            optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, betas=(0.9, 0.98)),
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps),
+            clip_grad_norm=1.0,
+            run_dir=folder,
+            resume=has_begun(folder),
+            seed=seed,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a pair learns from.
+
+    Attributes:
+        pairs: Sentences whose translations are known, the first ones.
+        latent: Whether it learns from sentences without a translation, too, by denoising and back-translation.
+    """
+
+    pairs: int = 0
+    latent: bool = True
+
+    @property
+    def name(self) -> str:
+        """What tells it apart from others."""
+        return f"pairs={self.pairs}" + ("" if self.latent else "-alone")
+
+
+def language_model(
+    runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int
+) -> LanguageModel:
+    """A language model of one side's sentences, trained until held-out sentences of it get worse."""
+    folder = runs / f"language={of},seed={seed}"
+    side = 0 if of == "x" else 1
+    found = kept(folder, repr(sizes))
+    if found is not None:
+        model: LanguageModel = found[0]
+        return model.eval()
+    torch.manual_seed(seed)
+    model = LanguageModel((texts.length,), len(texts.words), sizes.network)
+    rows = texts.rows((texts.x, texts.z)[side])
+    options = {"validation": texts.rows(texts.validation[side]), "patience": 2}
+    batches = Buckets(rows, batch_size=sizes.batch_size, trim=False)
+    sizes.fit(
+        folder.with_suffix(".training"),
+        *(model, no_latent, batches, sizes.language_epochs, seed),
+        **options,
+    )
+    keep(folder, model, no_latent, repr(sizes))
+    return model.eval()
+
+
+def no_latent(x: Tensor) -> None:
+    """The guide of a model without a latent."""
+
+
+def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) -> tuple[Any, Any]:
+    """A pair of `LatentTranslation` and `Translator`, in evaluation mode."""
+    folder = runs / f"{how.name},seed={seed}"
+    found = kept(folder, repr(sizes))
+    if found is None:
+        prior = language_model(runs, texts, "z", sizes, seed)
+        model, guide = denoised(runs, texts, sizes, seed) if how.latent else untrained(texts, sizes, seed)
+        model.prior.load_state_dict(prior.state_dict())
+        model.prior.requires_grad_(False)
+        x = Buckets(texts.rows(texts.x), batch_size=sizes.batch_size, trim=False)
+        sizes.fit(
+            folder.with_suffix(".training"),
+            *(model, guide, x, sizes.epochs, seed),
+            objective=objective(texts, how, sizes),
+        )
+        keep(folder, model, guide, repr(sizes))
+        found = model, guide
+    model, guide = found
+    return model.eval(), guide.eval()
+
+
+def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation, Translator]:
+    """A new pair."""
+    torch.manual_seed(seed)
+    model = LatentTranslation((texts.length,), len(texts.words), sizes.network)
+    return model, Translator(model)
+
+
+def denoised(runs: Path, texts: Texts, sizes: Sizes, seed: int) -> tuple[Any, Any]:
+    """A pair that can restore sentences of both languages."""
+    folder = runs / f"denoised,seed={seed}"
+    found = kept(folder, repr(sizes))
+    if found is None:
+        model, guide = untrained(texts, sizes, seed)
+        model.prior.requires_grad_(False)
+        x, z = (
+            Buckets(texts.rows(side), batch_size=sizes.batch_size, trim=False)
+            for side in (texts.x, texts.z)
+        )
+        sizes.fit(
+            folder.with_suffix(".training"),
+            *(model, guide, x, sizes.denoising_epochs, seed),
+            objective=SentenceDenoising(z, noise=WordNoise(), learn_prior=False),
+        )
+        keep(folder, model, guide, repr(sizes))
+        found = model, guide
+    return found
+
+
+def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
+    """What a pair learns by."""
+    z = Buckets(texts.rows(texts.z), batch_size=sizes.batch_size, trim=False)
+    parts: list[Alternating] = []
+    if how.latent:
+        parts = [
+            BackTranslation(z, greedy=True, learn_prior=False),
+            SentenceDenoising(z, noise=WordNoise(), learn_prior=False, elbo_rows=0),
+        ]
+    if how.pairs:
+        known = tuple(texts.rows(side[: how.pairs]) for side in texts.pairs)
+        parts.append(KnownLatents(known, learn_prior=False))
+    return parts[0] if len(parts) == 1 else Together(*parts)
+
+
+def translations(density: Any, texts: Texts, sentences: list[str]) -> list[str]:
+    """The translations of sentences, word by word the likeliest one.
+
+    Args:
+        density: Maps rows to the distribution of their translations: `model.decode` or `guide.encode`.
+        texts: For the vocabulary.
+        sentences: What is translated.
+    """
+    rows = texts.rows(sentences)
+    found = torch.zeros_like(rows)
+    with torch.no_grad():
+        for part in in_chunks(rows):
+            found[part] = density(rows[part]).greedy()
+    return texts.words.sentences(found)

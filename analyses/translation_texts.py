@@ -1,0 +1,100 @@
+"""The texts of back_translation.py: sentences of two languages that are not paired, and a few that are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data import Disguise, Vocabulary, invented_sentences, read_sentences
+
+INVENTED = "invented"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """English sentences x, foreign sentences z, and their rows.
+
+    Attributes:
+        name: Of the texts.
+        x: English sentences alone.
+        z: Foreign sentences alone: no pair has one in each of the two.
+        pairs: The first English sentences with their translations, for training with pairs.
+        validation: Sentences and their translations.
+        test: Others.
+        words: The vocabulary of both languages, learned from `x` and `z`.
+        length: The most numbers of a sentence.
+    """
+
+    name: str
+    x: list[str]
+    z: list[str]
+    pairs: tuple[list[str], list[str]]
+    validation: tuple[list[str], list[str]]
+    test: tuple[list[str], list[str]]
+    words: Vocabulary
+    length: int
+
+    def rows(self, sentences: list[str]) -> Tensor:
+        """Sentences as rows of this length; longer ones, which only the test can have, are cut."""
+        return self.words.rows(sentences, self.length, too_long="cut")
+
+    @classmethod
+    def of(
+        cls,
+        data: str,
+        size: int,
+        vocabulary: int,
+        test_rows: int | None,
+        difficulty: float,
+        seed: int,
+    ) -> Texts:
+        """The texts of a folder, or invented ones.
+
+        Args:
+            data: A folder with train.en, train.de, val.en, ... as Multi30k has them; "invented" for sentences of
+                a small grammar; "disguised:FOLDER" for the English ones of a folder. The foreign language is then
+                a `Disguise` of English.
+            size: Sentences of each language; the pairs are the first ones of both.
+            vocabulary: Size of the vocabulary.
+            test_rows: How many test sentences; None for all.
+            difficulty: Of the disguise.
+            seed: Of invented sentences and of the disguise.
+        """
+        invented, _, folder = data.partition(":")
+        if data == INVENTED:
+            found = invented_sentences(2 * size + 1000, seed=seed)
+            parts = [found[: 2 * size], found[2 * size : -500], found[-500:]]
+        else:
+            where = Path(folder or data)
+            parts = [read_sentences(where / f"{name}.en") for name in ("train", "val", "test")]
+        if data == INVENTED or invented == "disguised":
+            disguise = Disguise(difficulty=difficulty, seed=seed)
+            foreign = [disguise(part) for part in parts]
+        else:
+            foreign = [read_sentences(where / f"{name}.de") for name in ("train", "val", "test")]
+        train, validation, test = zip(parts, foreign, strict=True)
+        if len(train[0]) < 2 * size:
+            raise ValueError(
+                f"{data} has {len(train[0])} pairs of sentences, and 2 x {size} are asked for: lower --size"
+            )
+        x, z = train[0][:size], train[1][size : 2 * size]
+        words = Vocabulary.learn([*x, *z], vocabulary)
+        used = [*x, *z, *train[1][:size], *validation[0], *validation[1]]
+        return cls(
+            name=data,
+            x=x,
+            z=z,
+            pairs=(x, train[1][:size]),
+            validation=validation,
+            test=(test[0][:test_rows], test[1][:test_rows]),
+            words=words,
+            length=words.rows(used).shape[1],
+        )
+
+
+def in_chunks(rows: Tensor, size: int = 256) -> list[Tensor]:
+    """The numbers of rows, those of like length together."""
+    return list(torch.split((rows != 0).sum(1).argsort(), size))

@@ -1,0 +1,106 @@
+"""A sentence of one language, as the translation of a latent sentence of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+from torch import Tensor, nn
+
+from ppl_vae.distributions import Sentences
+from ppl_vae.models.rows import RowModel
+from ppl_vae.models.text.language_model import filled_up, require_sentences
+from ppl_vae.networks import LATENTS, ROWS, EncoderDecoder
+
+
+class LatentTranslation(RowModel):
+    """z ~ p(z), a sentence by a language model, and x ~ p(x | z), its translation by a transformer.
+
+    "We can treat the German sentence z as a latent variable in a probability model of an English sentence y"
+    (McAllester, TTIC 31230): x is the English sentence. Its guide is `Translator`: the same network in the
+    other direction, as it reads and writes both languages. What the two learn is said by the objective:
+    `SentenceDenoising` first, then `BackTranslation`; `ScoreFunctionELBO` has the true gradient of the ELBO.
+
+    The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at
+    `dim=-2`. See `ppl_vae.distributions.Sentences` for the rows.
+
+    Args:
+        data_shape: Shape of one row of the data, `(T,)`: the most numbers of a sentence, with its end.
+        words: Size of the vocabulary of both languages, with the numbers that are no words.
+        network: The sizes of the network; those of the language model's decoder are the same.
+        latent_length: The most numbers of a latent sentence; T if None.
+
+    Attributes:
+        prior: `prior()` is p(z), of event shape `(latent_length,)`.
+        network: Reads and writes the language of the rows, number 0, and that of the latents, number 1.
+
+    Raises:
+        ValueError: `data_shape` is not `(T,)`, or there are no words.
+
+    Example:
+        >>> import torch
+        >>> model = LatentTranslation((6,), words=20, network=EncoderDecoder(width=8, layers=1, heads=2))
+        >>> z = model.prior().sample((5,))
+        >>> model.decode(z).log_prob(torch.tensor([5, 7, 1, 0, 0, 0])).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        words: int = 4000,
+        network: EncoderDecoder = EncoderDecoder(),  # frozen
+        latent_length: int | None = None,
+    ) -> None:
+        super().__init__(data_shape)
+        require_sentences(self, self.data_shape, words)
+        (length,) = self.data_shape
+        self.words = words
+        self.latent_length = length if latent_length is None else latent_length
+        require_sentences(self, (self.latent_length,), words)
+        self.prior = SentencePrior(network, words, self.latent_length)
+        self.network = network.build(words, max(length, self.latent_length))
+
+    def forward(self, x: Tensor) -> None:
+        """Runs the model on sentences `(n, T)`, or narrower ones.
+
+        Raises:
+            ValueError: The rows are wider.
+        """
+        super().forward(filled_up(x, self.data_shape[0]))
+
+    def _program(self, x: Tensor) -> None:
+        z = pyro.sample("z", self.prior())
+        pyro.sample("x", self.decode(z), obs=x)
+
+    def decode(self, z: Tensor) -> Sentences:
+        """p(x | z) for sentences `(*batch, latent_length)`: batch shape `batch`."""
+        return self._written(z, LATENTS)
+
+    def restore(self, noisy: Tensor) -> Sentences:
+        """p(x | noisy) for rows `(*batch, T)` with noise: what `SentenceDenoising` trains the network by."""
+        return self._written(noisy, ROWS)
+
+    def _written(self, source: Tensor, language: int) -> Sentences:
+        rows = source.long().reshape(-1, source.shape[-1])
+        writing = self.network.writing(ROWS, self.network.read(rows, language))
+        return Sentences(writing, self.words, self.data_shape[0], source.shape[:-1])
+
+
+class SentencePrior(nn.Module):
+    """p(z) of a `LatentTranslation`: a language model.
+
+    Args:
+        network: The sizes of the decoder.
+        words: Size of the vocabulary.
+        length: The most numbers of a sentence.
+    """
+
+    def __init__(self, network: EncoderDecoder, words: int, length: int) -> None:
+        super().__init__()
+        self.words, self.length = words, length
+        self.network = network.build_writer(words, length)
+
+    def forward(self) -> Sentences:
+        """p(z), of batch shape `()`."""
+        return Sentences(self.network.writing(0), self.words, self.length)

@@ -1,0 +1,219 @@
+"""Sentences in batches of like length, so that little of a batch is filled up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.runtime import (
+    described,
+    holds_sentences,
+    lengths_of,
+    require_count,
+    require_flags,
+    require_seed,
+    require_sentences,
+    trimmed,
+)
+
+_TOKENS = 2048
+
+
+class Buckets:
+    """Rows of sentences as batches of like length, each as wide as its longest sentence.
+
+    An iterable of batches, as `fit` and `evaluate` take it in the place of a `DataLoader`. In each epoch every
+    row comes once; which rows of one length come together, and the order of the batches, are drawn again, from
+    torch's global generator when the epoch begins. So does a `DataLoader`: a training that is resumed goes on
+    with the same batches, and several processes read the same ones. Batches have the same sizes in all epochs.
+
+    Args:
+        x: Sentences, whole numbers `(n, T)`: words, `END`, then `PAD` (`Vocabulary.rows`).
+        others: More tensors with n rows, for further arguments of the model. Those that are sentences too are
+            trimmed as well, and batches are of like length in all of them.
+        tokens: Most numbers in a batch, its rows times its longest sentence; 2048 unless `batch_size` is given.
+            This bounds the memory.
+        batch_size: Most rows in a batch, instead.
+        trim: Whether batches are as wide as their longest sentence. If not, all are as wide as x. That costs
+            nothing with models that trim sentences themselves, as ours do, and then all batches
+            have one shape, which `fit` looks at once.
+        seed: Makes other orders of the same state of the generator.
+
+    Raises:
+        TypeError: x is no tensor of whole numbers, one of the others no tensor, or an option no whole number.
+        ValueError: A row of x is no sentence, or has more than `tokens` numbers; tensors have different numbers
+            of rows, or none; or `tokens` and `batch_size` are both given.
+
+    Example:
+        >>> x = torch.tensor([[4, 1, 0, 0], [4, 5, 6, 1], [7, 1, 0, 0], [7, 8, 1, 0]])
+        >>> batches = Buckets(x, tokens=8)
+        >>> len(batches), sorted(tuple(batch.shape) for batch in batches)
+        (2, [(2, 2), (2, 4)])
+        >>> batches.draw(4).shape
+        torch.Size([4, 4])
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        *others: Tensor,
+        tokens: int | None = None,
+        batch_size: int | None = None,
+        trim: bool = True,
+        seed: int = 0,
+    ) -> None:
+        _require_rows(x, others)
+        require_flags(**{"Buckets.trim": trim})
+        require_seed(seed)
+        if tokens is not None and batch_size is not None:
+            raise ValueError(
+                "Buckets takes tokens, most numbers in a batch, or batch_size, most rows; both were given"
+            )
+        if batch_size is None:
+            tokens = _TOKENS if tokens is None else tokens
+            require_count("tokens", tokens, 1)
+        else:
+            require_count("batch_size", batch_size, 1)
+        self._tensors = (x, *others)
+        self._are_sentences = (True, *map(holds_sentences, others))
+        self._seed, self._trim = seed, trim
+        lengths = [
+            lengths_of(rows).cpu()
+            for rows, are in zip(self._tensors, self._are_sentences, strict=True)
+            if are
+        ]
+        longest = torch.stack(lengths).amax(0)
+        self._groups = _Groups.of(torch.stack([longest, *lengths], 1))
+        self._of_x = _Groups.of(lengths[0][:, None])
+        if tokens is not None and longest.max() > tokens:
+            row = int(longest.argmax())
+            raise ValueError(
+                f"row {row}, counted from 0, has {int(longest[row])} numbers, and a whole batch at most "
+                f"tokens={tokens}: give more tokens, or cut long sentences"
+            )
+        self._ends = _ends(longest[self._groups.order], tokens, batch_size)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[Any]:
+        drawn = int(torch.empty((), dtype=torch.int64).random_())
+        generator = torch.Generator().manual_seed((drawn + self._seed) % 2**63)
+        order = self._groups.shuffled(generator)
+        starts = [0, *self._ends]
+        for number in torch.randperm(len(self), generator=generator).tolist():
+            yield self._batch(order[starts[number] : self._ends[number]])
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} batches of {len(self._of_x.order)} rows of like length>"
+
+    def draw(self, n: int) -> Tensor:
+        """Rows of x of like length, drawn from torch's global generator with equal probability.
+
+        With N rows in all and n <= N, each of them comes with probability n / N, and at most once. Proof: the
+        rows are sorted by length, and n neighbors are taken, the first of which is any row with equal
+        probability; behind the longest come the shortest again. So n of the N choices contain a given place,
+        and a group of m rows of one length has m n / N places in a draw on average. If a draw has k of its m
+        places, it takes k of its rows, each set of them with equal probability. By this symmetry, each row of
+        the group comes with probability (m n / N) / m = n / N.
+
+        If n > N, all rows come n // N times, and the remainder is drawn like this.
+
+        Args:
+            n: How many.
+
+        Returns:
+            `(n, T)`, as wide as the longest of them, if batches are trimmed.
+
+        Raises:
+            TypeError: `n` is no whole number.
+            ValueError: It is below 1.
+        """
+        require_count("n", n, 1)
+        rows = len(self._of_x.order)
+        start = int(torch.randint(rows, ()))
+        chosen = [self._of_x.order] * (n // rows)
+        if n % rows:
+            chosen.append(self._of_x.window(start, n % rows))
+        drawn = self._tensors[0][torch.cat(chosen).to(self._tensors[0].device)]
+        return trimmed(drawn) if self._trim else drawn
+
+    def _batch(self, chosen: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = (rows[chosen.to(rows.device)] for rows in self._tensors)
+        batch = tuple(
+            trimmed(rows) if are and self._trim else rows
+            for rows, are in zip(found, self._are_sentences, strict=True)
+        )
+        return batch[0] if len(batch) == 1 else batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Rows sorted by length; those of one length are a group, in which all orders are as good.
+
+    Attributes:
+        order: The rows, sorted, `(N,)`.
+        group: The group of each row, `(N,)`.
+        starts: Where each group begins in `order`, and the end, `(G + 1,)`.
+    """
+
+    order: Tensor
+    group: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> _Groups:
+        """The groups of rows with lengths `(N, k)`, sorted by the first of these, then by the next."""
+        _, group = lengths.unique(dim=0, return_inverse=True)
+        ends = group.bincount().cumsum(0)
+        return cls(group.argsort(stable=True), group, torch.cat([ends.new_zeros(1), ends]))
+
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        """The rows, sorted, with each group in a random order."""
+        order = torch.randperm(len(self.order), generator=generator)
+        return order[self.group[order].argsort(stable=True)]
+
+    def window(self, start: int, n: int) -> Tensor:
+        """The n rows from a place on; of a group of which they are a part, any of its rows."""
+        places = (start + torch.arange(n)) % len(self.order)
+        group = self.group[self.order[places]]
+        taken = group.bincount(minlength=len(self.starts) - 1)
+        sizes = self.starts.diff()
+        whole = taken == sizes
+        rows = [self.order[places[whole[group]]]]
+        for g in ((taken > 0) & ~whole).nonzero()[:, 0].tolist():
+            own = self.order[self.starts[g] : self.starts[g + 1]]
+            rows.append(own[torch.randperm(len(own))[: taken[g]]])
+        return torch.cat(rows)
+
+
+def _ends(lengths: Tensor, tokens: int | None, batch_size: int | None) -> list[int]:
+    """Where the batches of sorted rows end. They are filled from the longest rows on, so that few are short.
+
+    No batch has a single row where two could share it: many programs do not run on one row alone.
+    """
+    ends, end = [], len(lengths)
+    while end > 0:
+        ends.append(end)
+        most = batch_size if tokens is None else tokens // int(lengths[end - 1])
+        assert most is not None
+        rows = min(most, end)
+        end -= rows - 1 if end - rows == 1 and rows > 2 else rows
+    return ends[::-1]
+
+
+def _require_rows(x: Tensor, others: tuple[Tensor, ...]) -> None:
+    for name, rows in [("x", x), *((f"tensor {i}", rows) for i, rows in enumerate(others, 1))]:
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"Buckets: {name} must be a tensor, got {described(rows)}")
+        if rows.dim() == 0 or len(rows) == 0 or len(rows) != len(x):
+            raise ValueError(
+                f"Buckets: {name} must have as many rows as x, and at least one: it has the shape "
+                f"{tuple(rows.shape)}, and x {tuple(x.shape)}"
+            )
+    require_sentences("Buckets: x", x)

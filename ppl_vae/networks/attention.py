@@ -1,0 +1,125 @@
+"""Layers of self-attention, which may also read something else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention, what it reads of a memory, and an MLP of each step by itself; each adds to what it reads.
+
+    The parts normalize what they read (pre-norm):
+
+        x <- x + attention(norm(x)),    x <- x + reading(norm(x), memory),    x <- x + MLP(norm(x))
+
+    ("Attention Is All You Need", arXiv:1706.03762; "On Layer Normalization in the Transformer Architecture",
+    arXiv:2002.04745). `width` is the size of the vectors, a multiple of the number of `heads`.
+
+    Args:
+        width: Size of the vectors.
+        heads: Heads of the attention.
+        dropout: Share of the numbers that are set to 0 in training mode, in the attention and in what is added.
+        reads: Whether there is a memory.
+
+    Example:
+        >>> block = AttentionBlock(8, heads=2, dropout=0.0, reads=True)
+        >>> memory = block.remembered(torch.randn(3, 5, 8))
+        >>> block(torch.randn(3, 4, 8), memory=memory).shape
+        torch.Size([3, 4, 8])
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, reads: bool = False) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.before_attention = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.attended = nn.Linear(width, width)
+        if reads:
+            self.before_reading = nn.LayerNorm(width)
+            self.queries = nn.Linear(width, width)
+            self.keys_values = nn.Linear(width, 2 * width)
+            self.read = nn.Linear(width, width)
+        self.before_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        causal: bool = True,
+        seen: Tensor | None = None,
+        memory: Tensor | None = None,
+        there: Tensor | None = None,
+    ) -> Tensor:
+        """All steps at once.
+
+        Args:
+            x: `(n, length, width)`.
+            causal: Whether each step sees itself and those before it alone.
+            seen: Which steps are seen, `(n, 1, 1, length)`, if not causal; None for all.
+            memory: What is read: `remembered` of it.
+            there: Which of its steps are there, `(n, 1, 1, steps)`; None for all.
+
+        Returns:
+            `(n, length, width)`.
+        """
+        query, key, value = self._of_heads(x)
+        hide = self.dropout if self.training else 0.0
+        found = scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=hide, is_causal=causal
+        )
+        return self._added(x, found, memory, there, self.training)
+
+    def past(self, n: int, length: int) -> Tensor:
+        """Room for the keys and values of all steps, `(2, n, heads, length, width / heads)`."""
+        weight = self.attended.weight
+        return weight.new_zeros(2, n, self.heads, length, len(weight) // self.heads)
+
+    def step(
+        self,
+        x: Tensor,
+        past: Tensor,
+        i: int,
+        memory: Tensor | None = None,
+        there: Tensor | None = None,
+    ) -> Tensor:
+        """Step i alone, `(n, width)`, from the keys and values of those before, to which it adds its own."""
+        x = x.unsqueeze(1)
+        query, key, value = self._of_heads(x)
+        past[0, :, :, i], past[1, :, :, i] = key[:, :, 0], value[:, :, 0]
+        keys, values = past[..., : i + 1, :]
+        found = scaled_dot_product_attention(query, keys, values)
+        return self._added(x, found, memory, there, False).squeeze(1)
+
+    def remembered(self, states: Tensor) -> Tensor:
+        """Keys and values of what is read, `(n, steps, width)`: `(2, n, heads, steps, width / heads)`."""
+        pair = self.keys_values(states).chunk(2, -1)
+        return torch.stack([self._by_head(of) for of in pair])
+
+    def _by_head(self, of: Tensor) -> Tensor:
+        found: Tensor = of.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return found
+
+    def _of_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `(n, heads, length, width / heads)`."""
+        query, key, value = self.queries_keys_values(self.before_attention(x)).chunk(3, -1)
+        return self._by_head(query), self._by_head(key), self._by_head(value)
+
+    def _added(
+        self, x: Tensor, found: Tensor, memory: Tensor | None, there: Tensor | None, hides: bool
+    ) -> Tensor:
+        x = x + dropout(self.attended(found.transpose(1, 2).flatten(2)), self.dropout, hides)
+        if memory is not None:
+            query = self._by_head(self.queries(self.before_reading(x)))
+            hide = self.dropout if hides else 0.0
+            keys, values = memory
+            found = scaled_dot_product_attention(
+                query, keys, values, attn_mask=there, dropout_p=hide
+            )
+            x = x + dropout(self.read(found.transpose(1, 2).flatten(2)), self.dropout, hides)
+        added: Tensor = x + dropout(self.mlp(self.before_mlp(x)), self.dropout, hides)
+        return added

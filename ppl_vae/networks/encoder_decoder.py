@@ -1,0 +1,264 @@
+"""Networks that read sentences and write sentences, in several languages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from ppl_vae.networks.arguments import require_at_least_one, require_numbers, require_room
+from ppl_vae.networks.attention import AttentionBlock
+from ppl_vae.networks.base import full_precision
+from ppl_vae.runtime import BLANK, FIRST_WORD, PAD, lengths_of, trimmed
+
+ROWS, LATENTS = 0, 1
+"""The languages of the rows and of the latents of a pair, by their numbers in a network of two."""
+
+_NEVER = -1e9
+"""Added to the logit of what is never written: its probability is 0, and so is its gradient."""
+
+
+@dataclass(frozen=True)
+class EncoderDecoder:
+    """A small transformer that reads a sentence in one language and writes one in another: its sizes.
+
+    The same encoder reads all languages, and the same decoder writes all of them. What is common to them is the
+    vocabulary, whose vectors are at the entrance and, transposed, at the exit ("Using the Output Embedding to
+    Improve Language Models", arXiv:1608.05859); a vector of the language is added to each word. Places have the
+    sines of "Attention Is All You Need" (arXiv:1706.03762). See `AttentionBlock` for the layers.
+
+    Args:
+        width: Size of the vectors; a multiple of `heads`, and even.
+        layers: Number of layers of the encoder, and of the decoder.
+        heads: Heads of the attention.
+        dropout: Share of the numbers that are set to 0 in training mode.
+
+    Raises:
+        TypeError: An argument is not what it must be.
+        ValueError: A number is out of its range.
+
+    Example:
+        >>> network = EncoderDecoder(width=16, layers=1, heads=2).build(words=30, length=8)
+        >>> source = torch.tensor([[7, 9, 1, 0], [5, 1, 0, 0]])
+        >>> writing = network.writing(1, network.read(source, 0))
+        >>> writing.states(torch.tensor([[8, 8, 1], [8, 1, 0]])).shape
+        torch.Size([2, 3, 16])
+    """
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, width=self.width, layers=self.layers, heads=self.heads)
+        require_numbers(self, dropout=self.dropout)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"EncoderDecoder.dropout must be at least 0 and below 1, got {self.dropout}"
+            )
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(
+                f"EncoderDecoder.width must be even and a multiple of heads = {self.heads}, got {self.width}"
+            )
+
+    def build(self, words: int, length: int, languages: int = 2) -> SentenceNetwork:
+        """A network that reads and writes.
+
+        Args:
+            words: Size of the vocabulary, with the numbers that are no words.
+            length: Most numbers of a sentence, with its end.
+            languages: How many languages there are.
+
+        Raises:
+            ValueError: There are no words, or they do not fit into memory.
+        """
+        return SentenceNetwork(self, words, length, languages, reads=True)
+
+    def build_writer(self, words: int, length: int) -> SentenceNetwork:
+        """The decoder alone, for a language model: as `build`, but it reads nothing."""
+        return SentenceNetwork(self, words, length, languages=1, reads=False)
+
+
+class SentenceNetwork(nn.Module):
+    """What an `EncoderDecoder` builds: see there.
+
+    Args:
+        of: Its sizes.
+        words: Size of the vocabulary.
+        length: Most numbers of a sentence, with its end.
+        languages: How many languages there are.
+        reads: Whether it reads, too.
+    """
+
+    places: Tensor
+    never: Tensor
+
+    def __init__(
+        self, of: EncoderDecoder, words: int, length: int, languages: int, reads: bool
+    ) -> None:
+        super().__init__()
+        require_at_least_one(of, words=words - FIRST_WORD, length=length, languages=languages)
+        require_room(of, "choose a smaller width or a smaller vocabulary", words, of.width)
+        self.words, self.length, self.dropout = words, length, of.dropout
+        self.embedding = nn.Embedding(words, of.width)
+        self.languages = nn.Parameter(torch.randn(languages, of.width))
+        self.bias = nn.Parameter(torch.zeros(words))
+        nn.init.normal_(self.embedding.weight, std=of.width**-0.5)
+
+        def blocks(reads: bool) -> nn.ModuleList:
+            made = (AttentionBlock(of.width, of.heads, of.dropout, reads) for _ in range(of.layers))
+            return nn.ModuleList(made)
+
+        self.encoder = blocks(False) if reads else None
+        self.encoded = nn.LayerNorm(of.width) if reads else None
+        self.decoder = blocks(reads)
+        self.decoded = nn.LayerNorm(of.width)
+        self.register_buffer("places", _sines(length + 1, of.width), persistent=False)
+        never = torch.zeros(words)
+        never[[PAD, BLANK]] = _NEVER
+        self.register_buffer("never", never, persistent=False)
+
+    def read(self, rows: Tensor, language: int) -> Memory:
+        """What the encoder makes of sentences.
+
+        Args:
+            rows: `(n, S)`.
+            language: The number of their language.
+        """
+        assert self.encoder is not None
+        assert self.encoded is not None
+        rows = trimmed(rows)
+        there = (torch.arange(rows.shape[1], device=rows.device) < lengths_of(rows)[:, None])[
+            :, None, None
+        ]
+        x = self.embedded(rows, language)
+        for block in self.encoder:
+            x = block(x, causal=False, seen=there)
+        states = self.encoded(x)
+        return Memory([block.remembered(states) for block in _blocks(self.decoder)], there)
+
+    def writing(self, language: int, memory: Memory | None = None) -> Writing:
+        """What writes sentences of a language: translations of what is in a memory, if there is one."""
+        return Writing(self, language, memory)
+
+    def embedded(self, rows: Tensor, language: int) -> Tensor:
+        """The vectors of words at the places from 1 on, `(n, S, width)`."""
+        width = self.embedding.embedding_dim
+        x = self.embedding(rows) * math.sqrt(width) + self.languages[language]
+        return self.hidden(x + self.places[1 : rows.shape[1] + 1])
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Dropout."""
+        return dropout(x, self.dropout, self.training)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the decoder reads of sentences.
+
+    Attributes:
+        layers: Keys and values for each of its layers, `(2, n, heads, S, width / heads)`.
+        there: Which of the S steps are there, `(n, 1, 1, S)`.
+    """
+
+    layers: list[Tensor]
+    there: Tensor
+
+    def of_rows(self, index: Tensor) -> Memory:
+        """Those of some rows, in this order."""
+        return Memory(
+            [layer.index_select(1, index) for layer in self.layers],
+            self.there.index_select(0, index),
+        )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The decoder, as it writes in one language, with or without something to translate.
+
+    Attributes:
+        network: The network.
+        language: The number of the language.
+        memory: What it reads; None for nothing.
+        past: Keys and values of the words so far for each layer, once it has begun.
+    """
+
+    network: SentenceNetwork
+    language: int
+    memory: Memory | None = None
+    past: list[Tensor] = field(default_factory=list)
+
+    def of_rows(self, index: Tensor) -> Writing:
+        """The same for some of the rows, in this order; a row may come several times."""
+        memory = None if self.memory is None else self.memory.of_rows(index)
+        past = [layer.index_select(1, index) for layer in self.past]
+        return replace(self, memory=memory, past=past)
+
+    def states(self, rows: Tensor) -> Tensor:
+        """The state ahead of each word, which depends on those before it: `(n, T, width)` for rows `(n, T)`."""
+        network = self.network
+        before = network.embedded(rows[:, :-1], self.language)
+        x = torch.cat([self._start(len(rows)).unsqueeze(1), before], 1)
+        for block, memory in self._layers():
+            x = block(x, memory=memory, there=self._there)
+        found: Tensor = network.decoded(x)
+        return found
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The logits of all words, `(*, words)`, for states `(*, width)`."""
+        network = self.network
+        bias = network.bias + network.never
+        return full_precision(torch.nn.functional.linear(states, network.embedding.weight, bias))
+
+    def begun(self, n: int) -> Writing:
+        """The same, before the first word of n rows."""
+        network = self.network
+        past = [block.past(n, network.length) for block, _ in self._layers()]
+        return replace(self, past=past)
+
+    def step(self, words: Tensor | None, i: int) -> Tensor:
+        """The logits of word i, `(n, words)`, after the word before, `(n,)`, has been added to the past.
+
+        Without gradients, and without dropout.
+        """
+        network = self.network
+        with torch.no_grad():
+            if words is None:
+                x = network.languages[self.language] + network.places[0]
+                x = x.expand(self.past[0].shape[1], -1)
+            else:
+                width = network.embedding.embedding_dim
+                x = network.embedding(words) * math.sqrt(width)
+                x = x + network.languages[self.language] + network.places[i]
+            for (block, memory), past in zip(self._layers(), self.past, strict=True):
+                x = block.step(x, past, i, memory, self._there)
+            return self.logits(network.decoded(x))
+
+    def _start(self, n: int) -> Tensor:
+        network = self.network
+        start = network.languages[self.language] + network.places[0]
+        return network.hidden(start.expand(n, -1))
+
+    @property
+    def _there(self) -> Tensor | None:
+        return None if self.memory is None else self.memory.there
+
+    def _layers(self) -> list[tuple[AttentionBlock, Tensor | None]]:
+        blocks = _blocks(self.network.decoder)
+        memories = [None] * len(blocks) if self.memory is None else self.memory.layers
+        return list(zip(blocks, memories, strict=True))
+
+
+def _blocks(layers: nn.ModuleList) -> list[AttentionBlock]:
+    return [block for block in layers if isinstance(block, AttentionBlock)]
+
+
+def _sines(length: int, width: int) -> Tensor:
+    """Vectors of places, `(length, width)`: sines and cosines of wavelengths from 2 pi to 20,000 pi."""
+    at = torch.arange(length).unsqueeze(1)
+    rates = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
+    return torch.stack([torch.sin(at * rates), torch.cos(at * rates)], -1).flatten(1)

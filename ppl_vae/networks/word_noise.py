@@ -1,0 +1,98 @@
+"""Noise on sentences: words that are left out, hidden, or in another order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.networks.arguments import require_at_least, require_numbers
+from ppl_vae.runtime import BLANK, END, PAD, lengths_of, require_sentences, trimmed
+
+
+@dataclass(frozen=True)
+class WordNoise:
+    """Sentences with noise, from which a denoising autoencoder learns what sentences look like.
+
+    In this order, and independently for each word ("Unsupervised Machine Translation Using Monolingual Corpora
+    Only", arXiv:1711.00043):
+
+    1. It is left out with probability `drop`. If this takes all words, one of them stays, any with equal
+       probability.
+    2. The words that are left, at places i = 0, 1, ..., are sorted by i + u_i with u_i ~ U(0, `shuffle` + 1).
+       Words that are more than `shuffle` places apart keep their order. So only the `shuffle` words before a
+       word can come to stand behind it, and only the `shuffle` words behind it before it: no word moves by
+       more than `shuffle` places.
+    3. It becomes `BLANK` with probability `blank`.
+
+    A word is a number of the row, so with a `Vocabulary` a piece of a word.
+
+    Args:
+        drop: Share of the words that are left out, from 0 to 1.
+        blank: Share of the other words that are hidden, from 0 to 1.
+        shuffle: Most places by which a word moves; 0 keeps the order.
+
+    Raises:
+        TypeError: A number is of another type.
+        ValueError: It is out of its range.
+
+    Example:
+        >>> rows = torch.tensor([[4, 5, 6, 7, 1], [8, 9, 1, 0, 0]])
+        >>> WordNoise(drop=0.0, blank=0.0, shuffle=0)(rows).equal(rows)
+        True
+        >>> WordNoise(drop=0.0, blank=1.0)(rows)
+        tensor([[3, 3, 3, 3, 1],
+                [3, 3, 1, 0, 0]])
+    """
+
+    drop: float = 0.1
+    blank: float = 0.2
+    shuffle: int = 3
+
+    def __post_init__(self) -> None:
+        require_numbers(self, drop=self.drop, blank=self.blank)
+        for name, share in (("drop", self.drop), ("blank", self.blank)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"WordNoise.{name} must be from 0 to 1, got {share}")
+        require_at_least(self, 0, shuffle=self.shuffle)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The sentences with noise, drawn from torch's global generator.
+
+        Args:
+            rows: Sentences, whole numbers `(n, T)`: words, `END`, then `PAD`.
+
+        Returns:
+            `(n, T')`, of the same dtype, as wide as the longest sentence that is left.
+
+        Raises:
+            TypeError: They are no whole numbers.
+            ValueError: They have another shape, or a row is no sentence.
+        """
+        require_sentences("WordNoise: rows", rows)
+        places = torch.arange(rows.shape[1], device=rows.device)
+        words = places < lengths_of(rows)[:, None] - 1
+        kept = words & self._stay(words)
+        order = kept.cumsum(1).float()
+        if self.shuffle:
+            order += torch.rand_like(order) * (self.shuffle + 1)
+        order = order.masked_fill(~kept, float("inf"))
+        # Sums that are rounded to the same number keep their order, so that the bound holds exactly.
+        found = rows.gather(1, order.argsort(dim=1, stable=True))
+        if self.blank:
+            hidden = torch.rand_like(order) < self.blank
+            found = found.masked_fill(hidden, BLANK)
+        number = kept.sum(1, keepdim=True)
+        found = found.masked_fill(places == number, END).masked_fill(places > number, PAD)
+        return trimmed(found)
+
+    def _stay(self, words: Tensor) -> Tensor:
+        """Which words are not left out."""
+        if not self.drop:
+            return words
+        lots = torch.rand(words.shape, dtype=torch.float32, device=words.device)
+        stay = lots >= self.drop
+        best = lots.masked_fill(~words, -1.0).argmax(1, keepdim=True)
+        none = ~(stay & words).any(1, keepdim=True)
+        return stay.scatter(1, best, stay.gather(1, best) | none)

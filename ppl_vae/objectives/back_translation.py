@@ -1,0 +1,190 @@
+"""Back-translation: wake-sleep whose sleep begins with real latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.base import Loss
+from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
+from ppl_vae.objectives.schedules import require_bool
+from ppl_vae.objectives.wake_sleep import (
+    density_of_rows,
+    detached_draws,
+    drawn_rows,
+    require_draws,
+    whole_guide,
+)
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    LikeliestValues,
+    Pair,
+    Trace,
+    as_args,
+    many_samples,
+    num_rows,
+    tensors_of,
+    trace_guide,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackTranslation(Alternating):
+    r"""Back-translation: p(x | z) learns from rows that the guide translates, q(z | x) from latents that the
+    model translates.
+
+    For a latent of which real values are at hand, such as the German sentence behind an English one. They are
+    not paired with the rows. In nats per row, with z' from `latents`,
+
+        model = -E_q(z | x) log p(x | z) - log p(z')
+        guide = -E_p(x' | z') log q(z' | x')
+
+    and neither differentiates a draw ("Improving Neural Machine Translation Models with Monolingual Data",
+    arXiv:1511.06709; "Unsupervised Machine Translation Using Monolingual Corpora Only", arXiv:1711.00043).
+    The second term of the first trains the language model p(z) by maximum likelihood; nothing else learns from
+    it.
+
+    It is `WakeSleep` with real latents in place of those that p(z) draws. Against the ELBO with weight beta,
+
+        E_q(z | x) [-log p(x | z) + beta (log q(z | x) - log p(z))],
+
+    the gradient by p(x | z) is the same. The gradient by q lacks that of the ELBO,
+
+        E_q(z | x) [(-log p(x | z) + beta (log q(z | x) - log p(z))) grad log q(z | x)],
+
+    and with it log p(z); it is that of -log q(z' | x') in its place. So every bijection between values of z and
+    x has the least loss, 0, whatever p(z) says of its values of z.
+
+    Draws are made in evaluation mode, so without dropout, and are scored in training mode. The ELBO is logged
+    beside the losses; it is not what they are after, so the last weights are kept.
+
+    Attributes:
+        latents: Real values of the latents, unpaired with the rows: a tensor `(m, *event)`, or a dict of them
+            by site, or something with a method `draw(n)`, such as `ppl_vae.data.Buckets`. Each step draws as
+            many as the batch has rows, with equal probability.
+        greedy: Take the likeliest value of each draw, of a sentence word by word, in place of a draw.
+        learn_prior: Whether p(z) learns from the real latents, if it has parameters.
+
+    Raises:
+        PairError: The model sums latents out, or the guide draws what the model does not have, or the model
+            observes something else than the tensors of the batch as they are, or the real values are not those
+            of its latents.
+        TypeError: A setting is of another type.
+        ValueError: A setting is out of its range, or beta is not 1 or free_bits not 0: the losses have no KL.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from ppl_vae import fit
+        >>> def model(x):
+        ...     key = pyro.param("key", torch.randn(2, 2))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Categorical(torch.tensor([0.8, 0.2])))
+        ...         pyro.sample("x", dist.Categorical(logits=key[z]), obs=x)
+        >>> def guide(x):
+        ...     logits = pyro.param("logits", torch.zeros(2, 2))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Categorical(logits=logits[x]))
+        >>> x, z = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1])  # no z belongs to an x
+        >>> found = fit(model, guide, x, objective=BackTranslation(z), max_epochs=1, seed=0)
+        >>> [name for name in found.history[0] if name.startswith("loss")]
+        ['loss', 'loss_model', 'loss_guide']
+    """
+
+    judged_by_elbo = False
+    why_no_free_bits = ": back-translation has no KL; set free_bits=0"
+
+    latents: Latents = field(kw_only=False)
+    greedy: bool = False
+    learn_prior: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta != 1:
+            raise ValueError(
+                f"BackTranslation: there is no KL to weight: leave beta at 1, got {self.beta!r}"
+            )
+        require_bool("BackTranslation", "greedy", self.greedy)
+        require_bool("BackTranslation", "learn_prior", self.learn_prior)
+        object.__setattr__(self, "latents", RealLatents.of("BackTranslation.latents", self.latents))
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        """See `Alternating.turns`."""
+        return [
+            Turn("model", self._model, [pair.model]),
+            Turn("guide", self._guide, whole_guide(pair)),
+        ]
+
+    def _model(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        """The model's turn: rows from what the guide makes of them, and the prior from real latents."""
+        require_draws(layout, "BackTranslation")
+        n, samples = num_rows(batch), self.num_particles if layout.vectorizes else 1
+        each = [
+            self._translated(pair, layout, batch, samples)
+            for _ in range(self.num_particles // samples)
+        ]
+        rows, prior, guide = (
+            torch.cat(found) for found in zip(*(e[:3] for e in each), strict=True)
+        )
+        loss = -rows.mean()
+        if self.learn_prior:
+            values = self._real(n, layout, batch)
+            seen = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(batch))
+            loss = loss - density_of_rows(seen, layout.latents, layout, 1, n).mean()
+        distortion, rate = -rows.detach().mean(), (guide - prior).mean()
+        return Loss(loss, -(distortion + rate), rate, distortion, [e[3] for e in each])
+
+    def _translated(
+        self, pair: Pair, layout: Layout, batch: Batch, samples: int
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Trace, Trace]]:
+        """log p(x | z) with its gradient, log p(z) and log q(z | x) at draws of the guide, `(samples, n)`."""
+        n = num_rows(batch)
+        with many_samples(layout, samples):
+            with _quietly(pair), self._drawing():
+                guide = trace_guide(pair.guide, *as_args(batch))
+                log_q = density_of_rows(guide, layout.guide_sites, layout, samples, n)
+            replayed = poutine.replay(pair.model, trace=detached_draws(guide))
+            model = poutine.trace(replayed).get_trace(*as_args(batch))
+        layout.require(model, guide)
+        with torch.no_grad():
+            log_prior = density_of_rows(model, layout.latents, layout, samples, n)
+        rows = density_of_rows(model, layout.observed, layout, samples, n)
+        return rows, log_prior, log_q, (model, guide)
+
+    def _guide(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        """The guide's turn: real latents from what the model makes of them."""
+        require_draws(layout, "BackTranslation")
+        n = num_rows(batch)
+        values = self._real(n, layout, batch)
+        with _quietly(pair), self._drawing():
+            made = poutine.uncondition(SetReal(values)(pair.model))
+            dream = poutine.trace(made).get_trace(*as_args(batch))
+            drawn = drawn_rows(dream, layout, batch, "BackTranslation")
+            distortion = -density_of_rows(dream, layout.observed, layout, 1, n).mean()
+        guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
+        loss = -density_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
+        with torch.no_grad():
+            rate = -loss.detach() - density_of_rows(dream, layout.latents, layout, 1, n).mean()
+        return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
+
+    def _real(self, n: int, layout: Layout, batch: Batch) -> dict[str, Tensor]:
+        found: dict[str, Tensor]
+        _, found = self.latents.drawn(n, layout, tensors_of(batch)[0].device)
+        return found
+
+    def _drawing(self) -> Any:
+        return LikeliestValues() if self.greedy else nullcontext()
+
+
+@contextmanager
+def _quietly(pair: Pair) -> Iterator[None]:
+    """Without gradients, in evaluation mode."""
+    with torch.no_grad(), pair.mode(training=False):
+        yield

@@ -1,0 +1,99 @@
+"""Rows whose latents are known: maximum likelihood of both programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyro.poutine as poutine
+from torch import Tensor
+
+from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.base import Loss
+from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
+from ppl_vae.objectives.schedules import require_bool
+from ppl_vae.objectives.wake_sleep import density_of_rows, require_draws, whole_guide
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    Substitute,
+    as_args,
+    num_rows,
+    tensors_of,
+    trace_guide,
+    with_tensors,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownLatents(Alternating):
+    """Both programs learn from rows whose latents are known, such as sentences with their translations.
+
+    In nats per row, with (x, z) from `pairs`,
+
+        pairs = -log p(x, z) - log q(z | x)
+
+    Each step draws as many pairs as the batch has rows; the rows of the batch themselves are not used, so
+    that this objective goes together with others: see `Together`. Alone it is supervised training:
+    `fit(model, guide, x, objective=KnownLatents((x, z)))`. The ELBO that is logged has the known z as its draw.
+
+    Attributes:
+        pairs: Rows and their latents, `(x, z)`, each a tensor with as many rows as the other, or something with
+            a method `draw(n)` that returns both.
+        learn_prior: Whether p(z) learns from them, if it has parameters.
+
+    Raises:
+        PairError: The programs are given more than x, or the known values are not those of the latents.
+        TypeError: A setting is of another type.
+        ValueError: A setting is out of its range, or beta is not 1 or free_bits not 0: the losses have no KL.
+
+    Example:
+        >>> import torch
+        >>> KnownLatents((torch.tensor([0, 1]), torch.tensor([1, 0])), learn_prior=False).learn_prior
+        False
+    """
+
+    judged_by_elbo = False
+    why_no_free_bits = ": the loss has no KL; set free_bits=0"
+
+    pairs: Latents = field(kw_only=False)
+    learn_prior: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta != 1:
+            raise ValueError(
+                f"KnownLatents: there is no KL to weight: leave beta at 1, got {self.beta!r}"
+            )
+        require_bool("KnownLatents", "learn_prior", self.learn_prior)
+        known = RealLatents.of("KnownLatents.pairs", self.pairs, paired=True)
+        object.__setattr__(self, "pairs", known)
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        """See `Alternating.turns`."""
+        return [Turn("pairs", self._pairs, [pair.model, *whole_guide(pair)])]
+
+    def _pairs(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        require_draws(layout, "KnownLatents")
+        n, (given, *others) = num_rows(batch), tensors_of(batch)
+        if others:
+            raise PairError(
+                "KnownLatents has rows x and their z, and the programs are given more than x: let one argument "
+                "hold all of a row"
+            )
+        x, values = self.pairs.drawn(n, layout, given.device)
+        known = with_tensors(batch, [x.to(given.dtype)])
+        model = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(known))
+        guide = trace_guide(Substitute(values)(pair.guide), *as_args(known))
+        rows, prior = (
+            density_of_rows(model, names, layout, 1, n)
+            for names in (layout.observed, layout.latents)
+        )
+        log_q: Tensor = density_of_rows(guide, layout.guide_sites, layout, 1, n)
+        loss = -(rows + log_q).mean()
+        if self.learn_prior:
+            loss = loss - prior.mean()
+        distortion, rate = -rows.detach().mean(), (log_q - prior).detach().mean()
+        return Loss(loss, -(distortion + rate), rate, distortion, [(model, guide)])

@@ -1,0 +1,65 @@
+"""Several objectives in one step: all of their turns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.pairs import Pair
+from ppl_vae.runtime import described
+
+
+@dataclass(frozen=True, init=False)
+class Together(Alternating):
+    """Several objectives with turns, all of which are taken with each batch, one after the other.
+
+    Back-translation goes with denoising, say, and with pairs that are known:
+
+        Together(BackTranslation(german), SentenceDenoising(german, noise=WordNoise(), elbo_rows=0))
+
+    The ELBO that is logged is that of the first turn of the first one.
+
+    Args:
+        parts: The objectives, two or more.
+
+    Raises:
+        TypeError: One of them is no objective with turns.
+        ValueError: There are fewer than two, or two turns would have the same name.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.objectives import BackTranslation, KnownLatents
+        >>> x, z = torch.tensor([0, 1]), torch.tensor([1, 0])
+        >>> len(Together(BackTranslation(z), KnownLatents((x, z))).parts)
+        2
+    """
+
+    judged_by_elbo = False
+    why_no_free_bits = ": objectives with turns of their own have none; set free_bits=0"
+
+    parts: tuple[Alternating, ...]
+
+    def __init__(self, *parts: Alternating) -> None:
+        for part in parts:
+            if not isinstance(part, Alternating):
+                raise TypeError(
+                    f"Together takes objectives with turns, such as BackTranslation(german), got "
+                    f"{described(part)}"
+                )
+        if len(parts) < 2:
+            raise ValueError(f"Together takes two objectives or more, got {len(parts)}")
+        kinds = Counter(type(part).__name__ for part in parts)
+        if twice := [name for name, count in kinds.items() if count > 1]:
+            raise ValueError(
+                f"Together takes one objective of a kind, got {twice[0]} more than once"
+            )
+        object.__setattr__(self, "parts", parts)
+        for name in ("beta", "free_bits", "num_particles"):
+            object.__setattr__(self, name, getattr(Alternating, name))
+        self.__post_init__()
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        """See `Alternating.turns`."""
+        return [turn for part in self.parts for turn in part.turns(pair)]

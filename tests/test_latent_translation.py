@@ -1,0 +1,258 @@
+"""Sentences whose latents are sentences: so few of them that log p(x) is a sum over all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_sentences import LENGTH, WORDS, every_sentence
+from torch import Tensor
+
+from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae.guides import Translator
+from ppl_vae.models import VAE, LanguageModel, LatentTranslation
+from ppl_vae.networks import MLP, EncoderDecoder
+from ppl_vae.objectives import (
+    BackTranslation,
+    KnownLatents,
+    Objective,
+    ScoreFunctionELBO,
+    SentenceDenoising,
+    Together,
+    TraceELBO,
+)
+from ppl_vae.pairs import Pair, PairError, find_layout
+from ppl_vae.tasks import encode, sample
+
+NETWORK = EncoderDecoder(width=8, layers=1, heads=2, dropout=0.3)
+
+
+def made(seed: int = 0) -> tuple[LatentTranslation, Translator]:
+    """A pair whose densities are far from uniform."""
+    torch.manual_seed(seed)
+    model = LatentTranslation((LENGTH,), WORDS, NETWORK).double()
+    with torch.no_grad():
+        model.network.bias.copy_(torch.randn(WORDS))
+        model.prior.network.bias.copy_(torch.randn(WORDS))
+    return model.eval(), Translator(model).eval()
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[LatentTranslation, Translator]:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    every = every_sentence()
+    return every[torch.randint(len(every), (20,), generator=torch.Generator().manual_seed(0))]
+
+
+def tables(model: LatentTranslation, guide: Translator, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(z), log p(x | z) and log q(z | x) for all z: the first `(m)`, the others `(m, n)`."""
+    z = every_sentence()
+    decoded = model.decode(z.unsqueeze(1).expand(-1, len(x), -1))
+    return model.prior().log_prob(z), decoded.log_prob(x), guide.encode(x).log_prob(z.unsqueeze(1))
+
+
+def test_evaluate_is_right_about_all_sums(
+    pair: tuple[LatentTranslation, Translator], x: Tensor
+) -> None:
+    """ELBO, rate, distortion and log p(x) of each row, within five of their errors."""
+    with torch.no_grad():
+        log_prior, log_x, log_q = tables(*pair, x)
+    q, log_joint = log_q.exp(), log_prior[:, None] + log_x
+    torch.testing.assert_close(q.sum(0), torch.ones(len(x)).double())
+    found = evaluate(*pair, x, num_samples=4000, seed=0)
+    weights = log_joint - log_q
+    rate = (q * (log_q - log_prior[:, None])).sum(0)
+    for name, exact, each in (
+        ("elbo", (q * weights).sum(0), weights),
+        ("rate", rate, log_q - log_prior[:, None]),
+        ("distortion", -(q * log_x).sum(0), -log_x),
+    ):
+        variance = (q * each.square()).sum(0) - (q * each).sum(0).square()
+        error = 5 * (variance / 4000).sqrt() + 1e-6
+        values = getattr(found, name).values.double()
+        assert bool(((values - exact).abs() < error).all()), name
+    exact = log_joint.logsumexp(0)
+    relative = ((q * (weights - exact).exp().square()).sum(0) - 1).clamp(min=0)
+    error = 5 * (relative / 4000).sqrt() + 1e-6
+    assert bool(((found.log_likelihood.values.double() - exact).abs() < error).all())
+    assert any("'z' are discrete and are drawn" in each for each in found.warnings)
+
+
+def test_narrower_rows_are_the_same_rows(
+    pair: tuple[LatentTranslation, Translator], x: Tensor
+) -> None:
+    short = x[(x != 0).sum(1) <= 2]
+    assert len(short) > 1
+    one = evaluate(*pair, short, num_samples=5, seed=0)
+    other = evaluate(*pair, short[:, :2], num_samples=5, seed=0)
+    torch.testing.assert_close(one.elbo.values, other.elbo.values)
+
+
+def gradient(
+    objective: Objective, turn: str | None, x: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of the gradient of the network, over draws of a batch."""
+    model, guide = made()
+    both, each = Pair(model, guide), []
+    leaves = [p for p in model.network.parameters()]
+    torch.manual_seed(1)
+    with both.scope():
+        layout = find_layout(both, x)
+        loss: Any = objective
+        if turn is not None:
+            (loss,) = (t.loss for t in objective.turns(both) if t.name == turn)  # type: ignore[attr-defined]
+        for _ in range(count):
+            found = torch.autograd.grad(loss(both, layout, x, 1.0).loss, leaves, allow_unused=True)
+            each.append(torch.cat([g.flatten() for g in found if g is not None]))
+    stacked = torch.stack(each)
+    return stacked.mean(0), stacked.std(0) / count**0.5
+
+
+def exact_gradient(loss: str, x: Tensor) -> Tensor:
+    """The gradient of the network by sums over all sentences."""
+    model, guide = made()
+    log_prior, log_x, log_q = tables(model, guide, x)
+    q = log_q.exp()
+    if loss == "elbo":
+        total = (q * (log_q - log_prior.detach()[:, None] - log_x)).sum(0).mean()
+    elif loss == "model":
+        total = -(q.detach() * log_x).sum(0).mean()
+    else:  # every z once, each with all x of the model
+        z = every_sentence()
+        log_p = model.decode(z).log_prob(z.unsqueeze(1)).T.detach()  # x given z
+        log_back = guide.encode(z).log_prob(z.unsqueeze(1))  # z given x
+        total = -(log_p.exp() * log_back).sum(1).mean()
+    found = torch.autograd.grad(total, list(model.network.parameters()), allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+@pytest.mark.parametrize(
+    ("objective", "turn", "loss"),
+    [
+        (ScoreFunctionELBO(num_particles=4), None, "elbo"),
+        (BackTranslation(lambda n: every_sentence()[:n], learn_prior=False), "model", "model"),
+        (BackTranslation(lambda n: every_sentence()[:n], learn_prior=False), "guide", "guide"),
+    ],
+    ids=["score", "model", "guide"],
+)
+def test_gradients_are_those_of_sums_over_all_sentences(
+    objective: Objective, turn: str | None, loss: str, x: Tensor
+) -> None:
+    """Of a network that both programs share: chi-square of all its numbers, which depend on each other."""
+    rows = every_sentence() if loss == "guide" else x
+    mean, error = gradient(objective, turn, rows, 150)
+    exact = exact_gradient(loss, rows)
+    assert exact.shape == mean.shape
+    assert bool(((mean - exact).abs() < 6 * error + 1e-9).all())
+    assert float((mean - exact).norm()) < 0.3 * float(exact.norm())
+
+
+def noise(rows: Tensor) -> Tensor:
+    """Hides half of the words."""
+    return rows.where((torch.rand(rows.shape) < 0.5) | (rows < 4), 3)
+
+
+def test_denoising_is_the_density_given_the_noisy_row(x: Tensor) -> None:
+    model, guide = made()
+    both, z = Pair(model, guide), every_sentence()[: len(x)]
+    objective = SentenceDenoising(lambda n: z, noise=noise)
+    with both.scope():
+        layout = find_layout(both, x)
+        rows, latents = objective.turns(both)
+        torch.manual_seed(0)
+        loss = rows.loss(both, layout, x, 1.0).loss
+        torch.manual_seed(0)
+        expected = -model.restore(noise(x)).log_prob(x).mean()
+        torch.testing.assert_close(loss, expected)
+        torch.manual_seed(0)
+        loss = latents.loss(both, layout, x, 1.0).loss
+        torch.manual_seed(0)
+        expected = -(guide.restore(noise(z)).log_prob(z) + model.prior().log_prob(z)).mean()
+        torch.testing.assert_close(loss, expected)
+        assert torch.autograd.grad(loss, [model.prior.network.bias])[0].abs().max() > 0
+    # Within a language, and not into the other one.
+    assert not torch.allclose(model.restore(x).log_prob(x), model.decode(x).log_prob(x))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        TraceELBO(),
+        ScoreFunctionELBO(),
+        Together(
+            BackTranslation(every_sentence(), greedy=True),
+            SentenceDenoising(every_sentence(), noise=noise, elbo_rows=0),
+            KnownLatents((every_sentence(), every_sentence())),
+        ),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_it_is_trained_saved_and_loaded(objective: Objective, x: Tensor, tmp_path: Path) -> None:
+    """The network that both share is saved once, and shared again."""
+    model, guide = made()
+    before = model.network.bias.detach().clone()
+    fitted = fit(
+        *(model, guide, x), validation=x, objective=objective, batch_size=8, max_epochs=1, seed=0
+    )
+    assert fitted.history[0]["validation_elbo"] < 0
+    assert not torch.equal(model.network.bias, before)
+    save_run(tmp_path / "run", model, guide)
+    run = load_run(tmp_path / "run")
+    assert isinstance(run.model, LatentTranslation)
+    assert isinstance(run.guide, Translator)
+    assert run.guide.network is run.model.network
+    one, other = (
+        evaluate(*programs, x, num_samples=3, seed=0)
+        for programs in ((model, guide), (run.model, run.guide))
+    )
+    assert torch.equal(one.elbo.values, other.elbo.values)
+
+
+def test_a_language_model_has_no_latent_and_is_exact(x: Tensor) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel((LENGTH,), WORDS, NETWORK).double().eval()
+    every = every_sentence()
+    torch.testing.assert_close(model.log_evidence(every).logsumexp(0), torch.zeros(()).double())
+    found = evaluate(model, lambda x: None, x, num_samples=1)
+    torch.testing.assert_close(found.log_likelihood.values.double(), model.log_evidence(x).detach())
+    torch.testing.assert_close(model.log_evidence(every[:1, :1]), model.log_evidence(every[:1]))
+
+
+def test_other_functions_take_such_pairs(
+    pair: tuple[LatentTranslation, Translator], x: Tensor
+) -> None:
+    assert not check(*pair, x).problems
+    support = pair[0].prior().support
+    draws = encode(*pair, x, num_samples=3, seed=0)["z"]
+    assert draws.shape == (3, len(x), LENGTH)
+    assert bool(support.check(draws).all())
+    with pytest.raises(PairError, match="the numbers of latent 'z' name categories"):
+        encode(*pair, x)
+    assert bool(support.check(sample(pair[0], 4, like=x, seed=0)).all())
+    found = to_arviz(*pair, x, num_samples=10, seed=0)
+    assert found.posterior["z"].shape[-1] == LENGTH
+
+
+def test_arguments_that_do_not_suit() -> None:
+    with pytest.raises(ValueError, match=r"data_shape must be \(T,\), the most numbers of a sent"):
+        LatentTranslation((3, 4), WORDS)
+    with pytest.raises(ValueError, match="words must be at least 5, got 4"):
+        LanguageModel((5,), 4)
+    with pytest.raises(ValueError, match=r"latent_length|data_shape must be"):
+        LatentTranslation((5,), WORDS, latent_length=1)
+    with pytest.raises(TypeError, match="Translator needs a model with a network that reads and"):
+        Translator(VAE((3,), 2, MLP((4,))))
+    model, guide = made()
+    with pytest.raises(ValueError, match="was built for data of shape"):
+        model(torch.zeros(3, LENGTH + 1, dtype=torch.long))
+    with pytest.raises(PairError, match=r"needs a guide with a method restore\(noisy\)"):
+        fit(
+            *(model, lambda x: guide(x), every_sentence()),
+            objective=SentenceDenoising(every_sentence(), noise=noise),
+        )

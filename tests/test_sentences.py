@@ -1,0 +1,212 @@
+"""Sentences as rows: probabilities that sum to 1, draws, and what fills up a row changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vae.distributions import Sentences
+from ppl_vae.networks import EncoderDecoder, SentenceNetwork
+from ppl_vae.runtime import BLANK, END, FIRST_WORD, PAD, UNKNOWN, lengths_of, trimmed
+
+WORDS, LENGTH = 6, 4
+
+
+def every_sentence(words: int = WORDS, length: int = LENGTH) -> Tensor:
+    """All sentences of a vocabulary, `(m, length)`."""
+    each = [UNKNOWN, *range(FIRST_WORD, words)]
+    found = [
+        [*sentence, END, *[PAD] * (length - 1 - size)]
+        for size in range(length)
+        for sentence in itertools.product(each, repeat=size)
+    ]
+    return torch.tensor(found)
+
+
+@pytest.fixture
+def network() -> SentenceNetwork:
+    torch.manual_seed(0)
+    made = EncoderDecoder(width=8, layers=2, heads=2, dropout=0.3).build(WORDS, LENGTH).double()
+    with torch.no_grad():  # far from uniform
+        made.bias.copy_(torch.randn(WORDS).double())
+    return made.eval()
+
+
+def translated(network: SentenceNetwork, source: Tensor) -> Sentences:
+    writing = network.writing(1, network.read(source, 0))
+    return Sentences(writing, WORDS, LENGTH, source.shape[:-1])
+
+
+SOURCE = torch.tensor([[5, 4, 2, END], [4, END, PAD, PAD], [END, PAD, PAD, PAD]])
+
+
+def test_probabilities_of_all_sentences_sum_to_one(network: SentenceNetwork) -> None:
+    x = every_sentence()
+    assert len(x) == 1 + 3 + 9 + 27
+    log_p = translated(network, SOURCE).log_prob(x.unsqueeze(1))
+    assert log_p.shape == (40, 3)
+    torch.testing.assert_close(log_p.logsumexp(0), torch.zeros(3).double())
+    assert float(log_p.detach().exp().max()) < 0.9
+    assert not torch.allclose(log_p[:, 0], log_p[:, 1])  # the source counts
+
+
+def test_a_language_model_reads_nothing() -> None:
+    torch.manual_seed(1)
+    network = EncoderDecoder(width=8, layers=1, heads=2).build_writer(WORDS, LENGTH).double().eval()
+    p = Sentences(network.writing(0), WORDS, LENGTH)
+    torch.testing.assert_close(p.log_prob(every_sentence()).logsumexp(0), torch.zeros(()).double())
+    assert p.sample((2, 3)).shape == (2, 3, LENGTH)
+    assert p.expand((5,)).sample().shape == (5, LENGTH)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_draws_have_their_probabilities(network: SentenceNetwork, batch: tuple[int, ...]) -> None:
+    """Pearson's statistic of 40 sentences in 20,000 draws, for each source: below its 1 - 1e-6 quantile."""
+    torch.manual_seed(0)
+    p, x = translated(network, SOURCE), every_sentence()
+    draws = p.expand((*batch, 3)).sample((20_000 // max(1, sum(batch)),)).reshape(-1, 3, LENGTH)
+    expected = p.log_prob(x.unsqueeze(1)).detach().exp() * len(draws)
+    for row in range(3):
+        counts = (draws[:, row].unsqueeze(1) == x).all(-1).sum(0)
+        assert int(counts.sum()) == len(draws)  # all of them are sentences
+        statistic = (counts - expected[:, row]).square() / expected[:, row]
+        assert float(statistic.sum()) < 100.0  # 39 degrees of freedom
+
+
+def test_the_density_of_a_draw_is_that_of_its_row(network: SentenceNetwork) -> None:
+    p = translated(network, SOURCE).expand((50, 3))
+    with torch.no_grad():
+        z = p.sample()
+        remembered = p.log_prob(z)
+        torch.testing.assert_close(remembered, p.log_prob(z.clone()))
+        z = p.greedy()
+        torch.testing.assert_close(p.log_prob(z), p.log_prob(z.clone()))
+    assert p.log_prob(z).requires_grad  # with gradients nothing is remembered
+
+
+def test_greedy_takes_the_likeliest_word_each_time(network: SentenceNetwork) -> None:
+    p, x = translated(network, SOURCE), every_sentence()
+    for row, found in enumerate(p.greedy()):
+        left = x
+        for t in range(int(lengths_of(found))):
+            prefix = left[(left[:, :t] == found[:t]).all(-1)]
+            log_p = p.log_prob(prefix.unsqueeze(1).expand(-1, 3, -1))[:, row].detach()
+            totals = {
+                word: float(log_p[prefix[:, t] == word].logsumexp(0))
+                for word in prefix[:, t].unique().tolist()
+            }
+            assert max(totals, key=totals.__getitem__) == int(found[t])
+
+
+def test_what_fills_up_and_what_is_beside_a_row_changes_nothing(network: SentenceNetwork) -> None:
+    x = torch.tensor([[5, END, PAD, PAD], [4, 5, END, PAD], [END, PAD, PAD, PAD]])
+    together = translated(network, SOURCE).log_prob(x)
+    for row in range(3):
+        source, value = trimmed(SOURCE[row : row + 1]), x[row : row + 1]
+        alone = translated(network, source).log_prob(value)
+        torch.testing.assert_close(alone, together[row : row + 1])
+    each = translated(network, SOURCE).log_prob_of_words(x)
+    assert each.shape == x.shape
+    assert bool((each[x == PAD] == 0).all())
+    torch.testing.assert_close(each.sum(-1), together)
+
+
+def test_the_longest_sentences_end_for_certain(network: SentenceNetwork) -> None:
+    each = translated(network, SOURCE).log_prob_of_words(torch.tensor([4, 5, 4, END]))
+    assert each[:, -1].tolist() == [0.0, 0.0, 0.0]
+    assert bool((each[:, :-1] < 0).all())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [4, 5, 4, 5],  # has no end
+        [4, END, END, PAD],
+        [4, PAD, END, PAD],
+        [4, END, 5, PAD],
+        [BLANK, END, PAD, PAD],
+        [WORDS, END, PAD, PAD],
+        [-1, END, PAD, PAD],
+        [PAD, PAD, PAD, PAD],
+    ],
+)
+def test_what_is_no_sentence_has_no_probability(network: SentenceNetwork, row: list[int]) -> None:
+    p = translated(network, SOURCE)
+    value = torch.tensor(row)
+    assert not bool(p.support.check(value))
+    p._validate_args = False
+    assert p.log_prob(value).tolist() == [-torch.inf] * 3
+    assert bool(p.support.check(torch.tensor([4, END, PAD, PAD])))
+
+
+def test_an_independent_transformer_gives_the_same_states(network: SentenceNetwork) -> None:
+    """torch's own layers, with our weights."""
+    from torch.nn import TransformerDecoderLayer, TransformerEncoderLayer
+
+    def copied(ours: Any, theirs: Any, reads: bool) -> Any:
+        theirs = theirs.double().eval()
+        pairs = [
+            (theirs.self_attn.out_proj, ours.attended),
+            (theirs.linear1, ours.mlp[0]),
+            (theirs.linear2, ours.mlp[2]),
+            (theirs.norm1, ours.before_attention),
+            (theirs.norm3 if reads else theirs.norm2, ours.before_mlp),
+        ]
+        if reads:
+            pairs += [
+                (theirs.multihead_attn.out_proj, ours.read),
+                (theirs.norm2, ours.before_reading),
+            ]
+            both = theirs.multihead_attn
+            weight = torch.cat([ours.queries.weight, ours.keys_values.weight])
+            bias = torch.cat([ours.queries.bias, ours.keys_values.bias])
+            both.in_proj_weight.data, both.in_proj_bias.data = weight, bias
+        for one, other in pairs:
+            one.weight.data, one.bias.data = other.weight.data, other.bias.data
+        theirs.self_attn.in_proj_weight.data = ours.queries_keys_values.weight.data
+        theirs.self_attn.in_proj_bias.data = ours.queries_keys_values.bias.data
+        return theirs
+
+    options: dict[str, Any] = {
+        **{"d_model": 8, "nhead": 2, "dim_feedforward": 32, "activation": "gelu"},
+        **{"batch_first": True, "norm_first": True},
+    }
+    assert network.encoder is not None
+    assert network.encoded is not None
+    absent = SOURCE == PAD
+    x = network.embedded(SOURCE, 0)
+    for block in network.encoder:
+        layer = copied(block, TransformerEncoderLayer(**options), reads=False)
+        layer.train()  # without the fast path; its dropout is 0.1, so:
+        for part in layer.modules():
+            part.training = True
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        layer.self_attn.dropout = 0.0
+        x = layer(x, src_key_padding_mask=absent)
+    memory = network.encoded(x)
+    rows = torch.tensor([[4, 5, END], [5, END, PAD], [4, 4, END]])
+    start = (network.languages[1] + network.places[0]).expand(3, 1, -1)
+    y = torch.cat([start, network.embedded(rows[:, :-1], 1)], 1)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(3, dtype=torch.float64)
+    for block in network.decoder:
+        layer = copied(block, TransformerDecoderLayer(**options), reads=True)
+        y = layer(y, memory, tgt_mask=mask, memory_key_padding_mask=absent)
+    expected = network.decoded(y)
+    found = network.writing(1, network.read(SOURCE, 0)).states(rows)
+    torch.testing.assert_close(found, expected)
+
+
+def test_arguments_that_do_not_suit() -> None:
+    with pytest.raises(ValueError, match="width must be even and a multiple of heads = 3"):
+        EncoderDecoder(width=8, heads=3)
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
+        EncoderDecoder(dropout=1.0)
+    with pytest.raises(ValueError, match="words must be at least 1"):
+        EncoderDecoder().build(words=4, length=5)
+    with pytest.raises(ValueError, match="length must be at least 2"):
+        Sentences(EncoderDecoder(width=8).build_writer(9, 1).writing(0), 9, 1)
