@@ -53,9 +53,10 @@ def independent_normal(outputs: Tensor, largest: float | None = None) -> dist.In
 
 
 def sample_z(q: dist.TorchDistribution, n: int) -> None:
-    """Samples the site `z` from q in a plate over rows; of a Markov chain, if it is not `whole`, `z_0`, `z_1`, ...
+    """Samples the site `z` from q in a plate over rows.
 
-    A latent with finitely many values is marked for enumeration, so that the ELBO can sum over it.
+    Of a Markov chain it samples the sites `z_0`, `z_1`, ..., if it is not `whole`. A latent with finitely
+    many values is marked for enumeration, so that the ELBO can sum over it.
 
     Args:
         q: q(z | x) of the batch, of batch shape `(n,)`.

@@ -28,8 +28,8 @@ Statistics = dict[str, Tensor]
 class HiddenPath(Rebuildable, nn.Module, ABC):
     """z_0 ~ pi, z_t ~ A[z_{t-1}] and x_t ~ p(x_t | z_t): log p(x), posterior and E step, by sums over paths.
 
-    Whether pi and A are learned, and whether a path is one Pyro site or many, is for the models to say. They set
-    `initial_logits`, `(K,)`, and `transition_logits`, `(K, K)`, as parameters or as buffers.
+    Whether pi and A are learned, and whether a path is one Pyro site or many, is for the models to say. They
+    set `initial_logits`, `(K,)`, and `transition_logits`, `(K, K)`, as parameters or as buffers.
 
     Args:
         data_shape: Shape of one row of the data, `(T, *event)`.

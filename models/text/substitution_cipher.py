@@ -28,19 +28,20 @@ class SubstitutionCipher(CategoricalEmissions):
 
         log p(x) = log sum_z p(z_0) key[z_0, x_0] prod_t p(z_t | z_{t-1}) key[z_t, x_t],
 
-    the posterior p(z | x) (a Markov chain) and the EM step are sums over all K^T plaintexts, in T K^2 operations,
-    as of a `CategoricalHMM` ("Unsupervised Analysis for Decipherment Problems", Knight, Nair, Rathod & Yamada 2006).
-    The key of a substitution cipher has a 1 in each row; this one may have any probabilities, so that letters may
-    share a symbol and have several. EM only finds a local maximum: give `fit_em` restarts, which are compared by
-    log p(x).
+    the posterior p(z | x) (a Markov chain) and the EM step are sums over all K^T plaintexts, in T K^2
+    operations, as of a `CategoricalHMM` ("Unsupervised Analysis for Decipherment Problems", Knight, Nair,
+    Rathod & Yamada 2006). The key of a substitution cipher has a 1 in each row; this one may have any
+    probabilities, so that letters may share a symbol and have several. EM only finds a local maximum: give
+    `fit_em` restarts, which are compared by log p(x).
 
     Data are ciphertexts `x`, `(n, T)`, of symbols 0, 1, ..., or a tuple `(x, lengths)`, with the number of
     letters of each, at least 1. What `x` holds beyond is ignored: the plaintext stays at its last letter there,
     and symbol 0 is certain. T may differ from call to call.
 
-    The sites are `z` and `x`, the whole texts, `(n, T)`, inside `pyro.plate("data", n, dim=-1)`: a site for each
-    letter would cost a millisecond each. `ELBO` is `ElementwiseELBO`, which sums over letters by the marginals of
-    q(z | x): exactly, for every guide that is a Markov chain, `Recurrent(..., whole=True)` or `Exact`.
+    The sites are `z` and `x`, the whole texts, `(n, T)`, inside `pyro.plate("data", n, dim=-1)`: sites for
+    single letters would cost a millisecond each. `ELBO` is `ElementwiseELBO`, which sums over letters by the
+    marginals of q(z | x): exactly, for every guide that is a Markov chain, `Recurrent(..., whole=True)` or
+    `Exact`.
 
     Args:
         data_shape: Shape of one row of the data, `(T,)`.
@@ -56,8 +57,8 @@ class SubstitutionCipher(CategoricalEmissions):
 
     Raises:
         TypeError: `initial` or `transition` is no list of numbers.
-        ValueError: They are no probabilities, or do not fit together; `symbols` is not positive; `data_shape` is
-            not `(T,)`.
+        ValueError: They are no probabilities, or do not fit together; `symbols` is not positive; `data_shape`
+            is not `(T,)`.
 
     Example:
         >>> plain = torch.tensor([[0, 0, 1, 2] * 15])
@@ -83,8 +84,8 @@ class SubstitutionCipher(CategoricalEmissions):
         super().__init__(data_shape, len(of_first))
         if of_next.shape != (self.states, self.states):
             raise ValueError(
-                f"SubstitutionCipher.transition must have {self.states} rows of {self.states} probabilities, as "
-                f"initial has {self.states}, got shape {tuple(of_next.shape)}"
+                f"SubstitutionCipher.transition must have {self.states} rows of {self.states} probabilities, "
+                f"as initial has {self.states}, got shape {tuple(of_next.shape)}"
             )
         self._set_symbols(self.states if symbols is None else symbols)
         self.register_buffer("initial_logits", _log(of_first))
@@ -125,7 +126,8 @@ class SubstitutionCipher(CategoricalEmissions):
         """
         if plain.dim() != 2 or plain.is_floating_point():
             raise ValueError(
-                f"plain must hold texts of whole numbers, (m, T), got {plain.dtype} of shape {tuple(plain.shape)}"
+                f"plain must hold texts of whole numbers, (m, T), got {plain.dtype} of shape "
+                f"{tuple(plain.shape)}"
             )
         require_positive(SubstitutionCipher, smoothing=smoothing)
         inside = torch.ones_like(plain, dtype=torch.bool)
@@ -198,7 +200,9 @@ class SubstitutionCipher(CategoricalEmissions):
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
-        """M step: sets the key to the maximizer of the expected log p(x, z). A letter without steps keeps its row.
+        """M step: sets the key to the maximizer of the expected log p(x, z).
+
+        A letter without steps keeps its row.
 
         Args:
             statistics: Those of an E step.
