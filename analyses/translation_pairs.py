@@ -57,7 +57,14 @@ class Sizes:
         return EncoderDecoder(self.width, self.layers, self.heads, self.dropout)
 
     def fit(
-        self, folder: Path, model: Any, guide: Any, x: Buckets, epochs: int, seed: int, **options: Any
+        self,
+        folder: Path,
+        model: Any,
+        guide: Any,
+        x: Buckets,
+        epochs: int,
+        seed: int,
+        **options: Any,
     ) -> Any:
         """One phase of a training, which goes on if its folder is there."""
         steps = epochs * len(x)
@@ -93,9 +100,7 @@ class Training:
         return f"pairs={self.pairs}" + ("" if self.latent else "-alone")
 
 
-def language_model(
-    runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int
-) -> LanguageModel:
+def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
     """A language model of one side's sentences, trained until held-out sentences of it get worse."""
     folder = runs / f"language={of},seed={seed}"
     side = 0 if of == "x" else 1
@@ -127,7 +132,9 @@ def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) ->
     found = kept(folder, repr(sizes))
     if found is None:
         prior = language_model(runs, texts, "z", sizes, seed)
-        model, guide = denoised(runs, texts, sizes, seed) if how.latent else untrained(texts, sizes, seed)
+        model, guide = (
+            denoised(runs, texts, sizes, seed) if how.latent else untrained(texts, sizes, seed)
+        )
         model.prior.load_state_dict(prior.state_dict())
         model.prior.requires_grad_(False)
         x = Buckets(texts.rows(texts.x), batch_size=sizes.batch_size, trim=False)

@@ -55,7 +55,7 @@ ALL = sorted(texts(X))
     "options",
     [{}, {"tokens": 9}, {"tokens": 12}, {"batch_size": 4}, {"batch_size": 1}, {"batch_size": 99}],
 )
-def test_every_row_comes_once_in_an_epoch(options: dict[str, int]) -> None:
+def test_every_row_comes_once_in_an_epoch(options: dict[str, Any]) -> None:
     batches = Buckets(X, **options)
     for seed in range(20):
         found = epoch(batches, seed)
@@ -71,7 +71,8 @@ def test_every_row_comes_once_in_an_epoch(options: dict[str, int]) -> None:
 
 def test_lengths_are_alike() -> None:
     """Sorted, the batches follow each other: no length of one lies between those of another."""
-    for options in ({"tokens": 12}, {"batch_size": 3}):
+    all_options: list[dict[str, Any]] = [{"tokens": 12}, {"batch_size": 3}]
+    for options in all_options:
         ranges = sorted((min(map(len, b)), max(map(len, b))) for b in epoch(Buckets(X, **options)))
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
 
@@ -205,7 +206,13 @@ def test_draws_are_of_like_length() -> None:
     }
     batches = Buckets(X, torch.arange(len(X)))
     torch.manual_seed(0)
-    found = {tuple(sorted(map(len, texts(batches.draw(4))))) for _ in range(300)}
+    found = set()
+    for _ in range(300):
+        rows, numbers = batches.draw(4)
+        assert torch.equal(
+            rows, X[numbers][:, : rows.shape[1]]
+        )  # what belongs to them comes with them
+        found.add(tuple(sorted(map(len, texts(rows)))))
     assert found == windows  # missed by chance with probability below 14 (13/14)^300 < 1e-8
 
 

@@ -24,7 +24,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair, PairError, find_layout
-from ppl_vae.tasks import encode, sample
+from ppl_vae.tasks import encode, sample, translate
 
 NETWORK = EncoderDecoder(width=8, layers=1, heads=2, dropout=0.3)
 
@@ -237,6 +237,33 @@ def test_other_functions_take_such_pairs(
     assert bool(support.check(sample(pair[0], 4, like=x, seed=0)).all())
     found = to_arviz(*pair, x, num_samples=10, seed=0)
     assert found.posterior["z"].shape[-1] == LENGTH
+
+
+def test_translations_are_the_likeliest_sentences_or_draws(
+    pair: tuple[LatentTranslation, Translator], x: Tensor
+) -> None:
+    z, (model, guide) = every_sentence(), pair
+    with torch.no_grad():
+        log_q = guide.encode(x).log_prob(z.unsqueeze(1))
+        log_p = model.decode(z).log_prob(x[:3].unsqueeze(1)).T  # of x given z
+    found = translate(*pair, x, num=3, beams=50, length_penalty=0.0)
+    best = log_q.topk(3, 0)
+    torch.testing.assert_close(found.log_probs, best.values.T)
+    assert torch.equal(found.rows, z[best.indices.T])
+    per_word = found.log_probs / (found.rows != 0).sum(-1)
+    torch.testing.assert_close(found.log_probs_per_word, per_word)
+    back = translate(*pair, z, back=True, num=1, beams=50, length_penalty=0.0)
+    assert bool((back.log_probs + 1e-9 >= log_p).all())
+    drawn = translate(*pair, x, num=7, draws=True, seed=0)
+    assert drawn.rows.shape == (len(x), 7, LENGTH)
+    each = guide.encode(x).log_prob(drawn.rows.transpose(0, 1)).T.detach()
+    torch.testing.assert_close(drawn.log_probs, each)
+    again = translate(*pair, x, num=7, draws=True, seed=0)
+    assert torch.equal(drawn.rows, again.rows)
+    with pytest.raises(PairError, match="translate needs a method encode"):
+        translate(model, lambda x: guide(x), x)
+    with pytest.raises(PairError, match="needs distributions of sentences, and decode of"):
+        translate(VAE((LENGTH,), 4, MLP((4,))), guide, torch.zeros(2, LENGTH), back=True)
 
 
 def test_arguments_that_do_not_suit() -> None:

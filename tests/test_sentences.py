@@ -102,6 +102,26 @@ def test_greedy_takes_the_likeliest_word_each_time(network: SentenceNetwork) -> 
             assert max(totals, key=totals.__getitem__) == int(found[t])
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_a_search_with_room_for_all_finds_the_likeliest(
+    network: SentenceNetwork, length_penalty: float
+) -> None:
+    p, x = translated(network, SOURCE), every_sentence()
+    each = p.log_prob(x.unsqueeze(1)).detach()
+    scores = each / lengths_of(x).unsqueeze(1) ** length_penalty
+    rows, log_p = p.beam(45, length_penalty)
+    for row in range(3):
+        order = scores[:, row].argsort(descending=True)
+        torch.testing.assert_close(log_p[row, :40], each[order, row])
+        assert torch.equal(rows[row, :40], x[order])
+    assert bool((log_p[:, 40:] == -torch.inf).all())
+    one, of_one = p.beam(1)
+    assert torch.equal(one.squeeze(1), p.greedy())
+    torch.testing.assert_close(of_one.squeeze(1), p.log_prob(one.squeeze(1)).detach())
+    few, of_few = p.beam(5, length_penalty)
+    torch.testing.assert_close(of_few, p.log_prob(few.movedim(1, 0)).T.detach())
+
+
 def test_what_fills_up_and_what_is_beside_a_row_changes_nothing(network: SentenceNetwork) -> None:
     x = torch.tensor([[5, END, PAD, PAD], [4, 5, END, PAD], [END, PAD, PAD, PAD]])
     together = translated(network, SOURCE).log_prob(x)
@@ -109,6 +129,7 @@ def test_what_fills_up_and_what_is_beside_a_row_changes_nothing(network: Sentenc
         source, value = trimmed(SOURCE[row : row + 1]), x[row : row + 1]
         alone = translated(network, source).log_prob(value)
         torch.testing.assert_close(alone, together[row : row + 1])
+        torch.testing.assert_close(translated(network, source).log_prob(trimmed(value)), alone)
     each = translated(network, SOURCE).log_prob_of_words(x)
     assert each.shape == x.shape
     assert bool((each[x == PAD] == 0).all())

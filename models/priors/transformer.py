@@ -96,7 +96,7 @@ class _Transformer(OrderedCodes):
         given = self.length_given
         self.given = nn.Linear(given, width, bias=False) if given else None
         self.blocks = nn.ModuleList(
-            AttentionBlock(width, of.heads, of.dropout) for _ in range(of.layers)
+            AttentionBlock(width, of.heads, of.dropout, of.dropout) for _ in range(of.layers)
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Parameter(0.1 * scale * torch.randn(depth, width, codes))

@@ -88,7 +88,6 @@ class Buckets:
         ]
         longest = torch.stack(lengths).amax(0)
         self._groups = _Groups.of(torch.stack([longest, *lengths], 1))
-        self._of_x = _Groups.of(lengths[0][:, None])
         if tokens is not None and longest.max() > tokens:
             row = int(longest.argmax())
             raise ValueError(
@@ -110,10 +109,10 @@ class Buckets:
             yield self._batch(order[starts[number] : self._ends[number]])
 
     def __repr__(self) -> str:
-        return f"<{len(self)} batches of {len(self._of_x.order)} rows of like length>"
+        return f"<{len(self)} batches of {len(self._groups.order)} rows of like length>"
 
-    def draw(self, n: int) -> Tensor:
-        """Rows of x of like length, drawn from torch's global generator with equal probability.
+    def draw(self, n: int) -> Any:
+        """Rows of like length, drawn from torch's global generator with equal probability.
 
         With N rows in all and n <= N, each of them comes with probability n / N, and at most once. Proof: the
         rows are sorted by length, and n neighbors are taken, the first of which is any row with equal
@@ -128,20 +127,19 @@ class Buckets:
             n: How many.
 
         Returns:
-            `(n, T)`, as wide as the longest of them, if batches are trimmed.
+            `(n, T)`, as wide as the longest of them, if batches are trimmed; with `others`, all tensors.
 
         Raises:
             TypeError: `n` is no whole number.
             ValueError: It is below 1.
         """
         require_count("n", n, 1)
-        rows = len(self._of_x.order)
+        rows = len(self._groups.order)
         start = int(torch.randint(rows, ()))
-        chosen = [self._of_x.order] * (n // rows)
+        chosen = [self._groups.order] * (n // rows)
         if n % rows:
-            chosen.append(self._of_x.window(start, n % rows))
-        drawn = self._tensors[0][torch.cat(chosen).to(self._tensors[0].device)]
-        return trimmed(drawn) if self._trim else drawn
+            chosen.append(self._groups.window(start, n % rows))
+        return self._batch(torch.cat(chosen))
 
     def _batch(self, chosen: Tensor) -> Tensor | tuple[Tensor, ...]:
         found = (rows[chosen.to(rows.device)] for rows in self._tensors)

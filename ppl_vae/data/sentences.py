@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
 from ppl_vae.data.opening import open_to_read
 from ppl_vae.data.sizes import MuchLargerError, available_memory
-from ppl_vae.runtime import require_count
+from ppl_vae.runtime import described, require_count
 
 LONGEST_LINE = 2**16
 """Most bytes of a line: a sentence of ten thousand words."""
@@ -63,6 +63,20 @@ def read_sentences(path: str | Path, *, max_lines: int | None = None) -> list[st
     if not found:
         raise ValueError(f"{path} is empty: expected a file of text with one sentence a line")
     return found
+
+
+def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
+    """Sentences that a user has given, each checked as it comes.
+
+    Raises:
+        TypeError: They are no list of texts.
+    """
+    if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
+        raise TypeError(f"sentences must be a list of texts, got {described(sentences)}")
+    for number, text in enumerate(sentences):
+        if not isinstance(text, str):
+            raise TypeError(f"sentence {number}, counted from 0, is no text but {described(text)}")
+        yield text
 
 
 def _lines(file: BufferedReader, most: int | None) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppl_vae.data.byte_pairs import LETTERS, bytes_of, encoder_of, learned_merges
 from ppl_vae.data.opening import open_to_read
+from ppl_vae.data.sentences import checked_texts
 from ppl_vae.data.sizes import available_memory
 from ppl_vae.runtime import (
     BLANK,
@@ -295,11 +296,7 @@ def _too_long(lengths: list[int], most: int) -> ValueError:
 
 def _texts(sentences: Iterable[str]) -> Iterator[str]:
     """Sentences, each checked as it comes."""
-    if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
-        raise TypeError(f"sentences must be a list of texts, got {described(sentences)}")
-    for number, text in enumerate(sentences):
-        if not isinstance(text, str):
-            raise TypeError(f"sentence {number}, counted from 0, is no text but {described(text)}")
+    for number, text in enumerate(checked_texts(sentences)):
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -1,4 +1,5 @@
 from .ancestral import Ancestral as Ancestral
+from .beams import WritesWords as WritesWords, beam_search as beam_search
 from .chroma_logistic import ChromaLogistic as ChromaLogistic
 from .flat import Flat as Flat
 from .flows import (
@@ -29,4 +30,4 @@ from .quantized_beta_binomial import QuantizedBetaBinomial as QuantizedBetaBinom
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import arguments_of as arguments_of, rebuilt as rebuilt
 from .region_trees import RegionTrees as RegionTrees
-from .sentences import Sentences as Sentences, WritesWords as WritesWords
+from .sentences import Sentences as Sentences

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -11,27 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import cross_entropy
 
+from ppl_vae.distributions.beams import Search, WritesWords, beam_search
 from ppl_vae.runtime import BLANK, END, PAD, lengths_of, trimmed
-
-
-class WritesWords(Protocol):
-    """What gives the probabilities of the words of some rows, each after those before it."""
-
-    def of_rows(self, index: Tensor) -> WritesWords:
-        """The same for some of the rows, in this order; a row may come several times."""
-
-    def states(self, rows: Tensor) -> Tensor:
-        """What the logits of each word are made of, `(n, T, *)`, for rows `(n, T)`."""
-
-    def logits(self, states: Tensor) -> Tensor:
-        """The logits of all words, `(*, words)`; those of PAD and BLANK are so low that they never come."""
-
-    def begun(self, n: int) -> WritesWords:
-        """The same, before the first word of n rows."""
-
-    def step(self, words: Tensor | None, i: int) -> Tensor:
-        """The logits of word i, `(n, words)`, once it is told the word before, `(n,)`."""
-
 
 _FEWER = 0.8
 """Share of the rows that are still written below which the others are left out: that copies what they know."""
@@ -138,7 +119,10 @@ class Sentences(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p of sentences, in nats, `(*batch)`."""
+        """log p of sentences, in nats, `(*batch)`; rows may be narrower than T."""
+        missing = self.length - value.shape[-1]
+        if missing > 0:
+            value = torch.nn.functional.pad(value, (0, missing), value=PAD)
         if self._validate_args:
             self._validate_sample(value)
         if self._latest is not None and value is self._latest[0] and not torch.is_grad_enabled():
@@ -176,6 +160,22 @@ class Sentences(dist.TorchDistribution):
     def greedy(self) -> Tensor:
         """The likeliest word after those before it, each time, `(*batch, T)`: no draw."""
         return self._written(self.batch_shape, lambda logits: logits.argmax(-1))
+
+    def beam(self, beams: int, length_penalty: float = 0.0) -> Search:
+        """The likeliest sentences, by `beam_search`, the best first.
+
+        Args:
+            beams: How many beginnings are kept at a time, and how many sentences are returned.
+            length_penalty: What counts is log p / (number of words)^length_penalty.
+
+        Returns:
+            Sentences, `(*batch, beams, T)`, and log p of each, in nats, `(*batch, beams)`; -inf where there are
+            not so many.
+        """
+        batch = self.batch_shape
+        writing = self._of_batch(batch)
+        rows, log_p = beam_search(writing, batch.numel(), self.length, beams, length_penalty)
+        return rows.reshape(*batch, beams, self.length), log_p.reshape(*batch, beams)
 
     @torch.no_grad()
     def _written(self, batch: torch.Size, choose: Callable[[Tensor], Tensor]) -> Tensor:

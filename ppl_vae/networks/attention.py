@@ -20,7 +20,8 @@ class AttentionBlock(nn.Module):
     Args:
         width: Size of the vectors.
         heads: Heads of the attention.
-        dropout: Share of the numbers that are set to 0 in training mode, in the attention and in what is added.
+        dropout: Share of the numbers that are set to 0 in training mode, in what is added.
+        attention_dropout: The same of the weights of the attention; it makes it slow.
         reads: Whether there is a memory.
 
     Example:
@@ -30,9 +31,16 @@ class AttentionBlock(nn.Module):
         torch.Size([3, 4, 8])
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, reads: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        attention_dropout: float = 0.0,
+        reads: bool = False,
+    ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.attention_dropout = heads, dropout, attention_dropout
         self.before_attention = nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
@@ -68,7 +76,7 @@ class AttentionBlock(nn.Module):
             `(n, length, width)`.
         """
         query, key, value = self._of_heads(x)
-        hide = self.dropout if self.training else 0.0
+        hide = self.attention_dropout if self.training else 0.0
         found = scaled_dot_product_attention(
             query, key, value, attn_mask=seen, dropout_p=hide, is_causal=causal
         )
@@ -115,7 +123,7 @@ class AttentionBlock(nn.Module):
         x = x + dropout(self.attended(found.transpose(1, 2).flatten(2)), self.dropout, hides)
         if memory is not None:
             query = self._by_head(self.queries(self.before_reading(x)))
-            hide = self.dropout if hides else 0.0
+            hide = self.attention_dropout if hides else 0.0
             keys, values = memory
             found = scaled_dot_product_attention(
                 query, keys, values, attn_mask=there, dropout_p=hide

@@ -34,7 +34,7 @@ class EncoderDecoder:
         width: Size of the vectors; a multiple of `heads`, and even.
         layers: Number of layers of the encoder, and of the decoder.
         heads: Heads of the attention.
-        dropout: Share of the numbers that are set to 0 in training mode.
+        dropout: Share of the numbers that are set to 0 in training mode, not in the attention.
 
     Raises:
         TypeError: An argument is not what it must be.
@@ -110,7 +110,10 @@ class SentenceNetwork(nn.Module):
         nn.init.normal_(self.embedding.weight, std=of.width**-0.5)
 
         def blocks(reads: bool) -> nn.ModuleList:
-            made = (AttentionBlock(of.width, of.heads, of.dropout, reads) for _ in range(of.layers))
+            made = (
+                AttentionBlock(of.width, of.heads, of.dropout, reads=reads)
+                for _ in range(of.layers)
+            )
             return nn.ModuleList(made)
 
         self.encoder = blocks(False) if reads else None

@@ -23,3 +23,4 @@ from .paths import interpolate as interpolate, traverse as traverse
 from .probing import probe as probe
 from .sampling import sample as sample, without_observed as without_observed
 from .transformer import PairTransformer as PairTransformer
+from .translating import Translations as Translations, translate as translate
