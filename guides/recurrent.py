@@ -31,7 +31,7 @@ class Recurrent(Rebuildable, nn.Module):
     The sites are `z_0`, `z_1`, ..., inside `pyro.plate("data", n, dim=-1)`, and marked for enumeration: with
     `ELBO` or `EnumELBO` the bound and its gradient are exact, in T K^2 operations per row; with `TraceELBO`
     paths are sampled and the gradient is that of the score function. The GRU runs once per row, however
-    many samples are drawn.
+    many samples are drawn. For a model that draws the path at one site, so does the guide with `whole=True`.
 
     Args:
         data_shape: Shape of one row of the data, `(T, *event)`; T may differ from call to call.
@@ -39,8 +39,8 @@ class Recurrent(Rebuildable, nn.Module):
         hidden: Width of the GRU, in each direction.
         symbols: For data of whole numbers 0, ..., symbols - 1, which enter as one-hot vectors; None for
             real numbers.
-        whole: Whether the path is one site, `z`, as in `SubstitutionCipher`: then it is `ElementwiseELBO` that
-            is exact, at the same cost but for that of the sites, and `ELBO` chooses it.
+        whole: Whether the path is one site, `z`, as in `SubstitutionCipher`. `ELBO` is `ElementwiseELBO` then,
+            as exact, and saves what a site for each step costs.
 
     Raises:
         ValueError: `states`, `hidden` or `symbols` is not positive.
