@@ -53,20 +53,21 @@ def independent_normal(outputs: Tensor, largest: float | None = None) -> dist.In
 
 
 def sample_z(q: dist.TorchDistribution, n: int) -> None:
-    """Samples the site `z` from q in a plate over rows; of a Markov chain the sites `z_0`, `z_1`, ...
+    """Samples the site `z` from q in a plate over rows.
 
-    A latent with finitely many values is marked for enumeration, so that the ELBO can sum over it.
+    Of a Markov chain it samples the sites `z_0`, `z_1`, ..., if it is not `whole`. A latent with finitely
+    many values is marked for enumeration, so that the ELBO can sum over it.
 
     Args:
         q: q(z | x) of the batch, of batch shape `(n,)`.
         n: Number of rows.
     """
-    is_chain = isinstance(q, MarkovChain)
+    chain = q if isinstance(q, MarkovChain) and not q.whole else None
     infer: InferDict = {}
-    if is_chain or q.has_enumerate_support:
+    if chain is not None or q.has_enumerate_support:
         infer = {"enumerate": "parallel"}
     with pyro.plate("data", n, dim=-1):
-        if is_chain:
-            sample_steps("z", q, infer=infer)
+        if chain is not None:
+            sample_steps("z", chain, infer=infer)
         else:
             pyro.sample("z", q, infer=infer)

@@ -18,6 +18,7 @@ from ppl_vae.networks import (
     require_at_least_one,
     require_data_shape,
     require_room,
+    require_switches,
 )
 
 
@@ -30,7 +31,7 @@ class Recurrent(Rebuildable, nn.Module):
     The sites are `z_0`, `z_1`, ..., inside `pyro.plate("data", n, dim=-1)`, and marked for enumeration: with
     `ELBO` or `EnumELBO` the bound and its gradient are exact, in T K^2 operations per row; with `TraceELBO`
     paths are sampled and the gradient is that of the score function. The GRU runs once per row, however
-    many samples are drawn.
+    many samples are drawn. For a model that draws the path at one site, so does the guide with `whole=True`.
 
     Args:
         data_shape: Shape of one row of the data, `(T, *event)`; T may differ from call to call.
@@ -38,6 +39,8 @@ class Recurrent(Rebuildable, nn.Module):
         hidden: Width of the GRU, in each direction.
         symbols: For data of whole numbers 0, ..., symbols - 1, which enter as one-hot vectors; None for
             real numbers.
+        whole: Whether the path is one site, `z`, as in `SubstitutionCipher`. `ELBO` is `ElementwiseELBO` then,
+            as exact, and saves what a site for each step costs.
 
     Raises:
         ValueError: `states`, `hidden` or `symbols` is not positive.
@@ -55,6 +58,8 @@ class Recurrent(Rebuildable, nn.Module):
         states: int = 2,
         hidden: int = 32,
         symbols: int | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         require_data_shape(self, data_shape)
@@ -65,6 +70,8 @@ class Recurrent(Rebuildable, nn.Module):
         require_room(self, "choose fewer states", 2 * hidden, states, states)
         if symbols is not None:
             require_at_least_one(self, symbols=symbols)
+        require_switches(self, whole=whole)
+        self.whole = whole
         self.states = states
         self.symbols = symbols
         size = math.prod(data_shape[1:]) if symbols is None else symbols
@@ -113,4 +120,4 @@ class Recurrent(Rebuildable, nn.Module):
         They are a table of logits from state to state per step; of the first only the first row counts.
         """
         tables = outputs.unflatten(-1, (-1, self.states, self.states))
-        return MarkovChain(tables[..., 0, 0, :], tables[..., 1:, :, :])
+        return MarkovChain(tables[..., 0, 0, :], tables[..., 1:, :, :], whole=self.whole)

@@ -13,6 +13,7 @@
 | `FactorAnalysis` | standard normal | evidence, posterior, EM step |
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 | `GaussianHMM`, `CategoricalHMM` | a path of states | evidence, posterior, EM step |
+| `SubstitutionCipher` | the plaintext of a secret script, in a known language | evidence, posterior, EM step |
 | `HierarchicalVAE` | two layers, the top standard normal | |
 | `VQVAE` | a grid of codes; any prior of codes | |
 | `VQVAE2` | grids of codes, each coarser than the one below | |

@@ -49,3 +49,4 @@ from .sequences.ctc import CTC as CTC
 from .sequences.gaussian_hmm import GaussianHMM as GaussianHMM
 from .text.language_model import LanguageModel as LanguageModel
 from .text.latent_translation import LatentTranslation as LatentTranslation
+from .text.substitution_cipher import SubstitutionCipher as SubstitutionCipher

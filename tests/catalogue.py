@@ -86,6 +86,7 @@ from ppl_vae.models import (
     ScanLineSegments,
     SemiSupervisedVAE,
     StandardNormal,
+    SubstitutionCipher,
     TransformerPrior,
     TreeSegments,
     UniformCodes,
@@ -359,6 +360,10 @@ def hierarchical() -> HierarchicalVAE:
     )
 
 
+def cipher() -> SubstitutionCipher:
+    return SubstitutionCipher((6,), [0.4, 0.6], [[0.9, 0.1], [0.3, 0.7]], symbols=3)
+
+
 def gaussian_mixture() -> GaussianMixture:
     return GaussianMixture(SHAPE, 3, "diagonal")
 
@@ -469,6 +474,11 @@ PAIRS: dict[str, MakePair] = {
         lambda: GaussianHMM((4, 16), 2),
         lambda model, x: Recurrent((4, 16), 2, hidden=4),
         lambda u: u.reshape(ROWS, 4, 16),
+    ),
+    "SubstitutionCipher-Recurrent": pair(
+        cipher,
+        lambda model, x: Recurrent((6,), 2, hidden=4, symbols=3, whole=True),
+        lambda u: (3 * u.flatten(1)[:, :6]).floor().clamp(max=2.0).long(),
     ),
     "IndependentSegments-Exact": pair(
         lambda: IndependentSegments(3, network=UNet((4, 6))),
@@ -593,7 +603,7 @@ CHOSEN = (
 WITH_DISCRIMINATOR = ("VAEGAN", "VAEGAN-MLP")
 GAMES = ("VAEGANLoss", "GANLoss", "VAEDisLoss")
 ONLY = {
-    "ElementwiseELBO": SEGMENTED,
+    "ElementwiseELBO": (*SEGMENTED, "SubstitutionCipher-Recurrent"),
     "ScoreFunctionELBO": (
         "IndependentSegments-SegmentationEncoder",
         "GaussianMixture-CategoricalEncoder",
@@ -632,6 +642,8 @@ UNSUITED: dict[str, dict[str, str]] = {
     **dict.fromkeys(
         SEGMENTED, FOR_CONTINUOUS | {"free-bits": "ElementwiseELBO: there are no free bits"}
     ),
+    "SubstitutionCipher-Recurrent": FOR_CONTINUOUS
+    | {"free-bits": "ElementwiseELBO: there are no free bits"},
     "GaussianMixture-Enumerated": FOR_CONTINUOUS,
     "GaussianMixture-CategoricalEncoder": FOR_CONTINUOUS,
     "GaussianHMM-Recurrent": FOR_CONTINUOUS,
@@ -708,6 +720,8 @@ CLOSED_FORM_MODELS: dict[str, MakeClosedForm] = {
         noisy(CategoricalHMM((3,), 2, 3)),
         (counts(3).long(), lengths()),
     ),
+    "SubstitutionCipher": lambda: (noisy(cipher()), counts(3).long()),
+    "SubstitutionCipher-ragged": lambda: (noisy(cipher()), (counts(3).long(), lengths())),
     "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
 }
 

@@ -386,11 +386,44 @@ def ring(folder: Path) -> None:
     assert imread(folder / "ring.png").std() > 0.05  # not an empty canvas
 
 
+def decipherment(folder: Path) -> None:
+    sizes = ("--lengths=[800]", "--num_keys=3", "--restarts=8", "--guide_lengths=[800]")
+    small = ("--guide_keys=1", "--max_steps=20", "--hidden=4", "--seed=1")
+    printed = run("decipherment.py", *sizes, *small, cwd=folder)
+    entropy = float(printed.split("one before is ")[1].split()[0])
+    table = {row["method"]: row for row in rows(printed)}
+    assert [*table] == [
+        *("by frequency", "EM", "guide", "guide, annealed"),
+        *("back-translation", "back-translation after EM"),
+    ]
+    true = {
+        name: mean(row["log p(x)"]) - mean(row["less that of the true key"])
+        for name, row in table.items()
+    }
+    # Under the true key a letter costs the entropy of the language, up to the noise of 2400 letters.
+    assert true["EM"] == pytest.approx(-entropy, abs=0.1)
+    assert mean(table["by frequency"]["less that of the true key"]) < -0.5
+    assert mean(table["EM"]["read right, %"]) > 90
+    assert table["EM"]["solved"] == "3 of 3"
+    assert mean(table["EM"]["less that of the true key"]) > 0
+    # 20 steps find nothing, and take little away.
+    for name in ("guide", "guide, annealed", "back-translation"):
+        assert mean(table[name]["read right, %"]) < 50
+    assert mean(table["back-translation after EM"]["key right, %"]) > 80
+    text = "Der schnelle braune Fuchs springt über den faulen Hund.\n" * 40
+    (folder / "plain.txt").write_text(text, encoding="utf-8")
+    options = ("--plain=plain.txt", "--rows=[by frequency,EM]", "--num_keys=2", "--lengths=[200]")
+    of_file = run("decipherment.py", *options, "--restarts=2", cwd=folder)
+    assert of_file.startswith("31 letters")
+    assert [row["method"] for row in rows(of_file)] == ["by frequency", "EM"]
+
+
 # Add a check here for a new script, or beside it in test_analyses_of_codes.py and test_analyses_of_colors.py.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
     "collapse.py": collapse,
     "context_window.py": context_window,
+    "decipherment.py": decipherment,
     "em_vs_vae.py": em_vs_vae,
     "few_labels.py": few_labels,
     "indeterminacy.py": indeterminacy,
@@ -420,6 +453,7 @@ SHARED = (  # what the scripts import
     "photo_scores.py",
     "planted_pairs.py",
     "progress.py",
+    "secret_texts.py",
     "vae_gan_measures.py",
     "vae_gan_pairs.py",
     "vq_vae_ablation.py",
@@ -473,6 +507,7 @@ SLOW = (  # ten seconds to half a minute each
     *(
         "collapse.py",
         "context_window.py",
+        "decipherment.py",
         "em_vs_vae.py",
         "few_labels.py",
         "indeterminacy.py",

@@ -31,6 +31,8 @@ REQUIRED = {
     "categories": 3,
     "grids": [(2, 2)],
     "codes": [3],
+    "initial": [0.5, 0.5],
+    "transition": [[0.5, 0.5], [1.0, 0.0]],
 }
 """What the constructors need."""
 
@@ -86,7 +88,7 @@ def _allowed(value: Any, annotation: str) -> bool:
 def _shape_of(name: str) -> tuple[int, ...]:
     if "VQVAE" in name:  # a picture that can be halved twice
         return (1, 8, 8)
-    return (4,) if name == "CategoricalHMM" else (4, 3)
+    return (4,) if name in ("CategoricalHMM", "SubstitutionCipher") else (4, 3)
 
 
 def _said(kind: type[Any], arguments: dict[str, Any]) -> str | None:

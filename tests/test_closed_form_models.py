@@ -80,8 +80,8 @@ def all_values(model: Any, x: Batch) -> dict[str, Tensor] | None:
 
 
 def by_site(q: Any, z: Tensor) -> dict[str, Tensor]:
-    """Values of the program's sites: those of a chain are its steps."""
-    if isinstance(q, MarkovChain):
+    """Values of the program's sites: those of a chain are its steps, if it is not one site."""
+    if isinstance(q, MarkovChain) and not q.whole:
         return {f"z_{t}": z[..., t] for t in range(z.shape[-1])}
     return {"z": z}
 

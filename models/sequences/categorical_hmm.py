@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.models.mixtures.components import split_logits
-from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
-from ppl_vae.networks import require_at_least_one, require_room
+from ppl_vae.models.sequences.categorical_emissions import CategoricalEmissions
+from ppl_vae.models.sequences.hidden_markov import HiddenMarkov
 
 
-class CategoricalHMM(HiddenMarkov):
+class CategoricalHMM(CategoricalEmissions, HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `HiddenMarkov`.
 
     Args:
@@ -37,30 +35,14 @@ class CategoricalHMM(HiddenMarkov):
 
     def __init__(self, data_shape: Sequence[int], states: int = 2, symbols: int = 2) -> None:
         super().__init__(data_shape, states)
-        if len(self.data_shape) != 1:
-            raise ValueError(f"CategoricalHMM.data_shape must be (steps,), got {self.data_shape}")
-        require_at_least_one(self, symbols=symbols)
-        require_room(self, "choose fewer states or symbols", states, symbols)
-        self.symbols = symbols
+        self._set_symbols(symbols)
         # Equal states would stay equal: start apart.
         self.emission_logits = nn.Parameter(torch.randn(states, symbols))
 
-    def decode(self, z: Tensor) -> dist.Categorical:
-        """p(x_t | z_t) for states `(*batch)`: batch shape `batch`."""
-        return dist.Categorical(logits=self.emission_logits[z])
-
-    def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        symbols = self._symbols(steps)
-        return self.emission_logits.double().log_softmax(-1)[:, symbols], symbols
-
-    def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
-        table = weights.new_zeros((self.states, self.symbols))
-        return {"symbols": table.index_add_(1, features, weights)}
-
-    def maximize_emissions(self, statistics: Statistics) -> None:
-        seen = statistics["counts"] > 0
-        rows = statistics["symbols"][seen] / statistics["counts"][seen].unsqueeze(-1)
-        self.emission_logits[seen] = rows.log().clamp_min(IMPOSSIBLE).to(self.emission_logits.dtype)
+    @property
+    def table(self) -> Tensor:
+        """See `CategoricalEmissions`."""
+        return self.emission_logits
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
         """Weights are random, one draw per symbol, so that all states differ."""
@@ -71,20 +53,3 @@ class CategoricalHMM(HiddenMarkov):
 
     def split_emissions(self, source: int, target: int) -> None:
         split_logits(self.emission_logits, source, target)
-
-    def _posterior(self, x: Tensor, lengths: Tensor | None) -> tuple[MarkovChain, Tensor]:
-        try:
-            return super()._posterior(x, lengths)
-        except (RuntimeError, IndexError):  # a look at all values first could not be captured
-            self._symbols(self._check(x, lengths))
-            raise
-
-    def _symbols(self, steps: Tensor) -> Tensor:
-        symbols = steps.long()
-        if len(symbols) and not 0 <= int(symbols.min()) <= int(symbols.max()) < self.symbols:
-            raise ValueError(
-                f"CategoricalHMM has symbols 0, ..., {self.symbols - 1}, but x goes from "
-                f"{int(symbols.min())} to {int(symbols.max())}: pass their number as symbols, or another model "
-                "for data that are no symbols"
-            )
-        return symbols

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 
+_MOST_WORK = 250_000
+"""Of n K^3 multiplications, which take about as long as the operations of a step take to begin."""
+
 LEAST_TRANSITION = 1e-100
 """If all transitions are at least this probable, no path that matters underflows in float64."""
 
@@ -34,12 +37,16 @@ def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Te
 
 
 def posterior_chain(
-    initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
+    initial: Tensor,
+    transition: Tensor,
+    log_likelihood: Tensor,
+    lengths: Tensor | None = None,
+    whole: bool = False,
 ) -> tuple[MarkovChain, Tensor]:
     """p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
 
     By the backward messages log beta_t(i) = log p(x_{t+1}, ..., x_{T-1} | z_t = i), in log space:
-    p(z_t = j | z_{t-1} = i, x) = p(j | i) p(x_t | j) beta_t(j) / beta_{t-1}(i).
+    p(z_t = j | z_{t-1} = i, x) = p(j | i) p(x_t | j) beta_t(j) / beta_{t-1}(i). `whole` is the chain's.
     """
     steps = log_likelihood.shape[1]
     log_likelihood = log_likelihood.clamp_min(IMPOSSIBLE)
@@ -57,7 +64,7 @@ def posterior_chain(
     first = initial.clamp_min(IMPOSSIBLE) + observed[0] + beta
     one_step = first.new_zeros((len(first), 0, *transition.shape))
     rest = torch.stack(backwards[::-1], 1) if backwards else one_step
-    return MarkovChain(first, rest, validate_args=False), first.logsumexp(-1)
+    return MarkovChain(first, rest, whole=whole, validate_args=False), first.logsumexp(-1)
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def _scaled(
     not ended are a slice.
     """
     n, steps, states = log_likelihood.shape
-    blocks = _blocks_of_a_sequence(n, steps)
+    blocks = _blocks_of_a_sequence(n, steps, states)
     size = -(-steps // blocks)
     ends = torch.full((n,), steps, device=log_likelihood.device) if lengths is None else lengths
     within = (ends.unsqueeze(1) - size * torch.arange(blocks, device=ends.device)).clamp(0, size)
@@ -192,11 +199,14 @@ def _scaled(
     return PathStatistics(posterior, pairs.mul_(matrix), log_evidence)
 
 
-def _blocks_of_a_sequence(n: int, steps: int) -> int:
+def _blocks_of_a_sequence(n: int, steps: int, states: int) -> int:
     """Into how many blocks to cut each sequence: enough to fill the machine, while the extra work pays.
 
-    A block costs K times the work of its steps. But steps run one after the other, blocks in parallel.
+    A block costs K times the work of its steps, K^3 for each. But steps run one after the other, blocks in
+    parallel: it pays as long as a step of all sequences is over sooner than an operation begins.
     """
+    if n * states**3 > _MOST_WORK:
+        return 1
     blocks = min(1000 // n, math.isqrt(2 * steps))
     return blocks if blocks > 5 else 1
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppl_vae.models.mixtures.components import positive_counts, require_enough
 from ppl_vae.models.mixtures.gaussians import Gaussians
-from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
+from ppl_vae.models.sequences.hidden_markov import HiddenMarkov
+from ppl_vae.models.sequences.hidden_path import Statistics
 
 MOST_STEPS = 20_000
 """The most steps, drawn at random, that k-means uses."""

@@ -25,6 +25,8 @@ class MarkovChain(dist.TorchDistribution):
     Args:
         initial_logits: Unnormalized log p(z_0), `(*batch, K)`.
         transition_logits: Unnormalized log p(z_t = j | z_{t-1} = i), `(*batch, T - 1, K, K)`, i before j.
+        whole: Whether programs draw the path at one site, `z`, or at one site for each step, `z_0`, `z_1`, ...
+            The distribution is the same. Guides of this library draw as they are told here.
 
     Raises:
         ValueError: The shapes do not fit together.
@@ -45,7 +47,12 @@ class MarkovChain(dist.TorchDistribution):
     has_enumerate_support = False
 
     def __init__(
-        self, initial_logits: Tensor, transition_logits: Tensor, validate_args: bool | None = None
+        self,
+        initial_logits: Tensor,
+        transition_logits: Tensor,
+        validate_args: bool | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         states = initial_logits.shape[-1]
         if transition_logits.dim() < 3 or transition_logits.shape[-2:] != (states, states):
@@ -58,6 +65,7 @@ class MarkovChain(dist.TorchDistribution):
         transition = transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
         self.initial_logits = initial.expand(*batch, -1)
         self.transition_logits = transition.expand(*batch, -1, -1, -1)
+        self.whole = whole
         steps = transition.shape[-3] + 1
         super().__init__(batch, torch.Size([steps]), validate_args=validate_args)
 
@@ -75,6 +83,7 @@ class MarkovChain(dist.TorchDistribution):
         new: MarkovChain = self._get_checked_instance(MarkovChain, _instance)  # type: ignore[no-untyped-call]
         new.initial_logits = self.initial_logits.expand(*batch, -1)
         new.transition_logits = self.transition_logits.expand(*batch, -1, -1, -1)
+        new.whole = self.whole
         super(MarkovChain, new).__init__(batch, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

@@ -100,22 +100,25 @@ def missing_values(pair: Pair, q: Any, p: Any) -> str:
     """
     if not states_elements(pair):
         return ""
-    fewer, count = _number_of_values(q), _number_of_values(p)
+    (fewer, _), (count, word) = _number_of_values(q), _number_of_values(p)
     if fewer is None or count is None or fewer >= count:
         return ""
     return (
-        f"{type(pair.model).__name__} has {count} segments, but z of {type(pair.guide).__name__} has "
-        f"{fewer} values: build the guide with segments={count}"
+        f"{type(pair.model).__name__} has {count} {word}, but z of {type(pair.guide).__name__} has "
+        f"{fewer} values: build the guide with {word}={count}"
     )
 
 
-def _number_of_values(fn: Any) -> int | None:
-    """How many values an element has; None if that is not stated."""
+def _number_of_values(fn: Any) -> tuple[int | None, str]:
+    """How many values an element has, None if that is not stated; and what our guides call them."""
     base = innermost(fn)
     if isinstance(base, torch.distributions.Categorical):
-        return int(base.logits.shape[-1])
-    stated = getattr(base, "segments", None)
-    return stated if isinstance(stated, int) else None
+        return int(base.logits.shape[-1]), "segments"
+    for word in ("segments", "states"):
+        stated = getattr(base, word, None)
+        if isinstance(stated, int):
+            return stated, word
+    return None, ""
 
 
 def elements_of(

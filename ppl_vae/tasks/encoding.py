@@ -132,7 +132,7 @@ def _stated(rows: RowDensities, name: str) -> Tensor | None:
     """What the guide says of the mean of a latent, `(draws, n, *event)`, if it says anything."""
     site = rows.guide_trace.nodes[name]
     samples, n = rows.log_guide.shape
-    if site["fn"].has_enumerate_support:
+    if site["fn"].has_enumerate_support or hasattr(type(innermost(site["fn"])), "marginals"):
         of_all_draws = rows.layout.vectorizes or samples == 1
         return expectation(name, site, rows.layout, samples, n) if of_all_draws else None
     return stated_moment(rows, rows.layout, name, "mean")

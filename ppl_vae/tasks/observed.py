@@ -172,15 +172,18 @@ def _listed(names: Sequence[str]) -> str:
 def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
     """The mean of a site's distribution, `(num_samples, n, *event)`.
 
-    Of a categorical one it is the probabilities of the values, with one more dimension at the end.
+    Of a categorical one it is the probabilities of the values, with one more dimension at the end; so it is of
+    one with many elements that states these as `marginals`, such as a Markov chain.
 
     Raises:
         NoMeanError: The distribution states no mean.
     """
     fn = site["fn"]
     shape = fn.batch_shape + fn.event_shape
-    if is_categorical(site):
-        probs = innermost(fn).probs
+    probs = (
+        innermost(fn).probs if is_categorical(site) else getattr(innermost(fn), "marginals", None)
+    )
+    if isinstance(probs, Tensor):
         probs = probs.expand(*shape, probs.shape[-1])
         each = [rows_first({**site, "value": p}, layout, num_samples, n) for p in probs.unbind(-1)]
         return torch.stack(each, -1)
