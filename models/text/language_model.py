@@ -9,7 +9,12 @@ from torch import Tensor
 
 from ppl_vae.distributions import Sentences
 from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import EncoderDecoder, filled_up, require_shape_of_sentences
+from ppl_vae.networks import (
+    EncoderDecoder,
+    filled_up,
+    require_object,
+    require_shape_of_sentences,
+)
 
 
 class LanguageModel(RowModel):
@@ -42,6 +47,7 @@ class LanguageModel(RowModel):
     ) -> None:
         super().__init__(data_shape)
         require_shape_of_sentences(self, self.data_shape, words)
+        require_object(self, "network", network, "build_writer", "EncoderDecoder(width=64)")
         self.words = words
         self.network = network.build_writer(words, self.data_shape[0])
 

@@ -14,6 +14,8 @@ from ppl_vae.networks import (
     ROWS,
     EncoderDecoder,
     filled_up,
+    require_at_least,
+    require_object,
     require_shape_of_sentences,
 )
 
@@ -59,10 +61,11 @@ class LatentTranslation(RowModel):
     ) -> None:
         super().__init__(data_shape)
         require_shape_of_sentences(self, self.data_shape, words)
+        require_object(self, "network", network, "build_writer", "EncoderDecoder(width=64)")
         (length,) = self.data_shape
         self.words = words
         self.latent_length = length if latent_length is None else latent_length
-        require_shape_of_sentences(self, (self.latent_length,), words)
+        require_at_least(self, 2, latent_length=self.latent_length)
         self.prior = SentencePrior(network, words, self.latent_length)
         self.network = network.build(words, max(length, self.latent_length))
 

@@ -30,7 +30,7 @@ _UNKNOWN = "not measured for a sentence"
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _SentenceRows:
     """What some rows say, `(n,)` each; `words` are those of z, `read` those of x."""
 
     rate: Tensor
@@ -72,7 +72,7 @@ def diagnose_sentences(
     Returns:
         The diagnosis, and the ELBO of the rows that were looked at, `(n,)`, at one draw each.
     """
-    found: list[_Rows] = []
+    found: list[_SentenceRows] = []
     seen, first, same = 0, None, True
     for chunk in session.chunks(max(2, size), "diagnose"):
         x = tensors_of(chunk)[0]
@@ -129,7 +129,7 @@ def diagnose_sentences(
     return diagnosis, torch.cat([rows.elbo for rows in found])
 
 
-def _look(session: Session, chunk: Batch, name: str) -> _Rows:
+def _look(session: Session, chunk: Batch, name: str) -> _SentenceRows:
     """What a chunk says; the other row is the one before."""
     rows, n = session.sample(chunk, 1), num_rows(chunk)
     layout = rows.layout
@@ -147,7 +147,7 @@ def _look(session: Session, chunk: Batch, name: str) -> _Rows:
         prior = rows.model_trace.nodes[name]["fn"]
         own = prior.sample()
         log_own = prior.log_prob(own).reshape(-1)
-    return _Rows(
+    return _SentenceRows(
         rate=(rows.log_guide - rows.log_prior)[0].cpu(),
         worth=worth.cpu(),
         told=told.cpu(),
