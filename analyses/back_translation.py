@@ -22,8 +22,8 @@ from ppl_vae.stats import Estimate
 from ppl_vae.tasks import translate
 
 COLUMNS = (
-    *("learned from", "into x: BLEU", "chrF", "into z: BLEU", "chrF"),
-    *("log p(x) per token", "ELBO", "rate", "distortion"),
+    *("learned from", "BLEU into x", "chrF into x", "BLEU into z", "chrF into z"),
+    *("log p(x)", "ELBO", "rate", "distortion"),
 )
 
 

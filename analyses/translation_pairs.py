@@ -97,6 +97,11 @@ class Training:
         """What tells it apart from others."""
         return f"pairs={self.pairs}" + ("" if self.latent else "-alone")
 
+    def __str__(self) -> str:
+        if not self.pairs:
+            return "sentences"
+        return f"{self.pairs} pairs {'and sentences' if self.latent else 'alone'}"
+
 
 def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
     """A language model of one side's sentences, trained until held-out sentences of it get worse."""

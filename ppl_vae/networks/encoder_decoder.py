@@ -214,6 +214,7 @@ class Memory:
 
     def of_rows(self, index: Tensor) -> Memory:
         """Those of some rows, in this order."""
+        index = index.to(self.there.device)
         return Memory(
             [layer.index_select(1, index) for layer in self.layers],
             self.there.index_select(0, index),
@@ -239,6 +240,7 @@ class Writing:
     def of_rows(self, index: Tensor) -> Writing:
         """The same for some of the rows, in this order; a row may come several times."""
         memory = None if self.memory is None else self.memory.of_rows(index)
+        index = index.to(self.network.places.device)
         past = [layer.index_select(1, index) for layer in self.past]
         return replace(self, memory=memory, past=past)
 
