@@ -10,7 +10,7 @@ import torch
 from test_sentences import LENGTH, WORDS, every_sentence
 from torch import Tensor
 
-from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae import check, diagnose, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
 from ppl_vae.networks import MLP, EncoderDecoder
@@ -24,6 +24,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair, PairError, find_layout
+from ppl_vae.plots import draw_run
 from ppl_vae.runtime import END, PAD
 from ppl_vae.tasks import encode, sample, translate
 
@@ -259,6 +260,16 @@ def test_other_functions_take_such_pairs(
     assert bool(support.check(sample(pair[0], 4, like=x, seed=0)).all())
     found = to_arviz(*pair, x, num_samples=10, seed=0)
     assert found.posterior["z"].shape[-1] == LENGTH
+
+
+def test_no_picture_takes_words_for_numbers(
+    pair: tuple[LatentTranslation, Translator], x: Tensor, tmp_path: Path
+) -> None:
+    history = [{"epoch": 1, "elbo": -7.0, "rate": 1.0, "distortion": 6.0}]
+    found = evaluate(*pair, x, num_samples=3, seed=0), diagnose(*pair, x, seed=0)
+    assert draw_run(tmp_path, *pair, x, history, *found) == []
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == ["khat.png", "learning_curves.png"]
 
 
 def test_translations_are_the_likeliest_sentences_or_draws(

@@ -155,6 +155,8 @@ def draw_run(
         names = (plane, "interpolations", "kl_per_dimension", "aggregate_posterior", "codes")
         draws = {name: draw for name, draw in draws.items() if name not in names}
         draws["use_of_codes"] = pictures.use_of_codes
+    elif diagnosis.of_sentences is not None:  # words are no numbers: neither of z nor of x
+        draws = {name: draws[name] for name in ("learning_curves", "khat") if name in draws}
     elif (
         len(diagnosis.kl) < 3 and not evaluation.elbo.missing
     ):  # then the aggregate posterior shows them all
