@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from kept_pairs import has_begun, keep, kept
-from torch import Tensor
 from translation_texts import Texts, in_chunks
 
 from ppl_vae import fit
 from ppl_vae.data import Buckets
-from ppl_vae.guides import Translator
+from ppl_vae.guides import NoLatent, Translator
 from ppl_vae.models import LanguageModel, LatentTranslation
 from ppl_vae.networks import EncoderDecoder, WordNoise
 from ppl_vae.objectives import (
@@ -67,13 +66,12 @@ class Sizes:
         **options: Any,
     ) -> Any:
         """One phase of a training, which goes on if its folder is there."""
-        steps = epochs * len(x)
         return fit(
             *(model, guide, x),
             max_epochs=epochs,
             learning_rate=self.learning_rate,
             optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, betas=(0.9, 0.98)),
-            lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps),
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs),
             clip_grad_norm=1.0,
             run_dir=folder,
             resume=has_begun(folder),
@@ -99,6 +97,11 @@ class Training:
         """What tells it apart from others."""
         return f"pairs={self.pairs}" + ("" if self.latent else "-alone")
 
+    def __str__(self) -> str:
+        if not self.pairs:
+            return "sentences"
+        return f"{self.pairs} pairs {'and sentences' if self.latent else 'alone'}"
+
 
 def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
     """A language model of one side's sentences, trained until held-out sentences of it get worse."""
@@ -111,19 +114,15 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
     torch.manual_seed(seed)
     model = LanguageModel((texts.length,), len(texts.words), sizes.network)
     rows = texts.rows((texts.x, texts.z)[side])
-    options = {"validation": texts.rows(texts.validation[side]), "patience": 2}
+    options: dict[str, Any] = {"validation": texts.rows(texts.validation[side]), "patience": 2}
     batches = Buckets(rows, batch_size=sizes.batch_size, trim=False)
     sizes.fit(
         folder.with_suffix(".training"),
-        *(model, no_latent, batches, sizes.language_epochs, seed),
+        *(model, NoLatent(), batches, sizes.language_epochs, seed),
         **options,
     )
-    keep(folder, model, no_latent, repr(sizes))
+    keep(folder, model, NoLatent(), repr(sizes))
     return model.eval()
-
-
-def no_latent(x: Tensor) -> None:
-    """The guide of a model without a latent."""
 
 
 def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) -> tuple[Any, Any]:
@@ -187,7 +186,11 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
             SentenceDenoising(z, noise=WordNoise(), learn_prior=False, elbo_rows=0),
         ]
     if how.pairs:
-        known = tuple(texts.rows(side[: how.pairs]) for side in texts.pairs)
+        known = Buckets(
+            *(texts.rows(side[: how.pairs]) for side in texts.pairs),
+            batch_size=sizes.batch_size,
+            trim=False,
+        )
         parts.append(KnownLatents(known, learn_prior=False))
     return parts[0] if len(parts) == 1 else Together(*parts)
 

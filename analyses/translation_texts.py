@@ -39,24 +39,25 @@ class Texts:
 
     def rows(self, sentences: list[str]) -> Tensor:
         """Sentences as rows of this length; longer ones, which only the test can have, are cut."""
-        return self.words.rows(sentences, self.length, too_long="cut")
+        rows = self.words.rows(sentences, self.length, too_long="cut")
+        return torch.nn.functional.pad(rows, (0, self.length - rows.shape[1]))
 
     @classmethod
     def of(
         cls,
         data: str,
-        size: int,
-        vocabulary: int,
-        test_rows: int | None,
-        difficulty: float,
-        seed: int,
+        size: int = 5000,
+        vocabulary: int = 4000,
+        test_rows: int | None = None,
+        difficulty: float = 1.0,
+        seed: int = 0,
     ) -> Texts:
         """The texts of a folder, or invented ones.
 
         Args:
-            data: A folder with train.en, train.de, val.en, ... as Multi30k has them; "invented" for sentences of
-                a small grammar; "disguised:FOLDER" for the English ones of a folder. The foreign language is then
-                a `Disguise` of English.
+            data: A folder with train.en, train.de, val.en, ... as Multi30k has them; "invented" for sentences
+                of a small grammar; "disguised:FOLDER" for the English ones of a folder. The foreign language is
+                then a `Disguise` of English.
             size: Sentences of each language; the pairs are the first ones of both.
             vocabulary: Size of the vocabulary.
             test_rows: How many test sentences; None for all.

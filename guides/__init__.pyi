@@ -13,6 +13,7 @@ from .hierarchical import BottomUp as BottomUp, TopDown as TopDown
 from .low_rank import LowRank as LowRank
 from .mean_field import MeanField as MeanField
 from .mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
+from .no_latent import NoLatent as NoLatent
 from .per_row import PerRow as PerRow
 from .quantizing import (
     HierarchicalQuantizingEncoder as HierarchicalQuantizingEncoder,

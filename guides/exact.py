@@ -19,7 +19,8 @@ class Exact(Rebuildable, nn.Module):
     The ELBO of this guide equals log p(x), and every importance weight is the same. It has no
     parameters of its own: gradients flow into the model's. The site is `z`, inside
     `pyro.plate("data", n, dim=-1)`; if the posterior is a Markov chain, the sites are `z_0`, `z_1`,
-    ..., unless the chain says that it is `whole`. A discrete latent is marked for enumeration: the ELBO then has no variance at all.
+    ..., unless the chain says that it is `whole`. A discrete latent is marked for enumeration: the ELBO
+    then has no variance at all.
 
     Args:
         model: A model with `posterior(x)`.

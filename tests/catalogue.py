@@ -47,6 +47,7 @@ from ppl_vae.guides import (
     SemiSupervised,
     StructuredMeanField,
     TopDown,
+    Translator,
     WithinPicture,
 )
 from ppl_vae.models import (
@@ -75,6 +76,7 @@ from ppl_vae.models import (
     IndependentSegments,
     LaplacePrior,
     LatentColors,
+    LatentTranslation,
     LumaColors,
     MixtureOfPCA,
     MixturePrior,
@@ -101,6 +103,7 @@ from ppl_vae.networks import (
     Convolutional,
     ConvolutionalGrid,
     Denoising,
+    EncoderDecoder,
     GridNetwork,
     GridPyramid,
     Labels,
@@ -117,13 +120,16 @@ from ppl_vae.objectives import (
     GANLoss,
     GumbelSoftmaxELBO,
     ImportanceWeightedELBO,
+    KnownLatents,
     LinearWarmup,
     MeanFieldELBO,
     Objective,
     QuantizedELBO,
     ScoreFunctionELBO,
     SemiSupervisedELBO,
+    SentenceDenoising,
     StraightThroughELBO,
+    Together,
     TraceELBO,
     VAEDisLoss,
     VAEGANLoss,
@@ -225,6 +231,12 @@ AMORTIZED: dict[str, Callable[[Sequence[int], int, Network], Any]] = {
 }
 FLOWS = ("MaskedAutoregressive", "InverseAutoregressive", "NeuralSpline")  # of these
 
+
+def hide(rows: Tensor) -> Tensor:
+    """Sentences with blanks in place of half of their words."""
+    return rows.where((torch.rand(rows.shape) < 0.5) | (rows < 4), 3)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "ELBO": ELBO(),
     "TraceELBO": TraceELBO(num_particles=2),
@@ -246,6 +258,12 @@ OBJECTIVES: dict[str, Objective] = {
     "VAEDisLoss": VAEDisLoss(),
     "WakeSleep": WakeSleep(),
     "BackTranslation": BackTranslation(torch.tensor([0, 1, 1])),
+    "SentenceDenoising": SentenceDenoising(torch.tensor([[4, 5, 1], [8, 1, 0]]), noise=hide),
+    "KnownLatents": KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]]))),
+    "Together": Together(
+        BackTranslation(torch.tensor([[4, 5, 1], [8, 1, 0]])),
+        KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]]))),
+    ),
 }
 
 
@@ -364,6 +382,22 @@ def cipher() -> SubstitutionCipher:
     return SubstitutionCipher((6,), [0.4, 0.6], [[0.9, 0.1], [0.3, 0.7]], symbols=3)
 
 
+SENTENCE = 6
+"""The most numbers of a sentence."""
+
+
+def sentences(u: Tensor) -> Tensor:
+    """Sentences of a vocabulary of 9 numbers, of several lengths."""
+    words = 4 + (5 * u.flatten(1)[:, :SENTENCE]).floor().clamp(max=4).long()
+    lengths = (torch.arange(len(u)) % SENTENCE).unsqueeze(1)
+    places = torch.arange(SENTENCE)
+    return words.where(places < lengths, 0) + (places == lengths).long()
+
+
+def latent_translation() -> LatentTranslation:
+    return LatentTranslation((SENTENCE,), 9, EncoderDecoder(width=8, layers=1, heads=2))
+
+
 def gaussian_mixture() -> GaussianMixture:
     return GaussianMixture(SHAPE, 3, "diagonal")
 
@@ -474,6 +508,9 @@ PAIRS: dict[str, MakePair] = {
         lambda: GaussianHMM((4, 16), 2),
         lambda model, x: Recurrent((4, 16), 2, hidden=4),
         lambda u: u.reshape(ROWS, 4, 16),
+    ),
+    "LatentTranslation-Translator": pair(
+        latent_translation, lambda model, x: Translator(model), sentences
     ),
     "SubstitutionCipher-Recurrent": pair(
         cipher,
@@ -618,6 +655,10 @@ ONLY = {
         "VAE-NeuralSpline",
         "Gaussian-Convolutional",
         "GaussianMixture-CategoricalEncoder",
+        "LatentTranslation-Translator",
+    ),
+    **dict.fromkeys(
+        ("SentenceDenoising", "KnownLatents", "Together"), ("LatentTranslation-Translator",)
     ),
     "BackTranslation": ("GaussianMixture-CategoricalEncoder",),
 }
@@ -644,6 +685,7 @@ UNSUITED: dict[str, dict[str, str]] = {
     ),
     "SubstitutionCipher-Recurrent": FOR_CONTINUOUS
     | {"free-bits": "ElementwiseELBO: there are no free bits"},
+    "LatentTranslation-Translator": FOR_CONTINUOUS,
     "GaussianMixture-Enumerated": FOR_CONTINUOUS,
     "GaussianMixture-CategoricalEncoder": FOR_CONTINUOUS,
     "GaussianHMM-Recurrent": FOR_CONTINUOUS,

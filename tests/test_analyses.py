@@ -26,6 +26,7 @@ from scripts import (
 from test_analyses_of_autoencoders import CHECKS as OF_AUTOENCODERS
 from test_analyses_of_codes import CHECKS as OF_CODES
 from test_analyses_of_colors import CHECKS as OF_COLORS
+from test_analyses_of_translation import CHECKS as OF_TRANSLATION
 
 
 def check_elbo(row: Row, log_p: str) -> None:
@@ -443,6 +444,7 @@ SHARED = (  # what the scripts import
     "autoencoder_densities.py",
     "autoencoder_pairs.py",
     "autoencoder_road.py",
+    "back_translation_finite.py",
     "colorization_annealing.py",
     "colorization_baselines.py",
     "colorization_points.py",
@@ -454,6 +456,9 @@ SHARED = (  # what the scripts import
     "planted_pairs.py",
     "progress.py",
     "secret_texts.py",
+    "translation_baselines.py",
+    "translation_pairs.py",
+    "translation_texts.py",
     "vae_gan_measures.py",
     "vae_gan_pairs.py",
     "vq_vae_ablation.py",
@@ -531,13 +536,14 @@ def test_script(script: str, tmp_path: Path) -> None:
 
 
 def test_every_script_has_a_check() -> None:
-    assert sorted([*CHECKS, *OF_AUTOENCODERS, *OF_CODES, *OF_COLORS]) == SCRIPTS, (
+    assert sorted([*CHECKS, *OF_AUTOENCODERS, *OF_CODES, *OF_COLORS, *OF_TRANSLATION]) == SCRIPTS, (
         "add one to a table CHECKS"
     )
 
 
 COMMANDS = {
     "autoencoders.py": ("sizes", "road", "densities"),
+    "back_translation.py": ("translating", "finite"),
     "faces.py": ("manifold", "moves"),
     "colorization_files.py": ("bytes", "diversity"),
     "em_vs_vae.py": ("digits", "mnist", "pca", "hmm"),

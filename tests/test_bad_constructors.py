@@ -48,7 +48,7 @@ WRONG: list[Any] = [True, "a", None, -1, 2.5, [True], 10**9 + 0.5, object()]
 
 FACES = (ppl_vae.models, ppl_vae.guides, ppl_vae.networks, ppl_vae.codes, ppl_vae.likelihoods)
 OURS_ALONE = (
-    *("Recipe", "Rebuildable", "GatedLayers", "Tile"),
+    *("Recipe", "Rebuildable", "GatedLayers", "Tile", "AttentionBlock", "SentenceNetwork"),
     *("PictureDecoder", "PictureEncoder", "PyramidDecoder", "PyramidEncoder"),
 )
 """What no users build."""
@@ -88,7 +88,8 @@ def _allowed(value: Any, annotation: str) -> bool:
 def _shape_of(name: str) -> tuple[int, ...]:
     if "VQVAE" in name:  # a picture that can be halved twice
         return (1, 8, 8)
-    return (4,) if name in ("CategoricalHMM", "SubstitutionCipher") else (4, 3)
+    of_steps = ("CategoricalHMM", "SubstitutionCipher", "LanguageModel", "LatentTranslation")
+    return (4,) if name in of_steps else (4, 3)
 
 
 def _said(kind: type[Any], arguments: dict[str, Any]) -> str | None:

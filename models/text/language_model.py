@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyro
-import torch
 from torch import Tensor
 
 from ppl_vae.distributions import Sentences
 from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import EncoderDecoder, require_at_least
-from ppl_vae.runtime import FIRST_WORD, PAD
+from ppl_vae.networks import (
+    EncoderDecoder,
+    filled_up,
+    require_object,
+    require_shape_of_sentences,
+)
 
 
 class LanguageModel(RowModel):
     """p(x) = prod_t p(x_t | x_1, ..., x_{t-1}) of sentences, by a causal transformer.
 
-    It has no latent: its guide draws nothing, `lambda x: None`, and its ELBO is log p(x). It is what the log
+    It has no latent: its guide is `NoLatent`, and its ELBO is log p(x). It is what the log
     p(x) of a `LatentTranslation` is compared with. The site is `x`, inside `pyro.plate("data", n, dim=-1)`. See
     `ppl_vae.distributions.Sentences` for the rows.
 
@@ -43,7 +46,8 @@ class LanguageModel(RowModel):
         network: EncoderDecoder = EncoderDecoder(),  # frozen
     ) -> None:
         super().__init__(data_shape)
-        require_sentences(self, self.data_shape, words)
+        require_shape_of_sentences(self, self.data_shape, words)
+        require_object(self, "network", network, "build_writer", "EncoderDecoder(width=64)")
         self.words = words
         self.network = network.build_writer(words, self.data_shape[0])
 
@@ -65,39 +69,3 @@ class LanguageModel(RowModel):
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) of sentences `(n, T)`, in nats: `(n,)`."""
         return self.density().log_prob(filled_up(x, self.data_shape[0]))
-
-
-def filled_up(rows: Tensor, length: int) -> Tensor:
-    """Rows of sentences with more columns of PAD; wider ones, and what are no rows, stay as they are.
-
-    Args:
-        rows: `(n, S)`.
-        length: How wide they are to be.
-
-    Example:
-        >>> import torch
-        >>> filled_up(torch.tensor([[5, 1]]), 4)
-        tensor([[5, 1, 0, 0]])
-    """
-    missing = length - rows.shape[-1] if rows.dim() == 2 else 0
-    return torch.nn.functional.pad(rows, (0, missing), value=PAD) if missing > 0 else rows
-
-
-def require_sentences(owner: object, data_shape: tuple[int, ...], words: int) -> None:
-    """Raises an error for what is no shape of a sentence, or no vocabulary.
-
-    Args:
-        owner: The object whose arguments they are.
-        data_shape: The shape of a row.
-        words: Size of the vocabulary.
-
-    Raises:
-        TypeError: `words` is no whole number.
-        ValueError: It is not `(T,)` with T of at least 2, or there are no words.
-    """
-    if len(data_shape) != 1 or data_shape[0] < 2:
-        raise ValueError(
-            f"{type(owner).__name__}.data_shape must be (T,), the most numbers of a sentence with its end, at "
-            f"least 2, got {data_shape}"
-        )
-    require_at_least(owner, FIRST_WORD + 1, words=words)

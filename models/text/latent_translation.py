@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 from ppl_vae.distributions import Sentences
 from ppl_vae.models.rows import RowModel
-from ppl_vae.models.text.language_model import filled_up, require_sentences
-from ppl_vae.networks import LATENTS, ROWS, EncoderDecoder
+from ppl_vae.networks import (
+    LATENTS,
+    ROWS,
+    EncoderDecoder,
+    filled_up,
+    require_at_least,
+    require_object,
+    require_shape_of_sentences,
+)
 
 
 class LatentTranslation(RowModel):
@@ -53,11 +60,12 @@ class LatentTranslation(RowModel):
         latent_length: int | None = None,
     ) -> None:
         super().__init__(data_shape)
-        require_sentences(self, self.data_shape, words)
+        require_shape_of_sentences(self, self.data_shape, words)
+        require_object(self, "network", network, "build_writer", "EncoderDecoder(width=64)")
         (length,) = self.data_shape
         self.words = words
         self.latent_length = length if latent_length is None else latent_length
-        require_sentences(self, (self.latent_length,), words)
+        require_at_least(self, 2, latent_length=self.latent_length)
         self.prior = SentencePrior(network, words, self.latent_length)
         self.network = network.build(words, max(length, self.latent_length))
 

@@ -84,6 +84,18 @@ CAUSES = {
         "nothing is lost, and nothing has to be done; a smaller latent_dim is enough, if a smaller pair is "
         "wanted",
     ),
+    "copied sentence": Text(
+        "z repeats the words of x, and is no sentence of the latents' language",
+        "train from the start by SentenceDenoising, which shows the network what each language looks like, and "
+        "then by both together, Together(BackTranslation(latents), SentenceDenoising(latents, ...)); some "
+        "known pairs (KnownLatents) help most",
+    ),
+    "ignored sentence": Text(
+        "the decoder writes x without looking at z: it is a language model of x",
+        "train by both together, Together(BackTranslation(latents), SentenceDenoising(latents, ...)), after "
+        "denoising alone, so that the decoder has learned to look at what it is given; some known pairs "
+        "(KnownLatents) help most",
+    ),
     "local optimum": Text(
         "the decoder does not use them, although the data would pay for them: the training has not left its "
         "start, or has fallen back to it",

@@ -18,6 +18,11 @@ from ppl_vae.diagnosis.use_of_codes import (
     told_of_codes,
 )
 from ppl_vae.diagnosis.use_of_points import UseOfPoint, table_of_points, told_of_points
+from ppl_vae.diagnosis.use_of_sentences import (
+    UseOfSentences,
+    lines_of_sentences,
+    told_of_sentences,
+)
 from ppl_vae.stats import Estimate, Result
 
 SATURATED = 1.0
@@ -85,6 +90,9 @@ class Diagnosis(Result):
         of_points: If the guide gives points, as that of an autoencoder: what is known of each number of the
             code. Then there is no KL and no mutual information, and a number is active if it is worth 0.01 nats
             to the decoder.
+        of_sentences: If the only latent is a sentence, which is judged as a whole: what is known of it. Then
+            there is one dimension, that latent, active if it is worth 0.01 nats to the decoder for each word of
+            x, and is not a copy of it.
     """
 
     names: tuple[str, ...]
@@ -106,6 +114,7 @@ class Diagnosis(Result):
     of_elements: UseOfElements | None = None
     of_codes: tuple[UseOfCodes, ...] = ()
     of_points: tuple[UseOfPoint, ...] = ()
+    of_sentences: UseOfSentences | None = None
 
     @property
     def cause(self) -> str:
@@ -164,6 +173,9 @@ class Diagnosis(Result):
                 told_of_points(self.of_points, self.active_units),
                 *in_lines(self.causes, self.run),
             ]
+        elif self.of_sentences is not None and self.num_rows > 1:
+            told = told_of_sentences(self.names[0], self.of_sentences, bool(self.active[0]))
+            lines = [told, *in_lines(self.causes, self.run)]
         else:
             lines = [self._of_dimensions() if self.of_elements is None else self._of_its_elements()]
         for name, told in self.faults.items():
@@ -233,6 +245,8 @@ class Diagnosis(Result):
         """The printed result: name and value of each quantity."""
         if self.of_codes:
             return lines_of_codes(self.of_codes, self.information_bounds)
+        if self.of_sentences is not None and self.num_rows > 1:
+            return lines_of_sentences(self.of_sentences)
         information = self.mutual_information
         if self.of_points:
             used = f"{self.active_units} of {len(self.of_points)}"
@@ -295,6 +309,7 @@ class Diagnosis(Result):
             "of_elements": None if self.of_elements is None else asdict(self.of_elements),
             "of_codes": [asdict(use) for use in self.of_codes],
             "of_points": [asdict(use) for use in self.of_points],
+            "of_sentences": None if self.of_sentences is None else asdict(self.of_sentences),
             "summary": self.summary(),
         }
 

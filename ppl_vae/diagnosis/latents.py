@@ -42,6 +42,7 @@ from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.diagnosis.points import diagnose_points, gives_points, overfitting_of_points
 from ppl_vae.diagnosis.remedies import LONGER_BEFORE, Facts
 from ppl_vae.diagnosis.residuals import MOST_ROWS
+from ppl_vae.diagnosis.sentences import diagnose_sentences, sentence_latent
 from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
     COLLAPSED,
@@ -151,6 +152,17 @@ def diagnose(
     - `still training`, if `fit` says so;
     - `units without worth`: they vary, and the decoder does not use them.
 
+    If the only latent is a sentence in both programs (`ppl_vae.distributions.Sentences`), it is judged as a
+    whole, by up to 1,000 rows: by what it is worth to the decoder beside the sentence of another row, by what x
+    tells of it, by the words that it shares with x, and by log p(z) beside that of sentences that p(z) draws
+    (`UseOfSentences`). The cause is
+
+    - `identical rows`, as above, or `still training`, if `fit` says so;
+    - `copied sentence`: half of its words are words of x, beyond chance, and it is a nat per word less likely
+      than what p(z) draws: it repeats x;
+    - `constant posterior`: x tells less than 0.01 nats of each word of z;
+    - `ignored sentence`: it does, and z is worth less than 0.01 nats to the decoder for each word of x.
+
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes
     few values.
@@ -233,6 +245,13 @@ def diagnose(
             told = {} if diagnosed.cause == "still training" else _not_ended(ended, fit)
             return replace(diagnosed, faults=overfitting_of_points(distortion, train, fit) | told)
         require_proper(session.layout, "diagnose", session.pair.model)
+        if (sentence := sentence_latent(session)) is not None:
+            facts = _facts(session, model, guide, beta, fit)
+            diagnosed, elbo = diagnose_sentences(session, sentence, size, facts, ended)
+            told = {} if diagnosed.cause == "still training" else _not_ended(ended, fit)
+            return replace(
+                diagnosed, faults=_overfitting(elbo, model, train, evaluation, fit) | told
+            )
         held = _hold_shared(session)
         gathered = gather(session, size)
         if not gathered.dimensions.names:

@@ -34,9 +34,9 @@ from .encoder_decoder import (
     LATENTS as LATENTS,
     ROWS as ROWS,
     EncoderDecoder as EncoderDecoder,
-    Memory as Memory,
     SentenceNetwork as SentenceNetwork,
-    Writing as Writing,
+    filled_up as filled_up,
+    require_shape_of_sentences as require_shape_of_sentences,
 )
 from .gated_layers import GatedLayers as GatedLayers
 from .gradients import straight_through as straight_through

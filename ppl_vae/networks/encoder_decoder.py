@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from ppl_vae.networks.arguments import require_at_least_one, require_numbers, require_room
+from ppl_vae.networks.arguments import (
+    require_at_least,
+    require_at_least_one,
+    require_numbers,
+    require_room,
+)
 from ppl_vae.networks.attention import AttentionBlock
 from ppl_vae.networks.base import full_precision
 from ppl_vae.runtime import BLANK, FIRST_WORD, PAD, lengths_of, trimmed
@@ -19,6 +24,42 @@ ROWS, LATENTS = 0, 1
 
 _NEVER = -1e9
 """Added to the logit of what is never written: its probability is 0, and so is its gradient."""
+
+
+def filled_up(rows: Tensor, length: int) -> Tensor:
+    """Rows of sentences with more columns of PAD; wider ones, and what are no rows, stay as they are.
+
+    Args:
+        rows: `(n, S)`.
+        length: How wide they are to be.
+
+    Example:
+        >>> import torch
+        >>> filled_up(torch.tensor([[5, 1]]), 4)
+        tensor([[5, 1, 0, 0]])
+    """
+    missing = length - rows.shape[-1] if rows.dim() == 2 else 0
+    return torch.nn.functional.pad(rows, (0, missing), value=PAD) if missing > 0 else rows
+
+
+def require_shape_of_sentences(owner: object, data_shape: tuple[int, ...], words: int) -> None:
+    """Raises an error for what is no shape of a sentence, or no vocabulary.
+
+    Args:
+        owner: The object whose arguments they are.
+        data_shape: The shape of a row.
+        words: Size of the vocabulary.
+
+    Raises:
+        TypeError: `words` is no whole number.
+        ValueError: It is not `(T,)` with T of at least 2, or there are no words.
+    """
+    if len(data_shape) != 1 or data_shape[0] < 2:
+        raise ValueError(
+            f"{type(owner).__name__}.data_shape must be (T,), the most numbers of a sentence with its end, at "
+            f"least 2, got {data_shape}"
+        )
+    require_at_least(owner, FIRST_WORD + 1, words=words)
 
 
 @dataclass(frozen=True)
@@ -173,6 +214,7 @@ class Memory:
 
     def of_rows(self, index: Tensor) -> Memory:
         """Those of some rows, in this order."""
+        index = index.to(self.there.device)
         return Memory(
             [layer.index_select(1, index) for layer in self.layers],
             self.there.index_select(0, index),
@@ -198,6 +240,7 @@ class Writing:
     def of_rows(self, index: Tensor) -> Writing:
         """The same for some of the rows, in this order; a row may come several times."""
         memory = None if self.memory is None else self.memory.of_rows(index)
+        index = index.to(self.network.places.device)
         past = [layer.index_select(1, index) for layer in self.past]
         return replace(self, memory=memory, past=past)
 

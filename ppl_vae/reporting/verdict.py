@@ -45,6 +45,9 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
     if diagnosis.get("of_points"):
         told = str(diagnosis.get("summary", "")).partition("\n")[0]
         return told if told.endswith(".") else "The code of an autoencoder was diagnosed."
+    if diagnosis.get("of_sentences"):
+        told = str(diagnosis.get("summary", "")).partition("\n")[0]
+        return told if told.endswith(".") else "A latent sentence was diagnosed."
     dimensions = f"latent dimension{'' if len(active) == 1 else 's'}"
     found = f"{count} of {len(active)} {dimensions} {'is' if count == 1 else 'are'} active"
     if unused:

@@ -1,0 +1,198 @@
+"""Diagnosis of a latent that is a sentence: whether it is used, and whether it is one of its language."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session
+from ppl_vae.diagnosis.causes import CAUSES, Cause
+from ppl_vae.diagnosis.diagnosed import Diagnosis
+from ppl_vae.diagnosis.remedies import Facts
+from ppl_vae.diagnosis.use_of_sentences import UseOfSentences
+from ppl_vae.distributions import Sentences
+from ppl_vae.pairs import COLLAPSED, Batch, innermost, num_rows, sample_rows, tensors_of
+from ppl_vae.runtime import FIRST_WORD, lengths_of
+from ppl_vae.stats import Estimate
+
+MOST_COPIED = 0.5
+"""Share of the words of z, beyond chance, from which on they are copied, if they are foreign, too."""
+
+FOREIGN = 1.0
+"""Nats per word by which z is less likely than what p(z) draws: from there on it is not of its language."""
+
+_MOST_ROWS = 1000
+
+_UNKNOWN = "not measured for a sentence"
+
+
+@dataclass(frozen=True)
+class _SentenceRows:
+    """What some rows say, `(n,)` each; `words` are those of z, `read` those of x."""
+
+    rate: Tensor
+    worth: Tensor
+    told: Tensor
+    copied: Tensor
+    by_chance: Tensor
+    log_prior: Tensor
+    log_own: Tensor
+    words: Tensor
+    own_words: Tensor
+    read: Tensor
+    elbo: Tensor
+
+
+def sentence_latent(session: Session) -> str | None:
+    """The site of the only latent, if it is a sentence in both programs."""
+    layout = session.layout
+    if len(layout.latents) != 1 or layout.shared or layout.enumerated:
+        return None
+    (name,) = layout.latents
+    rows = session.sample(session.first, 1)
+    sites = [trace.nodes[name] for trace in (rows.model_trace, rows.guide_trace)]
+    return name if all(isinstance(innermost(site["fn"]), Sentences) for site in sites) else None
+
+
+def diagnose_sentences(
+    session: Session, name: str, size: int, facts: Facts, not_ended: str = ""
+) -> tuple[Diagnosis, Tensor]:
+    """Whether a sentence is used, and if not, why.
+
+    Args:
+        session: The opened pair.
+        name: The latent's site.
+        size: How many rows to look at together.
+        facts: What a remedy depends on.
+        not_ended: Why the training had not ended; empty if it had, or if that is not known.
+
+    Returns:
+        The diagnosis, and the ELBO of the rows that were looked at, `(n,)`, at one draw each.
+    """
+    found: list[_SentenceRows] = []
+    seen, first, same = 0, None, True
+    for chunk in session.chunks(max(2, size), "diagnose"):
+        x = tensors_of(chunk)[0]
+        first = x[0] if first is None else first
+        same = same and bool((x == first).all())
+        found.append(_look(session, chunk, name))
+        seen += num_rows(chunk)
+        if seen >= _MOST_ROWS:
+            break
+
+    def total(of: str) -> float:
+        return float(torch.cat([getattr(rows, of) for rows in found]).double().nanmean())
+
+    rate = torch.cat([rows.rate for rows in found])
+    use = UseOfSentences(
+        words=total("words"),
+        worth=total("worth"),
+        worth_per_word=total("worth") / total("read"),
+        told=total("told"),
+        copied=total("copied"),
+        copied_by_chance=total("by_chance"),
+        log_prior=total("log_prior") / total("words"),
+        log_prior_of_own=total("log_own") / total("own_words"),
+    )
+    copied = use.surplus >= MOST_COPIED and use.foreign >= FOREIGN
+    is_used = use.worth_per_word >= COLLAPSED and not copied
+    causes = {} if is_used or len(rate) == 1 else {name: _cause(use, copied, same, not_ended)}
+    unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
+    notes = session.findings.notes
+    if is_used and use.foreign >= FOREIGN:
+        notes = (
+            f"the sentences of '{name}' are {use.foreign:.1f} nats per word less likely under p(z) than its "
+            "own: they may be no sentences of its language",
+            *notes,
+        )
+    diagnosis = Diagnosis(
+        names=(name,),
+        kl=rate.mean().unsqueeze(0),
+        mean_variance=torch.tensor([math.nan]),
+        active=torch.tensor([is_used]),
+        collapsed=torch.tensor([not is_used and not copied]),
+        mutual_information=unknown,
+        marginal_kl=unknown,
+        leave_one_out=unknown,
+        rate=Estimate(rate),
+        causes=causes,
+        num_rows=len(rate),
+        information_limit=math.inf,
+        beta=facts.beta,
+        of_sentences=use,
+        notes=notes,
+        cautions=session.findings.doubts,
+    )
+    return diagnosis, torch.cat([rows.elbo for rows in found])
+
+
+def _look(session: Session, chunk: Batch, name: str) -> _SentenceRows:
+    """What a chunk says; the other row is the one before."""
+    rows, n = session.sample(chunk, 1), num_rows(chunk)
+    layout = rows.layout
+    z, x = rows.latents[name][0], tensors_of(chunk)[0]
+    with torch.no_grad():
+        if n > 1:
+            site = rows.guide_trace.nodes[name]["value"]
+            turned = {name: site.roll(1, site.dim() - 1 + layout.dim)}
+            others = sample_rows(session.pair, layout, chunk, 1, values=turned)
+            worth = (rows.log_likelihood - others.log_likelihood)[0]
+            told = (rows.log_guide - others.log_guide)[0]
+            by_chance = _shared(z, x.roll(1, 0))
+        else:
+            worth = told = by_chance = rows.log_guide.new_full((n,), math.nan)
+        prior = rows.model_trace.nodes[name]["fn"]
+        own = prior.sample()
+        log_own = prior.log_prob(own).reshape(-1)
+    return _SentenceRows(
+        rate=(rows.log_guide - rows.log_prior)[0].cpu(),
+        worth=worth.cpu(),
+        told=told.cpu(),
+        copied=_shared(z, x).cpu(),
+        by_chance=by_chance.cpu(),
+        log_prior=rows.log_prior[0].cpu(),
+        log_own=log_own.cpu(),
+        words=lengths_of(z).cpu(),
+        own_words=lengths_of(own).reshape(-1).cpu(),
+        read=lengths_of(x).cpu(),
+        elbo=rows.log_weights[0].cpu(),
+    )
+
+
+def _shared(z: Tensor, x: Tensor) -> Tensor:
+    """The share of the words of z that are words of x, too, each as often as there; NaN without words."""
+    z, x = z.long(), x.long()
+    is_word = z >= FIRST_WORD
+    same = (z.unsqueeze(-1) == z.unsqueeze(-2)) & is_word.unsqueeze(-2)
+    place = same.tril(-1).sum(-1)  # how often the word came before
+    there = ((z.unsqueeze(-1) == x.unsqueeze(-2)) & is_word.unsqueeze(-1)).sum(-1)
+    found = ((there > place) & is_word).sum(-1)
+    return found / is_word.sum(-1)
+
+
+def _cause(use: UseOfSentences, copied: bool, same: bool, not_ended: str) -> Cause:
+    """Why the sentence is not used, or is none."""
+    if same:
+        return _of("identical rows")
+    if not_ended:
+        return _of("still training", not_ended)
+    if copied:
+        return _of(
+            "copied sentence",
+            f"{use.copied:.0%} of its words are words of x, {use.copied_by_chance:.0%} by chance, and it is "
+            f"{use.foreign:.1f} nats per word less likely under p(z) than what p(z) draws",
+        )
+    if use.told / use.words < COLLAPSED:
+        return _of("constant posterior", f"x tells {use.told:.2g} nats of z")
+    return _of(
+        "ignored sentence",
+        f"x tells {use.told:.1f} nats of z, and z is worth {use.worth_per_word:.2g} nats for each word of x",
+    )
+
+
+def _of(cause: str, evidence: str = "") -> Cause:
+    meaning, remedy = CAUSES[cause]
+    return Cause(cause, meaning, evidence, remedy)

@@ -1,0 +1,74 @@
+"""The script about translation runs with tiny settings, and its tables make sense."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scripts import ROOT, mean, rows, run
+
+
+def back_translation(folder: Path) -> None:
+    tiny = ("--size=40", "--vocabulary=270", "--test_rows=8", "--difficulty=0")
+    small = ("--sizes.width=8", "--sizes.heads=2", "--sizes.layers=1", "--sizes.batch_size=20")
+    short = ("--sizes.language_epochs=1", "--sizes.denoising_epochs=1", "--sizes.epochs=1")
+    options = (*tiny, *small, *short, "--pairs=[0,10]", "--num_samples=3", "--bound_rows=4")
+    printed = run("back_translation.py", "translating", *options, cwd=folder)
+    table = {row["learned from"]: row for row in rows(printed)}
+    pairs = ("10 pairs and sentences", "10 pairs alone")
+    assert [*table] == [
+        *("nothing: copies", "nothing: identical words", "10 pairs: word by word"),
+        *("language model of x", "sentences", *pairs),
+    ]
+    # With difficulty 0 both languages are the same.
+    for column in ("BLEU into x", "chrF into z"):
+        assert table["nothing: copies"][column] == "100.0"
+    for name in ("sentences", *pairs):
+        row = table[name]
+        elbo = -mean(row["rate"]) - mean(row["distortion"])
+        assert mean(row["ELBO"]) == pytest.approx(elbo, abs=0.002)
+        assert mean(row["ELBO"]) <= mean(row["log p(x)"])
+        assert 0 <= mean(row["BLEU into x"]) <= 100
+    assert mean(table["language model of x"]["log p(x)"]) < 0
+    assert "The grammar's own entropy is" in printed
+    assert "BLEU: nrefs:1" in printed
+    again = run("back_translation.py", "translating", *options, cwd=folder)
+    assert again == printed  # all of it was kept
+
+
+def test_keys_of_few_sentences_have_the_numbers_of_their_sums(tmp_path: Path) -> None:
+    options = ("--sentences=6", "--rows=200", "--max_epochs=2", "--num_seeds=2")
+    printed = run("back_translation.py", "finite", *options, cwd=tmp_path)
+    table = {row["what"]: row for row in rows(printed)}
+    entropy = -float(printed.split("-H(x) = ")[1].strip().rstrip("."))
+    right, other = table["the right key"], table["another key"]
+    assert mean(right["translated rightly"]) == 100.0
+    assert mean(right["log p(x)"]) == mean(right["ELBO"]) == pytest.approx(-entropy, abs=0.001)
+    assert mean(right["loss with beta = 0.5"]) == pytest.approx(entropy / 2, abs=0.001)
+    assert mean(other["log p(x)"]) < mean(right["log p(x)"])
+    for key in (right, other):
+        assert mean(key["loss of back-translation"]) == 0.0
+    for row in rows(printed)[2:]:
+        assert mean(row["ELBO"]) <= mean(row["log p(x)"]) <= -entropy + 0.001
+        assert mean(row["loss of back-translation"]) > 0
+
+
+def test_words_one_by_one_are_those_that_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IBM Model 1 on the corpus of Knight's tutorial, whose dictionary EM finds."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    baselines = importlib.import_module("translation_baselines")
+    german, english = ["das haus", "das buch", "ein buch"], ["the house", "the book", "a book"]
+    translate = baselines.word_by_word(german, english, iterations=20)
+    assert translate(["ein haus", "das buch neu", ""]) == ["a house", "the book neu", ""]
+    keeps = baselines.identical_words(["in a park", "taxi"])
+    assert keeps(["ein taxi in berlin"]) == ["taxi in"]
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {"back_translation.py": back_translation}
+
+
+@pytest.mark.parametrize("script", CHECKS)
+def test_script(script: str, tmp_path: Path) -> None:
+    CHECKS[script](tmp_path)
