@@ -16,7 +16,7 @@ from translation_pairs import Sizes, Training, language_model, trained
 from translation_texts import INVENTED, Texts
 
 from ppl_vae import evaluate
-from ppl_vae.data import invented_entropy
+from ppl_vae.data import invented_log_prob
 from ppl_vae.runtime import lengths_of, replacing
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks import translate
@@ -106,6 +106,9 @@ def translating(
         nats.append(float(log_p.sum() / lengths.sum()))
         table.step(f"language model, seed {seed}")
     table.row(["language model of x", "", "", "", "", _mean(nats, ".3f"), "", "", ""])
+    if data == INVENTED:
+        exact = float(invented_log_prob(texts.test[0][:bound_rows]).sum() / lengths.sum())
+        table.row(["the grammar itself", "", "", "", "", f"{exact:.3f}", "", "", ""])
     for way in ways:
         scores = []
         for seed in seeds:
@@ -173,16 +176,12 @@ def _explained(
     bleu = sacrebleu.BLEU()
     bleu.corpus_score([""], [[""]])
     each = "Means and standard errors over seeds. " if len(seeds) > 1 else ""
-    entropy = ""
-    if texts.name == INVENTED:
-        tokens = float(lengths_of(texts.rows(texts.test[0])).double().mean())
-        entropy = f" The grammar's own entropy is {invented_entropy() / tokens:.3f} nats per token."
     return (
         f"\n{len(texts.x)} English sentences x and as many foreign ones z of {texts.name}, none of which is "
         f"paired with another but for the pairs that are named; {len(texts.words)} pieces of words; "
         f"{len(texts.test[0])} test sentences, translations by {beams} beams. {each}BLEU: "
         f"{bleu.get_signature()}. log p(x) is a lower bound by {num_samples} draws of z, of "
-        f"{min(rows, len(texts.test[0]))} sentences, in nats per piece of a word.{entropy} {sizes}"
+        f"{min(rows, len(texts.test[0]))} sentences, in nats per piece of a word. {sizes}"
     )
 
 

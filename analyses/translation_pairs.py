@@ -114,6 +114,7 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
     torch.manual_seed(seed)
     model = LanguageModel((texts.length,), len(texts.words), sizes.network)
     rows = texts.rows((texts.x, texts.z)[side])
+    model.count_words(rows)
     options: dict[str, Any] = {"validation": texts.rows(texts.validation[side]), "patience": 2}
     batches = Buckets(rows, batch_size=sizes.batch_size, trim=False)
     sizes.fit(
@@ -152,6 +153,7 @@ def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation,
     """A new pair."""
     torch.manual_seed(seed)
     model = LatentTranslation((texts.length,), len(texts.words), sizes.network)
+    model.count_words(texts.rows(texts.x), texts.rows(texts.z))
     return model, Translator(model)
 
 

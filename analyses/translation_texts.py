@@ -15,7 +15,7 @@ INVENTED = "invented"
 
 @dataclass(frozen=True)
 class Texts:
-    """English sentences x, foreign sentences z, and their rows.
+    """English sentences x, foreign sentences z, and their rows; tests are sentences that neither has.
 
     Attributes:
         name: Of the texts.
@@ -66,8 +66,10 @@ class Texts:
         """
         invented, _, folder = data.partition(":")
         if data == INVENTED:
-            found = invented_sentences(2 * size + 1000, seed=seed)
-            parts = [found[: 2 * size], found[2 * size : -500], found[-500:]]
+            found = invented_sentences(2 * size + 4000, seed=seed)
+            texts, rest = found[: 2 * size], found[2 * size :]
+            new = [each for each in dict.fromkeys(rest) if each not in {*texts}]
+            parts = [texts, new[:500], new[500:1000]]
         else:
             where = Path(folder or data)
             parts = [read_sentences(where / f"{name}.en") for name in ("train", "val", "test")]

@@ -24,6 +24,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair, PairError, find_layout
+from ppl_vae.runtime import END, PAD
 from ppl_vae.tasks import encode, sample, translate
 
 NETWORK = EncoderDecoder(width=8, layers=1, heads=2, dropout=0.3)
@@ -212,6 +213,27 @@ def test_it_is_trained_saved_and_loaded(objective: Objective, x: Tensor, tmp_pat
         for programs in ((model, guide), (run.model, run.guide))
     )
     assert torch.equal(one.elbo.values, other.elbo.values)
+
+
+def test_words_begin_as_they_come_in_each_language(x: Tensor) -> None:
+    """With states of 0 the first word of a sentence has the share of that word among all."""
+    model, guide = made()
+    z = torch.tensor([[5, 5, END, PAD], [4, END, PAD, PAD]])
+    model.count_words(x, z)
+    with torch.no_grad():
+        for norm in (model.network.decoded, model.prior.network.decoded):
+            norm.weight.zero_()
+            norm.bias.zero_()
+    shares = torch.tensor([0.0, 2, 0, 0, 1, 2]) + 0.01
+    shares = (shares / shares[[1, 2, 4, 5]].sum()).double()
+    rows = torch.tensor([[4, END, PAD, PAD], [5, END, PAD, PAD]])
+    expected = (shares[[4, 5]] * shares[END]).log()
+    torch.testing.assert_close(model.prior().log_prob(rows).detach(), expected)
+    torch.testing.assert_close(guide.encode(x[:2]).log_prob(rows).detach(), expected)
+    counts = x.flatten().bincount(minlength=WORDS).double() + 0.01
+    shares = counts / counts[[1, 2, 4, 5]].sum()
+    expected = (shares[[4, 5]] * shares[END]).log()
+    torch.testing.assert_close(model.decode(z).log_prob(rows).detach(), expected)
 
 
 def test_a_language_model_has_no_latent_and_is_exact(x: Tensor) -> None:

@@ -62,6 +62,10 @@ class LanguageModel(RowModel):
     def _program(self, x: Tensor) -> None:
         pyro.sample("x", self.density(), obs=x)
 
+    def count_words(self, x: Tensor) -> None:
+        """Begins with the words as they come in sentences, `(n, T)`; call it before training."""
+        self.network.count_words(x, 0)
+
     def density(self) -> Sentences:
         """p(x), of batch shape `()`."""
         return Sentences(self.network.writing(0), self.words, self.data_shape[0])

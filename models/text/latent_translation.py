@@ -81,6 +81,20 @@ class LatentTranslation(RowModel):
         z = pyro.sample("z", self.prior())
         pyro.sample("x", self.decode(z), obs=x)
 
+    def count_words(self, x: Tensor, z: Tensor) -> None:
+        """Begins with the words of each language as they come in its sentences, in all that writes them.
+
+        Call it before training. Without it, a network that has learned to restore sentences repeats those of
+        the other language, too (`copied sentence` of `diagnose`).
+
+        Args:
+            x: Sentences of the rows' language, `(n, T)`.
+            z: Sentences of the latents' language, `(m, S)`: no translations of x.
+        """
+        self.network.count_words(x, ROWS)
+        self.network.count_words(z, LATENTS)
+        self.prior.network.count_words(z, 0)
+
     def decode(self, z: Tensor) -> Sentences:
         """p(x | z) for sentences `(*batch, latent_length)`: batch shape `batch`."""
         return self._written(z, LATENTS)

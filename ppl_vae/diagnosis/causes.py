@@ -86,9 +86,10 @@ CAUSES = {
     ),
     "copied sentence": Text(
         "z repeats the words of x, and is no sentence of the latents' language",
-        "train from the start by SentenceDenoising, which shows the network what each language looks like, and "
-        "then by both together, Together(BackTranslation(latents), SentenceDenoising(latents, ...)); some "
-        "known pairs (KnownLatents) help most",
+        "begin again with the words of each language, model.count_words(x, latents); train by "
+        "SentenceDenoising, which shows the network what sentences look like, and then by both together, "
+        "Together(BackTranslation(latents), SentenceDenoising(latents, ...)); some known pairs (KnownLatents) "
+        "help most",
     ),
     "ignored sentence": Text(
         "the decoder writes x without looking at z: it is a language model of x",

@@ -68,8 +68,9 @@ class EncoderDecoder:
 
     The same encoder reads all languages, and the same decoder writes all of them. What is common to them is the
     vocabulary, whose vectors are at the entrance and, transposed, at the exit ("Using the Output Embedding to
-    Improve Language Models", arXiv:1608.05859); a vector of the language is added to each word. Places have the
-    sines of "Attention Is All You Need" (arXiv:1706.03762). See `AttentionBlock` for the layers.
+    Improve Language Models", arXiv:1608.05859). A language has a vector, which is added to each word, and a
+    bias for each word. Places have the sines of "Attention Is All You Need" (arXiv:1706.03762). See
+    `AttentionBlock` for the layers.
 
     Args:
         width: Size of the vectors; a multiple of `heads`, and even.
@@ -147,7 +148,7 @@ class SentenceNetwork(nn.Module):
         self.words, self.length, self.dropout = words, length, of.dropout
         self.embedding = nn.Embedding(words, of.width)
         self.languages = nn.Parameter(torch.randn(languages, of.width))
-        self.bias = nn.Parameter(torch.zeros(words))
+        self.bias = nn.Parameter(torch.zeros(languages, words))
         nn.init.normal_(self.embedding.weight, std=of.width**-0.5)
 
         def blocks(reads: bool) -> nn.ModuleList:
@@ -165,6 +166,21 @@ class SentenceNetwork(nn.Module):
         never = torch.zeros(words)
         never[[PAD, BLANK]] = _NEVER
         self.register_buffer("never", never, persistent=False)
+
+    @torch.no_grad()
+    def count_words(self, rows: Tensor, language: int) -> None:
+        """Begins with the words of a language as they come in its sentences: the logits of equal states.
+
+        Words that come nowhere count as a hundredth of a time. Without this, a network that has learned to
+        restore sentences repeats those of the other language, too, as training makes words unlikely slowly.
+
+        Args:
+            rows: Sentences, `(n, T)`.
+            language: The number of their language.
+        """
+        counts = rows[rows != PAD].long().flatten().bincount(minlength=self.words)
+        shares = (counts + 0.01) / (counts + 0.01).sum()
+        self.bias[language] = shares.log().to(self.bias)
 
     def read(self, rows: Tensor, language: int) -> Memory:
         """What the encoder makes of sentences.
@@ -257,7 +273,7 @@ class Writing:
     def logits(self, states: Tensor) -> Tensor:
         """The logits of all words, `(*, words)`, for states `(*, width)`."""
         network = self.network
-        bias = network.bias + network.never
+        bias = network.bias[self.language] + network.never
         return full_precision(torch.nn.functional.linear(states, network.embedding.weight, bias))
 
     def begun(self, n: int) -> Writing:
