@@ -245,7 +245,7 @@ if __name__ == "__main__":
     start(
         main,
         quick={
-            **{"lengths": (200,), "num_keys": 2, "restarts": 2},
-            **{"guide_lengths": (200,), "guide_keys": 1, "max_steps": 4, "hidden": 4},
+            **{"lengths": (100,), "num_keys": 2, "restarts": 2},
+            **{"guide_lengths": (100,), "guide_keys": 1, "max_steps": 2, "hidden": 4},
         },
     )
