@@ -394,7 +394,7 @@ def decipherment(folder: Path) -> None:
     entropy = float(printed.split("one before is ")[1].split()[0])
     table = {row["method"]: row for row in rows(printed)}
     assert [*table] == [
-        *("by frequency", "EM", "guide", "guide, annealed"),
+        *("by frequency", "EM, one start", "EM", "guide", "guide, annealed"),
         *("back-translation", "back-translation after EM"),
     ]
     true = {
