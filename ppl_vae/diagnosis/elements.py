@@ -13,6 +13,7 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
 from ppl_vae.diagnosis.diagnosed import Diagnosis, UseOfElements
 from ppl_vae.diagnosis.remedies import BATCH_SIZE, Facts, begin_again, what_to_type
+from ppl_vae.distributions import MarkovChain
 from ppl_vae.pairs import (
     COLLAPSED,
     Batch,
@@ -24,6 +25,7 @@ from ppl_vae.pairs import (
     element_tables,
     evidence_of_elements,
     expected_value,
+    innermost,
     is_ours,
     kl_between,
     num_rows,
@@ -142,12 +144,17 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
 
 
 def many_elements(session: Session) -> Elements | None:
-    """The elements of a pair's only latent, if there are so many that a line for each would say nothing."""
+    """The elements of a pair's only latent, if there are so many that a line for each would say nothing.
+
+    A path that is one latent is judged as a whole, however long it is: the numbers of its states are names.
+    """
     elements = stated_elements(session.pair, session.layout, session.first)
     if elements is None:
         return None
-    q = element_tables(session.pair, session.layout, session.first, elements).q
-    return elements if q[0].numel() > MOST_ELEMENTS * num_rows(session.first) else None
+    tables = element_tables(session.pair, session.layout, session.first, elements)
+    if isinstance(innermost(tables.traces[1].nodes[elements.site]["fn"]), MarkovChain):
+        return elements
+    return elements if tables.q[0].numel() > MOST_ELEMENTS * num_rows(session.first) else None
 
 
 def _look(pair: Pair, batch: Batch, elements: Elements, beta: float, layout: Layout) -> _Rows:
