@@ -191,9 +191,10 @@ def test_every_bijection_is_a_fixed_point_and_the_prior_tells_them_apart() -> No
     rows[torch.tensor(truth)] = prior  # the shares of x: those of the z behind them
     x = torch.arange(5)
     bounds = {}
+    layout = layout_of(*keyed(truth, prior), x)  # the same of all
     for permutation in itertools.permutations(range(5)):
         model, reader = keyed(permutation, prior)
-        pair, layout = Pair(model, reader), layout_of(model, reader, x)
+        pair = Pair(model, reader)
         for turn, leaf in (("model", model.rows), ("guide", reader.logits)):
             objective = BackTranslation(x, learn_prior=False)
             loss = in_turn(turn, objective, pair, layout, x).loss

@@ -145,7 +145,8 @@ def test_planted_collapses_are_named(decode: Any, encode: Any, cause: str) -> No
     assert diagnosis.active.tolist() == [False]
     printed = str(diagnosis)
     assert printed.count("Collapse: z is worth") == 1
-    assert "Remedy: train" in printed
+    assert f"Remedy: {diagnosis.remedy}" in printed
+    assert ("count_words" in diagnosis.remedy) == (cause == "copied sentence")
     assert diagnosis.to_dict()["of_sentences"]["words"] > 1
 
 

@@ -49,7 +49,7 @@ def pair() -> tuple[LatentTranslation, Translator]:
 @pytest.fixture(scope="module")
 def x() -> Tensor:
     every = every_sentence()
-    return every[torch.randint(len(every), (20,), generator=torch.Generator().manual_seed(0))]
+    return every[torch.randint(len(every), (12,), generator=torch.Generator().manual_seed(0))]
 
 
 def tables(model: LatentTranslation, guide: Translator, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ def test_evaluate_is_right_about_all_sums(
         log_prior, log_x, log_q = tables(*pair, x)
     q, log_joint = log_q.exp(), log_prior[:, None] + log_x
     torch.testing.assert_close(q.sum(0), torch.ones(len(x)).double())
-    found = evaluate(*pair, x, num_samples=4000, seed=0)
+    found = evaluate(*pair, x, num_samples=1000, seed=0)
     weights = log_joint - log_q
     rate = (q * (log_q - log_prior[:, None])).sum(0)
     for name, exact, each in (
@@ -76,12 +76,12 @@ def test_evaluate_is_right_about_all_sums(
         ("distortion", -(q * log_x).sum(0), -log_x),
     ):
         variance = (q * each.square()).sum(0) - (q * each).sum(0).square()
-        error = 5 * (variance / 4000).sqrt() + 1e-6
+        error = 5 * (variance / 1000).sqrt() + 1e-6
         values = getattr(found, name).values.double()
         assert bool(((values - exact).abs() < error).all()), name
     exact = log_joint.logsumexp(0)
     relative = ((q * (weights - exact).exp().square()).sum(0) - 1).clamp(min=0)
-    error = 5 * (relative / 4000).sqrt() + 1e-6
+    error = 5 * (relative / 1000).sqrt() + 1e-6
     assert bool(((found.log_likelihood.values.double() - exact).abs() < error).all())
     assert any("'z' are discrete and are drawn" in each for each in found.warnings)
 
@@ -148,11 +148,11 @@ def test_gradients_are_those_of_sums_over_all_sentences(
 ) -> None:
     """Of a network that both programs share: chi-square of all its numbers, which depend on each other."""
     rows = every_sentence() if loss == "guide" else x
-    mean, error = gradient(objective, turn, rows, 150)
+    mean, error = gradient(objective, turn, rows, 80)
     exact = exact_gradient(loss, rows)
     assert exact.shape == mean.shape
     assert bool(((mean - exact).abs() < 6 * error + 1e-9).all())
-    assert float((mean - exact).norm()) < 0.3 * float(exact.norm())
+    assert float((mean - exact).norm()) < 0.4 * float(exact.norm())
 
 
 def noise(rows: Tensor) -> Tensor:
