@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,22 @@ from typing import Any
 import torch
 from back_translation_finite import finite
 from progress import Table, start
+from sacrebleu import BLEU, CHRF
 from translation_baselines import Translate, copied, identical_words, word_by_word
 from translation_pairs import Sizes, Training, language_model, trained
 from translation_texts import INVENTED, Texts
 
-from ppl_vae import evaluate
+from ppl_vae import diagnose, evaluate
 from ppl_vae.data import invented_log_prob
 from ppl_vae.runtime import lengths_of, replacing
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks import translate
 
+METRICS = (BLEU(), CHRF())
+
 COLUMNS = (
     *("learned from", "BLEU into x", "chrF into x", "BLEU into z", "chrF into z"),
-    *("log p(x)", "ELBO", "rate", "distortion"),
+    *("log p(x)", "ELBO", "rate", "distortion", "worth of z", "copied", "collapse"),
 )
 
 
@@ -34,24 +38,27 @@ class Scores:
     Attributes:
         bleu: Of translations into x, and into z.
         chrf: Likewise.
-        nats: Bound on log p(x), ELBO, rate and distortion, in nats per token; None without a model.
+        nats: Bound on log p(x), ELBO, rate, distortion, in nats per token, and by how much the distortion rises
+            with the z of another row; None without a model.
+        copied: Share of the words of z that are words of its x, beyond chance.
+        collapse: The cause of a collapse of z; "none" if it has not collapsed.
     """
 
     bleu: tuple[float, float]
     chrf: tuple[float, float]
-    nats: tuple[float, float, float, float] | None = None
+    nats: Sequence[float] | None = None
+    copied: float = math.nan
+    collapse: str = ""
 
     @classmethod
-    def of(cls, into_x: list[str], into_z: list[str], texts: Texts, nats: Any = None) -> Scores:
+    def of(cls, into_x: list[str], into_z: list[str], texts: Texts, **others: Any) -> Scores:
         """The scores of translations of all test sentences."""
-        import sacrebleu
-
         pairs = [(into_x, [texts.test[0]]), (into_z, [texts.test[1]])]
         bleu, chrf = (
-            (score(*pairs[0]).score, score(*pairs[1]).score)
-            for score in (sacrebleu.corpus_bleu, sacrebleu.corpus_chrf)
+            (metric.corpus_score(*pairs[0]).score, metric.corpus_score(*pairs[1]).score)
+            for metric in METRICS
         )
-        return cls(bleu, chrf, nats)
+        return cls(bleu, chrf, **others)
 
 
 def translating(
@@ -105,14 +112,16 @@ def translating(
         log_p = model.log_evidence(rows[:bound_rows]).detach()
         nats.append(float(log_p.sum() / lengths.sum()))
         table.step(f"language model, seed {seed}")
-    table.row(["language model of x", "", "", "", "", _mean(nats, ".3f"), "", "", ""])
+    table.row(["language model of x", *[""] * 4, _mean(nats, ".3f"), *[""] * 6])
     if data == INVENTED:
         exact = float(invented_log_prob(texts.test[0][:bound_rows]).sum() / lengths.sum())
-        table.row(["the grammar itself", "", "", "", "", f"{exact:.3f}", "", "", ""])
+        table.row(["the grammar itself", *[""] * 4, f"{exact:.3f}", *[""] * 6])
     for way in ways:
         scores = []
         for seed in seeds:
-            file = runs / f"{way.name},seed={seed}.json"
+            how = f"beams={beams},samples={num_samples},rows={bound_rows},tests={len(rows)}"
+            folder = sizes.folder(runs, way.name, texts, seed)
+            file = folder.parent / f"{folder.name},{how}.json"
             if not file.exists():
                 pair = trained(runs, texts, way, sizes, seed)
                 found = _measured(*pair, texts, num_samples, bound_rows, beams, seed)
@@ -147,9 +156,14 @@ def _measured(
     found = evaluate(model, guide, some, num_samples=num_samples, seed=seed)
     tokens = float(lengths_of(some).sum())
     each = (found.log_likelihood, found.elbo, found.rate, found.distortion)
-    nats = tuple(float(of.values.double().sum()) / tokens for of in each)
+    nats = [float(of.values.double().sum()) / tokens for of in each]
+    diagnosis = diagnose(model, guide, some, seed=seed)
+    use = diagnosis.of_sentences
+    assert use is not None
     best = [texts.words.sentences(found.rows[:, 0]) for found in (into_x, into_z)]
-    return Scores.of(best[0], best[1], texts, nats)
+    nats.append(use.worth * len(some) / tokens)
+    told: dict[str, Any] = {"copied": use.surplus, "collapse": diagnosis.cause}
+    return Scores.of(best[0], best[1], texts, nats=nats, **told)
 
 
 def _cells(name: str, scores: Sequence[Scores]) -> list[str]:
@@ -158,7 +172,11 @@ def _cells(name: str, scores: Sequence[Scores]) -> list[str]:
         cells += [_mean([of.bleu[way] for of in scores], ".1f")]
         cells += [_mean([of.chrf[way] for of in scores], ".1f")]
     nats = [of.nats for of in scores if of.nats is not None]
-    return cells + [_mean([of[i] for of in nats], ".3f") if nats else "" for i in range(4)]
+    if not nats:
+        return [*cells, *[""] * 7]
+    cells += [_mean([of[i] for of in nats], ".3f") for i in range(5)]
+    cells.append(_mean([100 * of.copied for of in scores], ".0f") + " %")
+    return [*cells, ", ".join(sorted({of.collapse for of in scores}))]
 
 
 def _mean(values: Sequence[float], form: str) -> str:
@@ -171,17 +189,14 @@ def _mean(values: Sequence[float], form: str) -> str:
 def _explained(
     texts: Texts, sizes: Sizes, seeds: Sequence[int], num_samples: int, rows: int, beams: int
 ) -> str:
-    import sacrebleu
-
-    bleu = sacrebleu.BLEU()
-    bleu.corpus_score([""], [[""]])
     each = "Means and standard errors over seeds. " if len(seeds) > 1 else ""
     return (
         f"\n{len(texts.x)} English sentences x and as many foreign ones z of {texts.name}, none of which is "
         f"paired with another but for the pairs that are named; {len(texts.words)} pieces of words; "
         f"{len(texts.test[0])} test sentences, translations by {beams} beams. {each}BLEU: "
-        f"{bleu.get_signature()}. log p(x) is a lower bound by {num_samples} draws of z, of "
-        f"{min(rows, len(texts.test[0]))} sentences, in nats per piece of a word. {sizes}"
+        f"{METRICS[0].get_signature()}; chrF: {METRICS[1].get_signature()}. log p(x) is a lower bound by "
+        f"{num_samples} draws of z, of {min(rows, len(texts.test[0]))} sentences, in nats per token, a piece of "
+        f"a word; worth of z: what x loses with the z of another row. {sizes}"
     )
 
 

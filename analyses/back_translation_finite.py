@@ -66,7 +66,7 @@ BETA = 0.5
 """The weight of the KL that makes z worth while: with 1, an x that ignores its z has as good an ELBO."""
 
 COLUMNS = (
-    *("what", "translated rightly", "log p(x)", "ELBO", f"loss with beta = {BETA}"),
+    *("what", "correct", "log p(x)", "ELBO", "KL(q, p)", "rate", f"loss with beta = {BETA}"),
     "loss of back-translation",
 )
 
@@ -74,7 +74,7 @@ COLUMNS = (
 def finite(
     sentences: int = 50,
     rows: int = 2000,
-    max_epochs: int = 200,
+    max_epochs: int = 100,
     num_seeds: int = 5,
     seed: int = 0,
 ) -> None:
@@ -120,7 +120,7 @@ def finite(
             table.step(f"{name}, seed {each}")
     for name, values in found.items():
         columns = torch.tensor(values, dtype=torch.float64).T
-        forms = (".1f", ".3f", ".3f", ".3f", ".3f")
+        forms = (".1f", *[".3f"] * 6)
         table.row([name, *(_told(v, form) for v, form in zip(columns, forms, strict=True))])
     entropy = -float((shares * shares.log()).sum())
     print(
@@ -156,9 +156,7 @@ def trained(
 
 
 @torch.no_grad()
-def _measured(
-    model: Translated, guide: Reader, shares: Tensor, truth: Tensor
-) -> tuple[float, float, float, float, float]:
+def _measured(model: Translated, guide: Reader, shares: Tensor, truth: Tensor) -> list[float]:
     """By sums over all z and x: the columns of the table."""
     of_x = torch.empty_like(shares)
     of_x[truth] = shares
@@ -168,12 +166,10 @@ def _measured(
     rate = (q * (log_q - shares.log())).sum(1)
     right = 100 * (q.argmax(1) == truth.argsort()).double()
     back = -(p * log_q.T).sum(1)  # of each z
-    each = (right, log_joint.logsumexp(0), -distortion - rate, distortion + BETA * rate)
+    log_p, elbo = log_joint.logsumexp(0), -distortion - rate
+    each = (right, log_p, elbo, log_p - elbo, rate, distortion + BETA * rate)
     means = [float((of_x * values).sum()) for values in each]
-    return (
-        *(means[0], means[1], means[2], means[3]),
-        float((of_x * distortion).sum() + (shares * back).sum()),
-    )
+    return [*means, float((of_x * distortion).sum() + (shares * back).sum())]
 
 
 def _told(values: Tensor, form: str) -> str:

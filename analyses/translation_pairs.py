@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from kept_pairs import has_begun, keep, kept
-from translation_texts import Texts, in_chunks
+from translation_texts import Texts
 
 from ppl_vae import fit
 from ppl_vae.data import Buckets
@@ -49,6 +50,11 @@ class Sizes:
     language_epochs: int = 30
     denoising_epochs: int = 15
     epochs: int = 20
+
+    def folder(self, runs: Path, name: str, texts: Texts, seed: int) -> Path:
+        """Where a training is kept: others of these texts and settings have other folders."""
+        of = hashlib.sha256(f"{self} {texts.digest}".encode()).hexdigest()[:10]
+        return runs / f"{name},seed={seed},{of}"
 
     @property
     def network(self) -> EncoderDecoder:
@@ -105,7 +111,7 @@ class Training:
 
 def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
     """A language model of one side's sentences, trained until held-out sentences of it get worse."""
-    folder = runs / f"language={of},seed={seed}"
+    folder = sizes.folder(runs, f"language={of}", texts, seed)
     side = 0 if of == "x" else 1
     found = kept(folder, repr(sizes))
     if found is not None:
@@ -128,7 +134,7 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
 
 def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) -> tuple[Any, Any]:
     """A pair of `LatentTranslation` and `Translator`, in evaluation mode."""
-    folder = runs / f"{how.name},seed={seed}"
+    folder = sizes.folder(runs, how.name, texts, seed)
     found = kept(folder, repr(sizes))
     if found is None:
         prior = language_model(runs, texts, "z", sizes, seed)
@@ -159,7 +165,7 @@ def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation,
 
 def denoised(runs: Path, texts: Texts, sizes: Sizes, seed: int) -> tuple[Any, Any]:
     """A pair that can restore sentences of both languages."""
-    folder = runs / f"denoised,seed={seed}"
+    folder = sizes.folder(runs, "denoised", texts, seed)
     found = kept(folder, repr(sizes))
     if found is None:
         model, guide = untrained(texts, sizes, seed)
@@ -195,19 +201,3 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
         )
         parts.append(KnownLatents(known, learn_prior=False))
     return parts[0] if len(parts) == 1 else Together(*parts)
-
-
-def translations(density: Any, texts: Texts, sentences: list[str]) -> list[str]:
-    """The translations of sentences, word by word the likeliest one.
-
-    Args:
-        density: Maps rows to the distribution of their translations: `model.decode` or `guide.encode`.
-        texts: For the vocabulary.
-        sentences: What is translated.
-    """
-    rows = texts.rows(sentences)
-    found = torch.zeros_like(rows)
-    with torch.no_grad():
-        for part in in_chunks(rows):
-            found[part] = density(rows[part]).greedy()
-    return texts.words.sentences(found)

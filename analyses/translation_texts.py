@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +17,9 @@ INVENTED = "invented"
 
 @dataclass(frozen=True)
 class Texts:
-    """English sentences x, foreign sentences z, and their rows; tests are sentences that neither has.
+    """English sentences x, foreign sentences z, and their rows.
+
+    Of invented ones, no z is the translation of an x, and the tests are new to both.
 
     Attributes:
         name: Of the texts.
@@ -36,6 +40,12 @@ class Texts:
     test: tuple[list[str], list[str]]
     words: Vocabulary
     length: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that is trained on."""
+        told = repr((self.x, self.z, self.pairs, self.validation, self.words.merges, self.length))
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def rows(self, sentences: list[str]) -> Tensor:
         """Sentences as rows of this length; longer ones, which only the test can have, are cut."""
@@ -66,10 +76,12 @@ class Texts:
         """
         invented, _, folder = data.partition(":")
         if data == INVENTED:
-            found = invented_sentences(2 * size + 4000, seed=seed)
-            texts, rest = found[: 2 * size], found[2 * size :]
-            new = [each for each in dict.fromkeys(rest) if each not in {*texts}]
-            parts = [texts, new[:500], new[500:1000]]
+            found = invented_sentences(3 * size + 4000, seed=seed)
+            texts, rest = found[:size], found[size:]
+            seen = {*texts}
+            others = [each for each in rest if each not in seen][:size]
+            new = [each for each in dict.fromkeys(rest) if each not in seen | {*others}]
+            parts = [[*texts, *others], new[:500], new[500:1000]]
         else:
             where = Path(folder or data)
             parts = [read_sentences(where / f"{name}.en") for name in ("train", "val", "test")]
@@ -96,8 +108,3 @@ class Texts:
             words=words,
             length=words.rows(used).shape[1],
         )
-
-
-def in_chunks(rows: Tensor, size: int = 256) -> list[Tensor]:
-    """The numbers of rows, those of like length together."""
-    return list(torch.split((rows != 0).sum(1).argsort(), size))

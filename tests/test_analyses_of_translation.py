@@ -38,6 +38,14 @@ def back_translation(folder: Path) -> None:
     assert "BLEU: nrefs:1" in printed
     again = run("back_translation.py", "translating", *options, cwd=folder)
     assert again == printed  # all of it was kept
+    kept = {path.name for path in (folder / "translations").glob("*.json")}
+    assert len(kept) == 3
+    # Other texts are no reason to take the same numbers.
+    other = (*options, "--pairs=[0]", "--difficulty=1", "--num_samples=2")
+    another = run("back_translation.py", "translating", *other, cwd=folder)
+    assert len({*(folder / "translations").glob("*.json")}) == 4
+    row = {row["learned from"]: row for row in rows(another)}["sentences"]
+    assert row["log p(x)"] != table["sentences"]["log p(x)"]
 
 
 def test_keys_of_few_sentences_have_the_numbers_of_their_sums(tmp_path: Path) -> None:
@@ -46,12 +54,14 @@ def test_keys_of_few_sentences_have_the_numbers_of_their_sums(tmp_path: Path) ->
     table = {row["what"]: row for row in rows(printed)}
     entropy = -float(printed.split("-H(x) = ")[1].strip().rstrip("."))
     right, other = table["the right key"], table["another key"]
-    assert mean(right["translated rightly"]) == 100.0
+    assert mean(right["correct"]) == 100.0
     assert mean(right["log p(x)"]) == mean(right["ELBO"]) == pytest.approx(-entropy, abs=0.001)
     assert mean(right["loss with beta = 0.5"]) == pytest.approx(entropy / 2, abs=0.001)
     assert mean(other["log p(x)"]) < mean(right["log p(x)"])
     for key in (right, other):
         assert mean(key["loss of back-translation"]) == 0.0
+    assert mean(right["KL(q, p)"]) == mean(other["KL(q, p)"]) == 0.0
+    assert mean(right["rate"]) == pytest.approx(entropy, abs=0.001)
     for row in rows(printed)[2:]:
         assert mean(row["ELBO"]) <= mean(row["log p(x)"]) <= -entropy + 0.001
         assert mean(row["loss of back-translation"]) > 0
