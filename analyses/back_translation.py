@@ -195,8 +195,8 @@ def _explained(
         f"paired with another but for the pairs that are named; {len(texts.words)} pieces of words; "
         f"{len(texts.test[0])} test sentences, translations by {beams} beams. {each}BLEU: "
         f"{METRICS[0].get_signature()}; chrF: {METRICS[1].get_signature()}. log p(x) is a lower bound by "
-        f"{num_samples} draws of z, of {min(rows, len(texts.test[0]))} sentences, in nats per token, a piece of "
-        f"a word; worth of z: what x loses with the z of another row. {sizes}"
+        f"{num_samples} draws of z, of {min(rows, len(texts.test[0]))} sentences, in nats per token, a "
+        f"piece of a word; worth of z: what x loses with the z of another row. {sizes}"
     )
 
 

@@ -199,5 +199,5 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
             batch_size=sizes.batch_size,
             trim=False,
         )
-        parts.append(KnownLatents(known, learn_prior=False))
+        parts.append(KnownLatents(known, learn_prior=False, elbo_rows=8 * (not how.latent)))
     return parts[0] if len(parts) == 1 else Together(*parts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tables import CopiedPair, Reader, Table
 from torch import Tensor, nn
 
 from ppl_vae import check, fit
+from ppl_vae.data import Buckets
 from ppl_vae.objectives import (
     ELBO,
     BackTranslation,
@@ -22,6 +25,8 @@ from ppl_vae.objectives import (
     Loss,
     ScoreFunctionELBO,
     Together,
+    Turn,
+    VAEGANLoss,
 )
 from ppl_vae.pairs import Layout, Pair, PairError, find_layout
 
@@ -251,6 +256,13 @@ class Backwards(nn.Module):
             pyro.sample("z", dist.Categorical(logits=self.table.weight.T[x]))
 
 
+class GuideAlone(BackTranslation):
+    """The second turn alone."""
+
+    def turns(self, pair: Pair) -> Sequence[Turn]:
+        return super().turns(pair)[1:]
+
+
 def test_what_both_programs_share_learns_from_both_losses() -> None:
     model = Shared()
     guide, x = Backwards(model), torch.tensor([0, 1, 2, 2])
@@ -270,6 +282,19 @@ def test_what_both_programs_share_learns_from_both_losses() -> None:
     )
     assert any(part is model.table.weight for part in named["guide"].moves)
     assert not torch.equal(model.table.weight, before)
+    again = Shared()
+    again.table.weight.data = before.clone()
+    again.prior.requires_grad_(False)
+    fit(
+        *(again, Backwards(again), x),
+        objective=GuideAlone(x),
+        optimizer=torch.optim.SGD,
+        learning_rate=0.1,
+        max_epochs=1,
+        seed=0,
+    )
+    assert not torch.equal(again.table.weight, before)  # by the guide's loss alone
+    assert torch.equal(again.prior, torch.zeros(3))
 
 
 def test_pairs_that_are_known_are_learned() -> None:
@@ -304,8 +329,12 @@ def test_greedy_takes_the_likeliest_values() -> None:
     x = torch.arange(6)
     pair, layout = Pair(model, reader), layout_of(model, reader, x)
     objective = BackTranslation(lambda n: x, greedy=True)
-    found = in_turn("model", objective, pair, layout, x)
-    assert torch.equal(found.traces[0][0].nodes["z"]["value"], reader.logits.argmax(1))
+    found = in_turn("model", replace(objective, learn_prior=False), pair, layout, x)
+    greedy = -model.rows.detach().log_softmax(1)[reader.logits.argmax(1), x].mean()
+    torch.testing.assert_close(found.loss.detach(), greedy)
+    # What is logged is an ELBO nevertheless: by draws, of 8 rows, here all.
+    torch.testing.assert_close(found.elbo, -found.rate - found.distortion)
+    assert abs(float(found.distortion - greedy)) > 1e-3
     found = in_turn("guide", objective, pair, layout, x)
     assert torch.equal(found.traces[0][0].nodes["x"]["value"], model.rows.argmax(1))
 
@@ -332,6 +361,12 @@ def test_draws_are_made_in_evaluation_mode_and_scored_in_training_mode() -> None
     assert model.modes == [(False, False)]
     in_turn("model", BackTranslation(x), pair, layout, x)
     assert model.modes[1:] == [(True, True), (True, True)]
+
+
+def test_buckets_of_other_sentences_are_other_latents() -> None:
+    one, other = torch.tensor([[4, 1, 0], [5, 6, 1]]), torch.tensor([[4, 1, 0], [5, 7, 1]])
+    names = [repr(BackTranslation(Buckets(rows))) for rows in (one, one.clone(), other)]
+    assert names[0] == names[1] != names[2]
 
 
 def test_a_training_goes_on_bit_by_bit_and_not_with_other_latents(tmp_path: Path) -> None:
@@ -365,7 +400,8 @@ def test_check_finds_nothing() -> None:
     [
         (torch.tensor([3]), "4 of 4 real values of site 'z' are outside of the .*: the first is 3"),
         ({"y": torch.zeros(3).long()}, r"given for the sites \['y'\], and the pair draws \['z'\]"),
-        (lambda n: torch.zeros(2).long(), "4 rows were asked of .*, and it has drawn 2"),
+        (lambda n: torch.zeros(n + 1).long(), r"draw\(4\) of .* has returned 5 rows: expected 4"),
+        (lambda n: (torch.zeros(n), torch.zeros(n)), "has returned .*: expected the latents alone"),
     ],
 )
 def test_real_values_that_do_not_suit(given: Any, told: str) -> None:
@@ -388,12 +424,42 @@ def test_latents_that_are_none(given: Any, error: type[Exception], told: str) ->
         BackTranslation(given)
 
 
+def test_fewer_latents_than_rows_are_a_mean_over_fewer() -> None:
+    model, reader = tables(4)
+    x, z = torch.arange(4), torch.tensor([2, 1])
+    pair, layout = Pair(model, reader), layout_of(model, reader, x)
+    torch.manual_seed(0)
+    found = in_turn("guide", BackTranslation(lambda n: z), pair, layout, x)
+    dreamed = found.traces[0][0].nodes["x"]["value"]
+    assert dreamed.shape == (2,)
+    torch.testing.assert_close(found.loss, -reader.logits.log_softmax(1)[dreamed, z].mean())
+
+
+def test_rows_that_come_with_more_are_refused() -> None:
+    """Lengths of the rows of a batch are not those of the real latents."""
+    table, reader = Table(3, 3), Reader(3, 3)
+
+    def model(x: Tensor, lengths: Tensor) -> None:
+        table(x)
+
+    def guide(x: Tensor, lengths: Tensor) -> None:
+        reader(x)
+
+    x = torch.arange(3)
+    with pytest.raises(PairError, match="what else belongs to the rows"):
+        fit(model, guide, (x, x + 1), objective=BackTranslation(x), max_epochs=1)
+
+
 def test_settings_that_do_not_suit() -> None:
     z = torch.arange(3)
     with pytest.raises(ValueError, match="leave beta at 1"):
         BackTranslation(z, beta=0.5)
     with pytest.raises(ValueError, match="back-translation has no KL"):
         BackTranslation(z, free_bits=0.1)
+    with pytest.raises(ValueError, match="all translations of a row are the same"):
+        BackTranslation(z, greedy=True, num_particles=2)
+    with pytest.raises(ValueError, match=r"whose beta is 1, got VAEGANLoss with 0\.5"):
+        Together(BackTranslation(z), VAEGANLoss(beta=0.5))
     with pytest.raises(TypeError, match="greedy"):
         BackTranslation(z, greedy="yes")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"pairs must be rows and their latents, \(x, z\)"):

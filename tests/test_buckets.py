@@ -369,3 +369,22 @@ def test_what_is_refused(make: Callable[[], Any], error: type[Exception], told: 
 def test_an_empty_sentence_is_one() -> None:
     (batch,) = Buckets(torch.tensor([[END, 0, 0], [END, 0, 0]]))
     assert batch.tolist() == [[END], [END]]
+
+
+def test_draws_are_bounded_and_their_mean_is_right() -> None:
+    """Over all windows, the mean over a draw is that over all rows, although few long rows fit."""
+    x = sentences(*range(1, 9), 8, 8)
+    batches = Buckets(x, tokens=24)
+    means = []
+    for start in range(len(x)):
+        each = []
+        for seed in range(200):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch, "randint", lambda *args, start=start: torch.tensor(start))
+                torch.manual_seed(seed)
+                drawn = batches.draw(6)
+            assert drawn.numel() <= 24
+            each.append(float(lengths_of(drawn).double().mean()))
+        means.append(sum(each) / len(each))
+    assert sum(means) / len(means) == pytest.approx(float(lengths_of(x).double().mean()), abs=0.1)
+    assert len(Buckets(x, batch_size=3).draw(6)) == 6

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ class Written:
 
     def of_rows(self, index: Tensor) -> Written:
         return Written(self.tables[index]) if len(self.tables) > 1 else self
+
+    def as_drawn(self) -> Written:
+        return self
 
     def states(self, rows: Tensor) -> Tensor:
         return self.tables[:, : rows.shape[1]].expand(len(rows), -1, -1)
@@ -113,7 +117,7 @@ def german(rows: Tensor) -> Tensor:
     return language(9)
 
 
-def found(decode: Any, encode: Any, x: Tensor | None = None, **options: Any) -> Diagnosis:
+def found(decode: Any, encode: Any, x: Any = None, **options: Any) -> Diagnosis:
     rows = sentences(4, 0) if x is None else x
     return diagnose(*pair(decode, encode), rows, seed=0, **options)
 
@@ -136,7 +140,8 @@ def test_a_translation_is_no_collapse() -> None:
     [
         (copying, copying, "copied sentence"),
         (english, translating, "ignored sentence"),
-        (english, german, "constant posterior"),
+        (english, german, "sentence of the prior"),
+        (english, english, "constant posterior"),
     ],
 )
 def test_planted_collapses_are_named(decode: Any, encode: Any, cause: str) -> None:
@@ -150,9 +155,52 @@ def test_planted_collapses_are_named(decode: Any, encode: Any, cause: str) -> No
     assert diagnosis.to_dict()["of_sentences"]["words"] > 1
 
 
-def test_rows_that_are_the_same_and_a_training_that_has_not_ended() -> None:
+def test_rows_that_are_the_same_have_nothing_to_tell() -> None:
     same = sentences(4, 0)[:1].expand(20, -1)
     assert found(english, german, same).cause == "identical rows"
+    assert found(english, german, [same, same]).cause == "identical rows"
+
+
+def test_batches_of_several_widths() -> None:
+    x = sentences(4, 0)
+    wide = found(back, translating, [x[:100], x[100:]])
+    assert wide.cause == "none"
+    short = x[(x != PAD).sum(1) <= 3]
+    model, guide = pair(back, translating)
+
+    def filled(program: Any) -> Any:
+        def run(x: Tensor) -> None:
+            program(torch.nn.functional.pad(x, (0, LENGTH - x.shape[1])))
+
+        return run
+
+    assert len(short) > 20
+    trimmed = [short[:, :3], x[:50]]
+    assert diagnose(filled(model), filled(guide), trimmed, seed=0).cause == "none"
+
+
+def test_x_may_be_no_sentence() -> None:
+    """A caption of numbers: it has worth, and no word of it can be copied."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Sentences(Written(language(9)), WORDS, LENGTH))
+            loc = (z == 9).sum(-1, keepdim=True).float().expand(*z.shape[:-1], 3)
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            count = x.mean(1).round().clamp(0, 4)
+            row = torch.where(torch.arange(LENGTH) < count[:, None], 9, 0).long()
+            row = row + (torch.arange(LENGTH) == count[:, None]).long()
+            tables = word_by_word(row, 0, 0.95)
+            pyro.sample("z", Sentences(Written(tables), WORDS, LENGTH, (len(x),)))
+
+    torch.manual_seed(0)
+    x = torch.randint(0, 4, (60, 1)).float().expand(60, 3) + 0.1 * torch.randn(60, 3)
+    diagnosis = diagnose(model, guide, x, seed=0)
+    assert diagnosis.cause == "none"
+    assert "not defined: x is no sentence" in str(diagnosis)
 
 
 def test_words_that_both_languages_have_are_not_copied() -> None:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pairs import (
+    PairError,
     ScaleLatents,
     Substitute,
     elementwise,
     elementwise_kl,
     latent_sites,
+    likeliest,
     observed_sites,
     sample_sites,
     unscaled,
@@ -141,3 +143,14 @@ def test_the_kl_of_a_distribution_without_a_closed_form_is_one_draw() -> None:
         kl[:, 0],
         dist.LogNormal(0.0, 1.0).log_prob(q["value"]) - dist.Gamma(2.0, 1.0).log_prob(q["value"]),
     )
+
+
+def test_likeliest_values() -> None:
+    inside = dist.Categorical(torch.tensor([0.2, 0.5, 0.3])).expand((4,)).mask(torch.ones(4).bool())
+    assert likeliest(inside).tolist() == [1, 1, 1, 1]
+    normal = dist.Normal(torch.tensor([[1.0, 2.0]]), 1.0).to_event(1)
+    assert torch.equal(likeliest(normal), torch.tensor([[1.0, 2.0]]))
+    assert set(likeliest(dist.Bernoulli(torch.full((99,), 0.5))).tolist()) == {0.0, 1.0}  # as good
+    moved = dist.TransformedDistribution(dist.Normal(-1.0, 1.0), dist.transforms.ExpTransform())
+    with pytest.raises(PairError, match="TransformedDistribution states no likeliest value"):
+        likeliest(moved)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_sentences import LENGTH, WORDS, every_sentence
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae import check, diagnose, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import Translator
@@ -262,6 +262,16 @@ def test_other_functions_take_such_pairs(
     assert found.posterior["z"].shape[-1] == LENGTH
 
 
+class OfNumbers(nn.Module):
+    """Decodes to what is no sentence."""
+
+    def forward(self, x: Tensor) -> None:
+        pass
+
+    def decode(self, z: Tensor) -> Any:
+        return torch.distributions.Normal(z.double(), 1.0)
+
+
 def test_no_picture_takes_words_for_numbers(
     pair: tuple[LatentTranslation, Translator], x: Tensor, tmp_path: Path
 ) -> None:
@@ -293,10 +303,18 @@ def test_translations_are_the_likeliest_sentences_or_draws(
     torch.testing.assert_close(drawn.log_probs, each)
     again = translate(*pair, x, num=7, draws=True, seed=0)
     assert torch.equal(drawn.rows, again.rows)
+    assert translate(*pair, x[:0], num=2).rows.shape == (0, 2, LENGTH)
+    for wrong, told in (
+        (torch.tensor([[4, 5]]), "row 0, counted from 0, is no sentence"),
+        (torch.tensor([[WORDS, END]]), "of a vocabulary of 6, got 2 tokens and numbers up to 6"),
+        (torch.tensor([[4, 4, 4, 4, END]]), "sentences of at most 4 tokens"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            translate(*pair, wrong)
     with pytest.raises(PairError, match="translate needs a method encode"):
         translate(model, lambda x: guide(x), x)
     with pytest.raises(PairError, match="needs distributions of sentences, and decode of"):
-        translate(VAE((LENGTH,), 4, MLP((4,))), guide, torch.zeros(2, LENGTH), back=True)
+        translate(OfNumbers(), guide, x, back=True)
 
 
 def test_arguments_that_do_not_suit() -> None:

@@ -199,7 +199,7 @@ def test_an_independent_transformer_gives_the_same_states(network: SentenceNetwo
     assert network.encoder is not None
     assert network.encoded is not None
     absent = SOURCE == PAD
-    x = network.embedded(SOURCE, 0)
+    x = network.vectors(SOURCE, 0)
     for block in network.encoder:
         layer = copied(block, TransformerEncoderLayer(**options), reads=False)
         layer.train()  # without the fast path; its dropout is 0.1, so:
@@ -212,7 +212,7 @@ def test_an_independent_transformer_gives_the_same_states(network: SentenceNetwo
     memory = network.encoded(x)
     rows = torch.tensor([[4, 5, END], [5, END, PAD], [4, 4, END]])
     start = (network.languages[1] + network.places[0]).expand(3, 1, -1)
-    y = torch.cat([start, network.embedded(rows[:, :-1], 1)], 1)
+    y = torch.cat([start, network.vectors(rows[:, :-1], 1)], 1)
     mask = torch.nn.Transformer.generate_square_subsequent_mask(3, dtype=torch.float64)
     for block in network.decoder:
         layer = copied(block, TransformerDecoderLayer(**options), reads=True)
@@ -231,3 +231,25 @@ def test_arguments_that_do_not_suit() -> None:
         EncoderDecoder().build(words=4, length=5)
     with pytest.raises(ValueError, match="length must be at least 2"):
         Sentences(EncoderDecoder(width=8).build_writer(9, 1).writing(0), 9, 1)
+
+
+def test_a_draw_in_training_mode_has_the_density_of_what_drew_it(network: SentenceNetwork) -> None:
+    """Dropout of the decoder is not in the steps, so it is not in the density of what they have drawn."""
+    network.train()
+    torch.manual_seed(0)
+    p = translated(network, SOURCE).expand((40, 3))
+    z = p.sample()
+    with torch.no_grad():
+        remembered = p.log_prob(z)
+    scored = p.log_prob(z)
+    assert scored.requires_grad
+    torch.testing.assert_close(scored.detach(), remembered)
+    assert not torch.allclose(p.log_prob(z.clone()).detach(), remembered)  # of given rows it is
+
+
+def test_draws_of_one_source(network: SentenceNetwork) -> None:
+    p = Sentences(network.writing(1, network.read(SOURCE[:1], 0)), WORDS, LENGTH)
+    drawn = p.sample((64,))
+    assert bool(p.support.check(drawn).all())
+    together = translated(network, SOURCE[:1]).log_prob(drawn.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(p.log_prob(drawn.clone()), together)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.runtime import (
     described,
+    digest,
     holds_sentences,
     lengths_of,
     require_count,
@@ -94,6 +95,7 @@ class Buckets:
                 f"row {row}, counted from 0, has {int(longest[row])} numbers, and a whole batch at most "
                 f"tokens={tokens}: give more tokens, or cut long sentences"
             )
+        self._longest, self._tokens = longest, tokens
         self._ends = _ends(longest[self._groups.order], tokens, batch_size)
 
     def __len__(self) -> int:
@@ -109,7 +111,8 @@ class Buckets:
             yield self._batch(order[starts[number] : self._ends[number]])
 
     def __repr__(self) -> str:
-        return f"<{len(self)} batches of {len(self._groups.order)} rows of like length>"
+        told = f"<{len(self)} batches of {len(self._groups.order)} rows of like length"
+        return f"{told}, {digest(self._tensors)[:10]}>"
 
     def draw(self, n: int) -> Any:
         """Rows of like length, drawn from torch's global generator with equal probability.
@@ -122,6 +125,10 @@ class Buckets:
         the group comes with probability (m n / N) / m = n / N.
 
         If n > N, all rows come n // N times, and the remainder is drawn like this.
+
+        If these n rows would be more than `tokens` numbers, it is fewer of them, any with equal probability.
+        Then rows do not come equally often, but the mean of anything over the rows of a draw is still that over
+        all rows on average, as each row is in n of the N windows.
 
         Args:
             n: How many.
@@ -139,7 +146,11 @@ class Buckets:
         chosen = [self._groups.order] * (n // rows)
         if n % rows:
             chosen.append(self._groups.window(start, n % rows))
-        return self._batch(torch.cat(chosen))
+        drawn = torch.cat(chosen)
+        most = self._tokens // int(self._longest[drawn].max()) if self._tokens else n
+        if most < n:
+            drawn = drawn[torch.randperm(n)[: max(1, most)].sort().values]
+        return self._batch(drawn)
 
     def _batch(self, chosen: Tensor) -> Tensor | tuple[Tensor, ...]:
         found = (rows[chosen.to(rows.device)] for rows in self._tensors)

@@ -91,6 +91,11 @@ CAUSES = {
         "Together(BackTranslation(latents), SentenceDenoising(latents, ...)); some known pairs (KnownLatents) "
         "help most",
     ),
+    "sentence of the prior": Text(
+        "z is a draw of p(z), whatever x is",
+        "train by both together, Together(BackTranslation(latents), SentenceDenoising(latents, ...)), after "
+        "denoising alone; some known pairs (KnownLatents) help most",
+    ),
     "ignored sentence": Text(
         "the decoder writes x without looking at z: it is a language model of x",
         "train by both together, Together(BackTranslation(latents), SentenceDenoising(latents, ...)), after "

@@ -91,8 +91,8 @@ class Diagnosis(Result):
             code. Then there is no KL and no mutual information, and a number is active if it is worth 0.01 nats
             to the decoder.
         of_sentences: If the only latent is a sentence, which is judged as a whole: what is known of it. Then
-            there is one dimension, that latent, active if it is worth 0.01 nats to the decoder for each word of
-            x, and is not a copy of it.
+            there is one dimension, that latent, active if each word of it is worth 0.01 nats to the decoder,
+            and it is not a copy of x.
     """
 
     names: tuple[str, ...]

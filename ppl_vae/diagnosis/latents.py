@@ -160,8 +160,10 @@ def diagnose(
     - `identical rows`, as above, or `still training`, if `fit` says so;
     - `copied sentence`: half of its words are words of x, beyond chance, and it is a nat per word less likely
       than what p(z) draws: it repeats x;
-    - `constant posterior`: x tells less than 0.01 nats of each word of z;
-    - `ignored sentence`: it does, and z is worth less than 0.01 nats to the decoder for each word of x.
+    - `sentence of the prior`: x tells less than 0.01 nats of each word of z, and the rate is as small;
+      `constant posterior`: it is not;
+    - `ignored sentence`: x does tell of z, and z is worth less than 0.01 nats to the decoder for each of its
+      words.
 
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes

@@ -15,7 +15,7 @@ from ppl_vae.diagnosis.remedies import Facts
 from ppl_vae.diagnosis.use_of_sentences import UseOfSentences
 from ppl_vae.distributions import Sentences
 from ppl_vae.pairs import COLLAPSED, Batch, innermost, num_rows, sample_rows, tensors_of
-from ppl_vae.runtime import FIRST_WORD, lengths_of
+from ppl_vae.runtime import FIRST_WORD, holds_sentences, lengths_of
 from ppl_vae.stats import Estimate
 
 MOST_COPIED = 0.5
@@ -31,7 +31,7 @@ _UNKNOWN = "not measured for a sentence"
 
 @dataclass(frozen=True)
 class _SentenceRows:
-    """What some rows say, `(n,)` each; `words` are those of z, `read` those of x."""
+    """What some rows say, `(n,)` each; `words` are those of z."""
 
     rate: Tensor
     worth: Tensor
@@ -42,7 +42,6 @@ class _SentenceRows:
     log_own: Tensor
     words: Tensor
     own_words: Tensor
-    read: Tensor
     elbo: Tensor
 
 
@@ -76,8 +75,8 @@ def diagnose_sentences(
     seen, first, same = 0, None, True
     for chunk in session.chunks(max(2, size), "diagnose"):
         x = tensors_of(chunk)[0]
-        first = x[0] if first is None else first
-        same = same and bool((x == first).all())
+        first = x[:1] if first is None else first
+        same = same and _all_are(x, first)
         found.append(_look(session, chunk, name))
         seen += num_rows(chunk)
         if seen >= _MOST_ROWS:
@@ -90,7 +89,7 @@ def diagnose_sentences(
     use = UseOfSentences(
         words=total("words"),
         worth=total("worth"),
-        worth_per_word=total("worth") / total("read"),
+        worth_per_word=total("worth") / total("words"),
         told=total("told"),
         copied=total("copied"),
         copied_by_chance=total("by_chance"),
@@ -99,7 +98,11 @@ def diagnose_sentences(
     )
     copied = use.surplus >= MOST_COPIED and use.foreign >= FOREIGN
     is_used = use.worth_per_word >= COLLAPSED and not copied
-    causes = {} if is_used or len(rate) == 1 else {name: _cause(use, copied, same, not_ended)}
+    causes = (
+        {}
+        if is_used or len(rate) == 1
+        else {name: _cause(use, float(rate.mean()), copied, same, not_ended)}
+    )
     unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     notes = session.findings.notes
     if is_used and use.foreign >= FOREIGN:
@@ -113,7 +116,7 @@ def diagnose_sentences(
         kl=rate.mean().unsqueeze(0),
         mean_variance=torch.tensor([math.nan]),
         active=torch.tensor([is_used]),
-        collapsed=torch.tensor([not is_used and not copied]),
+        collapsed=torch.tensor([not is_used]),
         mutual_information=unknown,
         marginal_kl=unknown,
         leave_one_out=unknown,
@@ -157,13 +160,14 @@ def _look(session: Session, chunk: Batch, name: str) -> _SentenceRows:
         log_own=log_own.cpu(),
         words=lengths_of(z).cpu(),
         own_words=lengths_of(own).reshape(-1).cpu(),
-        read=lengths_of(x).cpu(),
         elbo=rows.log_weights[0].cpu(),
     )
 
 
 def _shared(z: Tensor, x: Tensor) -> Tensor:
-    """The share of the words of z that are words of x, too, each as often as there; NaN without words."""
+    """The share of the words of z that are words of x, too, each as often as there; NaN if there are none."""
+    if not holds_sentences(x.long() if x.is_floating_point() else x):
+        return z.new_full((len(z),), math.nan, dtype=torch.float64)
     z, x = z.long(), x.long()
     is_word = z >= FIRST_WORD
     same = (z.unsqueeze(-1) == z.unsqueeze(-2)) & is_word.unsqueeze(-2)
@@ -173,7 +177,15 @@ def _shared(z: Tensor, x: Tensor) -> Tensor:
     return found / is_word.sum(-1)
 
 
-def _cause(use: UseOfSentences, copied: bool, same: bool, not_ended: str) -> Cause:
+def _all_are(x: Tensor, first: Tensor) -> bool:
+    """Whether all rows are one row; of sentences, other batches may be filled up more."""
+    if x.dim() == 2 == first.dim() and x.shape[1] != first.shape[1]:
+        width = max(x.shape[1], first.shape[1])
+        x, first = (torch.nn.functional.pad(of, (0, width - of.shape[1])) for of in (x, first))
+    return x.shape[1:] == first.shape[1:] and bool((x == first).all())
+
+
+def _cause(use: UseOfSentences, rate: float, copied: bool, same: bool, not_ended: str) -> Cause:
     """Why the sentence is not used, or is none."""
     if same:
         return _of("identical rows")
@@ -186,10 +198,12 @@ def _cause(use: UseOfSentences, copied: bool, same: bool, not_ended: str) -> Cau
             f"{use.foreign:.1f} nats per word less likely under p(z) than what p(z) draws",
         )
     if use.told / use.words < COLLAPSED:
-        return _of("constant posterior", f"x tells {use.told:.2g} nats of z")
+        at_prior = abs(rate) / use.words < COLLAPSED
+        cause = "sentence of the prior" if at_prior else "constant posterior"
+        return _of(cause, f"x tells {use.told:.2g} nats of z, and the rate is {rate:.2g} nats")
     return _of(
         "ignored sentence",
-        f"x tells {use.told:.1f} nats of z, and z is worth {use.worth_per_word:.2g} nats for each word of x",
+        f"x tells {use.told:.1f} nats of z, and z is worth {use.worth_per_word:.2g} nats for each of its words",
     )
 
 

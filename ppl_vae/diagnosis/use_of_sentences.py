@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -12,9 +13,9 @@ class UseOfSentences:
     Attributes:
         words: Mean number of words of z, with the end.
         worth: By how much log p(x | z) falls with the z of another row, nats per row.
-        worth_per_word: The same per word of x, with the end.
+        worth_per_word: The same per word of z, with the end.
         told: By how much log q(z | x) falls with the z of another row, nats per row: what x tells of z.
-        copied: Share of the words of z that are words of its x, too, in any order.
+        copied: Share of the words of z that are words of its x, too, in any order; NaN if x is no sentence.
         copied_by_chance: The same with the x of another row.
         log_prior: log p(z) of the guide's z, nats per word.
         log_prior_of_own: log p(z) of sentences that p(z) draws, nats per word: minus its entropy.
@@ -50,22 +51,27 @@ def told_of_sentences(name: str, use: UseOfSentences, is_used: bool) -> str:
 
     Example:
         >>> told_of_sentences("z", UseOfSentences(8, 20.0, 2.0, 30.0, 0.1, 0.05, -3.0, -2.8), True)
-        'No collapse: z is worth 20.0 nats to the decoder, 2 for each word of x, and x tells 30.0 nats of it.'
+        'No collapse: z is worth 20.0 nats to the decoder, 2 for each word of it, and x tells 30.0 nats of it.'
     """
     state = "No collapse" if is_used else "Collapse"
     return (
         f"{state}: {name} is worth {use.worth:.1f} nats to the decoder, {use.worth_per_word:.2g} for each word "
-        f"of x, and x tells {use.told:.1f} nats of it."
+        f"of it, and x tells {use.told:.1f} nats of it."
     )
 
 
 def lines_of_sentences(use: UseOfSentences) -> list[tuple[str, str]]:
     """Names and values of what is known."""
     return [
-        ("worth of z", f"{use.worth:.2f} nats, {use.worth_per_word:.2g} per word of x"),
+        ("worth of z", f"{use.worth:.2f} nats, {use.worth_per_word:.2g} per word of z"),
         ("what x tells of z", f"{use.told:.2f} nats"),
-        ("words of z", f"{use.words:.1f}, the end with them"),
-        ("copied from x", f"{use.copied:.1%} ({use.copied_by_chance:.1%} by chance)"),
+        ("words of z", f"{use.words:.1f}, including the end"),
+        (
+            "copied from x",
+            "not defined: x is no sentence"
+            if math.isnan(use.copied)
+            else f"{use.copied:.1%} ({use.copied_by_chance:.1%} by chance)",
+        ),
         (
             "log p(z) per word",
             f"{use.log_prior:.2f} nats (draws of p(z): {use.log_prior_of_own:.2f})",

@@ -19,6 +19,9 @@ class WritesWords(Protocol):
     def states(self, rows: Tensor) -> Tensor:
         """What the logits of each word are made of, `(n, T, *)`, for rows `(n, T)`."""
 
+    def as_drawn(self) -> WritesWords:
+        """The same with states as `step` has them: without dropout, say."""
+
     def logits(self, states: Tensor) -> Tensor:
         """The logits of all words, `(*, words)`; those of PAD and BLANK are so low that they never come."""
 

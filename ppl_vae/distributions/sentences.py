@@ -36,6 +36,7 @@ class _Sentence(constraints.Constraint):
         self.words, self.length = words, length
 
     def check(self, value: Tensor) -> Tensor:
+        whole = (value == value.long()).all(-1)
         value = value.long()
         lengths = lengths_of(value).unsqueeze(-1)
         place = torch.arange(value.shape[-1], device=value.device)
@@ -43,6 +44,7 @@ class _Sentence(constraints.Constraint):
         fits = (value >= 0) & (value < self.words) & (value != BLANK)
         fits &= (value != PAD) == inside
         fits &= (value == END) == (place == lengths - 1)
+        fits &= whole.unsqueeze(-1)
         return fits.all(-1) & (lengths.squeeze(-1) > 0) & (lengths.squeeze(-1) <= self.length)
 
     def __repr__(self) -> str:
@@ -57,8 +59,9 @@ class Sentences(dist.TorchDistribution):
     of all sentences sum to 1. Rows that are no sentences have log p = -inf.
 
     A density takes one pass, in which PAD costs little: columns that hold nothing else are cut, and logits are
-    computed for words alone. A draw takes a step for each word, until all rows have ended; without gradients,
-    its density is remembered.
+    computed for words alone. A draw takes a step for each word, until all rows have ended. Its density, which
+    is remembered, is that of the steps: with gradients, too, a draw is scored without dropout, so that the
+    score function is unbiased in training mode.
 
     Args:
         writing: What gives the probabilities of words: `Writing` of an `EncoderDecoder`, say.
@@ -120,14 +123,15 @@ class Sentences(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p of sentences, in nats, `(*batch)`; rows may be narrower than T."""
+        own = self._latest is not None and value is self._latest[0]
+        if own and self._latest is not None and not torch.is_grad_enabled():
+            return self._latest[1]
         missing = self.length - value.shape[-1]
         if missing > 0:
             value = torch.nn.functional.pad(value, (0, missing), value=PAD)
         if self._validate_args:
             self._validate_sample(value)
-        if self._latest is not None and value is self._latest[0] and not torch.is_grad_enabled():
-            return self._latest[1]
-        each = self.log_prob_of_words(value)
+        each = self._log_prob_of_words(value, self._writing.as_drawn() if own else self._writing)
         inside = _Sentence(self.words, self.length).check(value)
         return each.sum(-1).where(inside, -torch.inf).expand(self._batch_of(value))
 
@@ -136,13 +140,16 @@ class Sentences(dist.TorchDistribution):
 
         `value` may be shorter than T; what is returned is as long as it.
         """
+        return self._log_prob_of_words(value, self._writing)
+
+    def _log_prob_of_words(self, value: Tensor, writing: WritesWords) -> Tensor:
         batch = self._batch_of(value)
         rows = value.long().expand(*batch, -1).reshape(batch.numel(), -1)
         width = rows.shape[-1]
         rows = trimmed(rows).clamp(0, self.words - 1)
         there = rows != PAD
-        states = self._of_batch(batch).states(rows)
-        logits = self._writing.logits(states[there])
+        states = self._of_batch(batch, writing).states(rows)
+        logits = writing.logits(states[there])
         log_p = -cross_entropy(logits, rows[there], reduction="none")
         each = torch.zeros(rows.shape, dtype=log_p.dtype, device=rows.device)
         each = each.masked_scatter(there, log_p)
@@ -173,7 +180,7 @@ class Sentences(dist.TorchDistribution):
             not so many.
         """
         batch = self.batch_shape
-        writing = self._of_batch(batch)
+        writing = self._of_batch(batch, self._writing)
         rows, log_p = beam_search(writing, batch.numel(), self.length, beams, length_penalty)
         return rows.reshape(*batch, beams, self.length), log_p.reshape(*batch, beams)
 
@@ -181,7 +188,7 @@ class Sentences(dist.TorchDistribution):
     def _written(self, batch: torch.Size, choose: Callable[[Tensor], Tensor]) -> Tensor:
         """Sentences whose words are chosen one after the other, by their logits."""
         n = batch.numel()
-        writing = self._of_batch(batch).begun(n)
+        writing = self._of_batch(batch, self._writing).begun(n)
         logits = writing.step(None, 0)
         device = logits.device
         rows = torch.full((n, self.length), PAD, device=device)
@@ -208,14 +215,12 @@ class Sentences(dist.TorchDistribution):
         self._latest = found, log_p.reshape(batch)
         return found
 
-    def _of_batch(self, batch: torch.Size) -> WritesWords:
+    def _of_batch(self, batch: torch.Size, writing: WritesWords) -> WritesWords:
         """What writes the rows of a larger batch."""
-        if batch == self._shape or self._shape.numel() == 1 == batch.numel():
-            return self._writing
-        if not self._shape:
-            return self._writing  # the same for all rows
+        if batch == self._shape:
+            return writing
         index = torch.arange(self._shape.numel()).reshape(self._shape).expand(batch).reshape(-1)
-        return self._writing.of_rows(index)
+        return writing.of_rows(index)
 
     def _batch_of(self, value: Tensor) -> torch.Size:
         return torch.Size(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))

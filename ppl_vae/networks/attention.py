@@ -62,6 +62,7 @@ class AttentionBlock(nn.Module):
         seen: Tensor | None = None,
         memory: Tensor | None = None,
         there: Tensor | None = None,
+        hides: bool | None = None,
     ) -> Tensor:
         """All steps at once.
 
@@ -71,16 +72,18 @@ class AttentionBlock(nn.Module):
             seen: Which steps are seen, `(n, 1, 1, length)`, if not causal; None for all.
             memory: What is read: `remembered` of it.
             there: Which of its steps are there, `(n, 1, 1, steps)`; None for all.
+            hides: Whether there is dropout; None in training mode.
 
         Returns:
             `(n, length, width)`.
         """
+        hides = self.training if hides is None else hides
         query, key, value = self._of_heads(x)
-        hide = self.attention_dropout if self.training else 0.0
+        hide = self.attention_dropout if hides else 0.0
         found = scaled_dot_product_attention(
             query, key, value, attn_mask=seen, dropout_p=hide, is_causal=causal
         )
-        return self._added(x, found, memory, there, self.training)
+        return self._added(x, found, memory, there, hides)
 
     def past(self, n: int, length: int) -> Tensor:
         """Room for the keys and values of all steps, `(2, n, heads, length, width / heads)`."""

@@ -192,10 +192,15 @@ class SentenceNetwork(nn.Module):
         assert self.encoder is not None
         assert self.encoded is not None
         rows = trimmed(rows)
+        if rows.shape[1] > self.length or (rows.numel() and int(rows.max()) >= self.words):
+            raise ValueError(
+                f"the network reads sentences of at most {self.length} tokens, with the end, of a vocabulary "
+                f"of {self.words}, got {rows.shape[1]} tokens and numbers up to {int(rows.max())}"
+            )
         there = (torch.arange(rows.shape[1], device=rows.device) < lengths_of(rows)[:, None])[
             :, None, None
         ]
-        x = self.embedded(rows, language)
+        x = dropout(self.vectors(rows, language), self.dropout, self.training)
         for block in self.encoder:
             x = block(x, causal=False, seen=there)
         states = self.encoded(x)
@@ -205,15 +210,12 @@ class SentenceNetwork(nn.Module):
         """What writes sentences of a language: translations of what is in a memory, if there is one."""
         return Writing(self, language, memory)
 
-    def embedded(self, rows: Tensor, language: int) -> Tensor:
+    def vectors(self, rows: Tensor, language: int) -> Tensor:
         """The vectors of words at the places from 1 on, `(n, S, width)`."""
         width = self.embedding.embedding_dim
         x = self.embedding(rows) * math.sqrt(width) + self.languages[language]
-        return self.hidden(x + self.places[1 : rows.shape[1] + 1])
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """Dropout."""
-        return dropout(x, self.dropout, self.training)
+        found: Tensor = x + self.places[1 : rows.shape[1] + 1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -246,12 +248,18 @@ class Writing:
         language: The number of the language.
         memory: What it reads; None for nothing.
         past: Keys and values of the words so far for each layer, once it has begun.
+        hides: Whether there is dropout in training mode.
     """
 
     network: SentenceNetwork
     language: int
     memory: Memory | None = None
     past: list[Tensor] = field(default_factory=list)
+    hides: bool = True
+
+    def as_drawn(self) -> Writing:
+        """The same without dropout, as `step` has none."""
+        return replace(self, hides=False)
 
     def of_rows(self, index: Tensor) -> Writing:
         """The same for some of the rows, in this order; a row may come several times."""
@@ -263,10 +271,13 @@ class Writing:
     def states(self, rows: Tensor) -> Tensor:
         """The state ahead of each word, which depends on those before it: `(n, T, width)` for rows `(n, T)`."""
         network = self.network
-        before = network.embedded(rows[:, :-1], self.language)
-        x = torch.cat([self._start(len(rows)).unsqueeze(1), before], 1)
+        hides = self.hides and network.training
+        before = network.vectors(rows[:, :-1], self.language)
+        start = network.languages[self.language] + network.places[0]
+        x = torch.cat([start.expand(len(rows), 1, -1), before], 1)
+        x = dropout(x, network.dropout, hides)
         for block, memory in self._layers():
-            x = block(x, memory=memory, there=self._there)
+            x = block(x, memory=memory, there=self._there, hides=hides)
         found: Tensor = network.decoded(x)
         return found
 
@@ -285,7 +296,7 @@ class Writing:
     def step(self, words: Tensor | None, i: int) -> Tensor:
         """The logits of word i, `(n, words)`, after the word before, `(n,)`, has been added to the past.
 
-        Without gradients, and without dropout.
+        Without gradients, and without dropout but that in the memory.
         """
         network = self.network
         with torch.no_grad():
@@ -299,11 +310,6 @@ class Writing:
             for (block, memory), past in zip(self._layers(), self.past, strict=True):
                 x = block.step(x, past, i, memory, self._there)
             return self.logits(network.decoded(x))
-
-    def _start(self, n: int) -> Tensor:
-        network = self.network
-        start = network.languages[self.language] + network.places[0]
-        return network.hidden(start.expand(n, -1))
 
     @property
     def _there(self) -> Tensor | None:

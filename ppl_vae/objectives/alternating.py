@@ -167,6 +167,18 @@ class Alternating(Objective):
         return replace(found[0], loss=routed(losses))
 
 
+def require_unweighted(objective: Alternating) -> None:
+    """Raises an error for an objective without a KL whose beta is not 1.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if objective.beta != 1:
+        raise ValueError(
+            f"{type(objective).__name__}: there is no KL to weight: leave beta at 1, got {objective.beta!r}"
+        )
+
+
 def moved_by(
     pair: Pair, leaves: Mapping[str, Tensor], turns: Sequence[Turn], objective: str
 ) -> dict[str, tuple[str, ...]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
 from ppl_vae.objectives.schedules import require_bool
@@ -19,7 +19,9 @@ from ppl_vae.objectives.wake_sleep import (
     density_of_rows,
     detached_draws,
     drawn_rows,
+    elbo_of_rows,
     require_draws,
+    require_elbo_rows,
     whole_guide,
 )
 from ppl_vae.pairs import (
@@ -27,10 +29,12 @@ from ppl_vae.pairs import (
     Layout,
     LikeliestValues,
     Pair,
+    PairError,
     Trace,
     as_args,
     many_samples,
     num_rows,
+    take_rows,
     tensors_of,
     trace_guide,
 )
@@ -60,8 +64,8 @@ class BackTranslation(Alternating):
 
         E_q(z | x) [(-log p(x | z) + beta (log q(z | x) - log p(z))) grad log q(z | x)],
 
-    and with it log p(z); it is that of -log q(z' | x') in its place. So every bijection between values of z and
-    x has the least loss, 0, whatever p(z) says of its values of z.
+    and with it log p(z); it is that of -log q(z' | x') in its place. So for every bijection between values of z
+    and x the two translation losses, without -log p(z'), have their least value, 0, whatever p(z) says of it.
 
     Draws are made in evaluation mode, so without dropout, and are scored in training mode. The ELBO is logged
     beside the losses; it is not what they are after, so the last weights are kept.
@@ -70,7 +74,10 @@ class BackTranslation(Alternating):
         latents: Real values of the latents, unpaired with the rows: a tensor `(m, *event)`, or a dict of them
             by site, or something with a method `draw(n)`, such as `ppl_vae.data.Buckets`. Each step draws as
             many as the batch has rows, with equal probability.
-        greedy: Take the likeliest value of each draw, of a sentence word by word, in place of a draw.
+        greedy: Take the likeliest value of each draw, of a sentence word by word, in place of a draw. This is
+            no expectation under q: the gradient by p(x | z) is then not that of the ELBO, and the ELBO that is
+            logged is that of `elbo_rows` rows of each batch, by draws.
+        elbo_rows: See `greedy`.
         learn_prior: Whether p(z) learns from the real latents, if it has parameters.
 
     Raises:
@@ -103,15 +110,19 @@ class BackTranslation(Alternating):
 
     latents: Latents = field(kw_only=False)
     greedy: bool = False
+    elbo_rows: int = 8
     learn_prior: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta != 1:
-            raise ValueError(
-                f"BackTranslation: there is no KL to weight: leave beta at 1, got {self.beta!r}"
-            )
+        require_unweighted(self)
         require_bool("BackTranslation", "greedy", self.greedy)
+        require_elbo_rows(self, self.elbo_rows)
+        if self.greedy and self.num_particles > 1:
+            raise ValueError(
+                "BackTranslation: with greedy=True all translations of a row are the same: leave "
+                f"num_particles at 1, got {self.num_particles}"
+            )
         require_bool("BackTranslation", "learn_prior", self.learn_prior)
         object.__setattr__(self, "latents", RealLatents.of("BackTranslation.latents", self.latents))
 
@@ -124,7 +135,7 @@ class BackTranslation(Alternating):
 
     def _model(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         """The model's turn: rows from what the guide makes of them, and the prior from real latents."""
-        require_draws(layout, "BackTranslation")
+        _require_x_alone(batch, layout)
         n, samples = num_rows(batch), self.num_particles if layout.vectorizes else 1
         each = [
             self._translated(pair, layout, batch, samples)
@@ -135,9 +146,12 @@ class BackTranslation(Alternating):
         )
         loss = -rows.mean()
         if self.learn_prior:
-            values = self._real(n, layout, batch)
-            seen = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(batch))
-            loss = loss - density_of_rows(seen, layout.latents, layout, 1, n).mean()
+            values, part = self._real(n, layout, batch)
+            seen = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(part))
+            real = density_of_rows(seen, layout.latents, layout, 1, num_rows(part))
+            loss = loss - real.mean()
+        if self.greedy:  # which is no draw
+            return replace(elbo_of_rows(pair, layout, batch, self.elbo_rows), loss=loss)
         distortion, rate = -rows.detach().mean(), (guide - prior).mean()
         return Loss(loss, -(distortion + rate), rate, distortion, [e[3] for e in each])
 
@@ -153,34 +167,46 @@ class BackTranslation(Alternating):
             replayed = poutine.replay(pair.model, trace=detached_draws(guide))
             model = poutine.trace(replayed).get_trace(*as_args(batch))
         layout.require(model, guide)
-        with torch.no_grad():
+        with _quietly(pair):
             log_prior = density_of_rows(model, layout.latents, layout, samples, n)
         rows = density_of_rows(model, layout.observed, layout, samples, n)
         return rows, log_prior, log_q, (model, guide)
 
     def _guide(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         """The guide's turn: real latents from what the model makes of them."""
-        require_draws(layout, "BackTranslation")
-        n = num_rows(batch)
-        values = self._real(n, layout, batch)
+        _require_x_alone(batch, layout)
+        values, part = self._real(num_rows(batch), layout, batch)
+        n = num_rows(part)
         with _quietly(pair), self._drawing():
             made = poutine.uncondition(SetReal(values)(pair.model))
-            dream = poutine.trace(made).get_trace(*as_args(batch))
-            drawn = drawn_rows(dream, layout, batch, "BackTranslation")
-            distortion = -density_of_rows(dream, layout.observed, layout, 1, n).mean()
+            dream = poutine.trace(made).get_trace(*as_args(part))
+            drawn = drawn_rows(dream, layout, part, "BackTranslation")
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))
         loss = -density_of_rows(guide, layout.guide_sites, layout, 1, n).mean()
-        with torch.no_grad():
-            rate = -loss.detach() - density_of_rows(dream, layout.latents, layout, 1, n).mean()
-        return Loss(loss, -(distortion + rate), rate, distortion, [(dream, guide)])
+        return replace(elbo_of_rows(pair, layout, batch, 0), loss=loss, traces=[(dream, guide)])
 
-    def _real(self, n: int, layout: Layout, batch: Batch) -> dict[str, Tensor]:
+    def _real(self, n: int, layout: Layout, batch: Batch) -> tuple[dict[str, Tensor], Batch]:
+        """Real latents, and as many rows, whose place they take."""
         found: dict[str, Tensor]
         _, found = self.latents.drawn(n, layout, tensors_of(batch)[0].device)
-        return found
+        return found, take_rows(batch, slice(0, len(next(iter(found.values())))))
 
     def _drawing(self) -> Any:
         return LikeliestValues() if self.greedy else nullcontext()
+
+
+def _require_x_alone(batch: Batch, layout: Layout) -> None:
+    """Refuses what back-translation cannot have.
+
+    Raises:
+        PairError: Latents are summed out, or rows come with more than x.
+    """
+    require_draws(layout, "BackTranslation")
+    if len(tensors_of(batch)) > 1:
+        raise PairError(
+            "BackTranslation runs the model on real latents in place of those of a batch, and what else "
+            "belongs to the rows (their lengths, say) is not theirs: let x hold all of a row"
+        )
 
 
 @contextmanager

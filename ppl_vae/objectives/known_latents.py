@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyro.poutine as poutine
 from torch import Tensor
 
-from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
 from ppl_vae.objectives.schedules import require_bool
-from ppl_vae.objectives.wake_sleep import density_of_rows, require_draws, whole_guide
+from ppl_vae.objectives.wake_sleep import (
+    density_of_rows,
+    elbo_of_rows,
+    require_draws,
+    require_elbo_rows,
+    whole_guide,
+)
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -35,14 +41,17 @@ class KnownLatents(Alternating):
 
         pairs = -log p(x, z) - log q(z | x)
 
-    Each step draws as many pairs as the batch has rows; the rows of the batch themselves are not used, so
-    that this objective goes together with others: see `Together`. Alone it is supervised training:
-    `fit(model, guide, x, objective=KnownLatents((x, z)))`. The ELBO that is logged has the known z as its draw.
+    Each step draws as many pairs as the batch has rows, or fewer; the rows of the batch themselves are not
+    used, so that this objective goes together with others: see `Together`. Alone it is supervised training:
+    `fit(model, guide, x, objective=KnownLatents((x, z)))`. The ELBO that is logged is that of `elbo_rows` rows
+    of each batch, by draws.
 
     Attributes:
         pairs: Rows and their latents, `(x, z)`, each a tensor with as many rows as the other, or something with
             a method `draw(n)` that returns both.
         learn_prior: Whether p(z) learns from them, if it has parameters.
+        elbo_rows: Rows of each batch by which the ELBO is logged; with 0 it is NaN, which is right where
+            another objective logs it.
 
     Raises:
         PairError: The programs are given more than x, or the known values are not those of the latents.
@@ -60,14 +69,13 @@ class KnownLatents(Alternating):
 
     pairs: Latents = field(kw_only=False)
     learn_prior: bool = True
+    elbo_rows: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta != 1:
-            raise ValueError(
-                f"KnownLatents: there is no KL to weight: leave beta at 1, got {self.beta!r}"
-            )
+        require_unweighted(self)
         require_bool("KnownLatents", "learn_prior", self.learn_prior)
+        require_elbo_rows(self, self.elbo_rows)
         known = RealLatents.of("KnownLatents.pairs", self.pairs, paired=True)
         object.__setattr__(self, "pairs", known)
 
@@ -84,6 +92,7 @@ class KnownLatents(Alternating):
                 "hold all of a row"
             )
         x, values = self.pairs.drawn(n, layout, given.device)
+        n = len(x)
         known = with_tensors(batch, [x.to(given.dtype)])
         model = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(known))
         guide = trace_guide(Substitute(values)(pair.guide), *as_args(known))
@@ -95,5 +104,4 @@ class KnownLatents(Alternating):
         loss = -(rows + log_q).mean()
         if self.learn_prior:
             loss = loss - prior.mean()
-        distortion, rate = -rows.detach().mean(), (log_q - prior).detach().mean()
-        return Loss(loss, -(distortion + rate), rate, distortion, [(model, guide)])
+        return replace(elbo_of_rows(pair, layout, batch, self.elbo_rows), loss=loss)

@@ -92,17 +92,22 @@ class RealLatents:
     def drawn(
         self, n: int, layout: Layout, device: torch.device
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """n rows: those of the data, if they are paired, and the values of the latents by site.
+        """At most n rows: those of the data, if they are paired, and the values of the latents by site.
 
         Args:
-            n: How many rows.
+            n: How many rows; what draws them may draw fewer, to bound the memory.
             layout: That of the batch.
             device: Where they are wanted.
 
         Raises:
-            PairError: They are not of the sites that the pair draws, or not n.
+            PairError: They are not of the sites that the pair draws, or more than n, or none.
         """
         found, x = self._draw(n), None
+        if isinstance(found, tuple) != self.paired or (self.paired and len(found) != 2):
+            wanted = "a tuple (x, z)" if self.paired else "the latents alone, a tensor or a dict"
+            raise PairError(
+                f"draw({n}) of {self!r} has returned {described(found)}: expected {wanted}"
+            )
         if self.paired:
             x, found = found
             x = x.to(device)
@@ -119,11 +124,12 @@ class RealLatents:
                 f"{sorted(layout.latents)}: give values of all latents of a row"
             )
         values = {name: torch.as_tensor(value).to(device) for name, value in found.items()}
-        for rows in (*values.values(), *([] if x is None else [x])):
-            if len(rows) != n:
-                raise PairError(
-                    f"{n} rows were asked of {self!r}, and it has drawn {len(rows)}: its draw(n) must return n"
-                )
+        drawn = {len(rows) for rows in (*values.values(), *([] if x is None else [x]))}
+        if len(drawn) != 1 or not 0 < min(drawn) <= n:
+            told = " and ".join(map(str, sorted(drawn)))
+            raise PairError(
+                f"draw({n}) of {self!r} has returned {told} rows: expected {n}, or fewer but not none"
+            )
         return x, values
 
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents
-from ppl_vae.objectives.schedules import require_bool, require_whole
-from ppl_vae.objectives.wake_sleep import whole_guide
+from ppl_vae.objectives.schedules import require_bool
+from ppl_vae.objectives.wake_sleep import elbo_of_rows, require_elbo_rows, whole_guide
 from ppl_vae.pairs import (
     Batch,
     Layout,
     Pair,
     PairError,
     num_rows,
-    sample_rows,
-    take_rows,
     tensors_of,
 )
 from ppl_vae.runtime import described
@@ -39,7 +36,8 @@ class SentenceDenoising(Alternating):
     can write both languages, and has one encoder for both. It is no bound on log p(x).
 
     The model has a method `restore(noisy)`, which returns a distribution of rows, and the guide one that
-    returns a distribution of latents. `LatentTranslation` and `Translator` have.
+    returns a distribution of latents; `model.prior()` is p(z), if it learns. `LatentTranslation` and
+    `Translator` have them.
 
     Attributes:
         latents: Real values of the latents, unpaired with the rows: see `BackTranslation`.
@@ -54,6 +52,7 @@ class SentenceDenoising(Alternating):
         ValueError: beta is not 1 or free_bits not 0: the losses have no KL.
 
     Example:
+        >>> import torch
         >>> from ppl_vae import fit
         >>> from ppl_vae.guides import Translator
         >>> from ppl_vae.models import LatentTranslation
@@ -76,26 +75,25 @@ class SentenceDenoising(Alternating):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta != 1:
-            raise ValueError(
-                f"SentenceDenoising: there is no KL to weight: leave beta at 1, got {self.beta!r}"
-            )
+        require_unweighted(self)
         if not callable(self.noise):
             raise TypeError(
                 f"SentenceDenoising.noise must be a function of rows, such as WordNoise(), got "
                 f"{described(self.noise)}"
             )
-        require_whole("SentenceDenoising", "elbo_rows", self.elbo_rows)
-        if self.elbo_rows < 0:
-            raise ValueError(
-                f"SentenceDenoising: elbo_rows must be at least 0, got {self.elbo_rows}"
-            )
+        require_elbo_rows(self, self.elbo_rows)
         require_bool("SentenceDenoising", "learn_prior", self.learn_prior)
         latents = RealLatents.of("SentenceDenoising.latents", self.latents)
         object.__setattr__(self, "latents", latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
+        prior: Any = getattr(pair.model, "prior", None) if self.learn_prior else None
+        if self.learn_prior and not callable(prior):
+            raise PairError(
+                f"SentenceDenoising: p(z) learns from the real latents by model.prior(), which "
+                f"{described(pair.model)} does not have: set learn_prior=False"
+            )
         restore = [
             _method(program, role)
             for program, role in ((pair.model, "model"), (pair.guide, "guide"))
@@ -103,18 +101,21 @@ class SentenceDenoising(Alternating):
 
         def rows(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
-            loss = -restore[0](self.noise(x)).log_prob(x).mean()
-            return self._logged(pair, layout, batch, loss)
+            loss = -self._restored(restore[0], x.long()).mean()
+            return replace(elbo_of_rows(pair, layout, batch, self.elbo_rows), loss=loss)
 
         def latents(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
             _, values = self.latents.drawn(num_rows(batch), layout, x.device)
+            if len(values) > 1:
+                raise PairError(
+                    f"SentenceDenoising restores one latent of a row, and there are {', '.join(values)}"
+                )
             (z,) = values.values()
-            loss = -restore[1](self.noise(z)).log_prob(z).mean()
-            if self.learn_prior:
-                prior: Any = pair.model
-                loss = loss - prior.prior().log_prob(z).mean()
-            return _unlogged(loss)
+            loss = -self._restored(restore[1], z.long()).mean()
+            if prior is not None:
+                loss = loss - prior().log_prob(z).mean()
+            return replace(elbo_of_rows(pair, layout, batch, 0), loss=loss)
 
         of_guide = whole_guide(pair)
         return [
@@ -122,17 +123,18 @@ class SentenceDenoising(Alternating):
             Turn("latents", latents, [*of_guide, pair.model]),
         ]
 
-    def _logged(self, pair: Pair, layout: Layout, batch: Batch, loss: Tensor) -> Loss:
-        """The loss, and the ELBO of some of the rows beside it."""
-        if not self.elbo_rows:
-            return _unlogged(loss)
-        few = take_rows(batch, slice(0, self.elbo_rows))
-        with torch.no_grad(), pair.mode(training=False):
-            found = sample_rows(pair, layout, few, 1)
-        distortion = -found.log_likelihood.mean()
-        rate = (found.log_guide - found.log_prior).mean()
-        traces = [(found.model_trace, found.guide_trace)]
-        return Loss(loss, -(distortion + rate), rate, distortion, traces)
+    def _restored(self, restore: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
+        """log p of each row given itself with noise."""
+        p = restore(self.noise(rows))
+        inside = p.support.check(rows)
+        if not bool(inside.all()):
+            wrong = (~inside).nonzero().flatten().tolist()
+            raise PairError(
+                f"{len(wrong)} of {len(rows)} rows are outside of the support of the programs, {p.support}: "
+                f"the first is {rows[wrong[0]].tolist()}"
+            )
+        found: Tensor = p.log_prob(rows)
+        return found
 
 
 def _method(program: object, role: str) -> Callable[[Tensor], Any]:
@@ -144,9 +146,3 @@ def _method(program: object, role: str) -> Callable[[Tensor], Any]:
         )
     restore: Callable[[Tensor], Any] = found
     return restore
-
-
-def _unlogged(loss: Tensor) -> Loss:
-    """The loss of a turn that does not measure the ELBO."""
-    nothing = torch.full((), torch.nan, device=loss.device)
-    return Loss(loss, nothing, nothing, nothing, [])

@@ -26,7 +26,7 @@ class Together(Alternating):
 
     Raises:
         TypeError: One of them is no objective with turns.
-        ValueError: There are fewer than two, or two turns would have the same name.
+        ValueError: There are fewer than two, or two of a kind, or one has a beta that is not 1.
 
     Example:
         >>> import torch
@@ -47,6 +47,10 @@ class Together(Alternating):
                 raise TypeError(
                     f"Together takes objectives with turns, such as BackTranslation(german), got "
                     f"{described(part)}"
+                )
+            if part.beta != 1:
+                raise ValueError(
+                    f"Together takes objectives whose beta is 1, got {type(part).__name__} with {part.beta!r}"
                 )
         if len(parts) < 2:
             raise ValueError(f"Together takes two objectives or more, got {len(parts)}")

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pyro.poutine as poutine
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.judged_rows import fitted_parts, in_mode
+from ppl_vae.objectives.schedules import require_whole
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -27,6 +28,7 @@ from ppl_vae.pairs import (
     row_log_prob,
     sample_rows,
     sum_to_rows,
+    take_rows,
     tensors_of,
     with_tensors,
 )
@@ -73,10 +75,7 @@ class WakeSleep(Alternating):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta != 1:
-            raise ValueError(
-                f"WakeSleep: there is no KL to weight: leave beta at 1, got {self.beta!r}"
-            )
+        require_unweighted(self)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -156,16 +155,14 @@ def drawn_rows(dream: Trace, layout: Layout, batch: Batch, objective: str = "Wak
     for name in layout.observed:
         site = dream.nodes[name]
         seen = site["infer"]["obs"]
-        places = [
-            i
-            for i, given in enumerate(tensors_of(batch))
-            if given is seen or _filled_up(given, seen)
-        ]
+        same = [i for i, given in enumerate(tensors_of(batch)) if given is seen]
+        places = same or [i for i, given in enumerate(tensors_of(batch)) if _filled_up(given, seen)]
         if len(places) != 1:
+            observed = "more than one" if places else "none"
             raise PairError(
                 f"{objective} gives the guide rows that the model draws, and the site '{name}' "
-                "observes none of the tensors of the batch as it is: write obs=x, where x is an argument of "
-                "the model"
+                f"observes {observed} of the tensors of the batch as it is: write obs=x, where x is an "
+                "argument of the model"
             )
         drawn[places[0]] = site["value"].to(drawn[places[0]].dtype)
     return with_tensors(batch, drawn)
@@ -184,13 +181,45 @@ def _filled_up(given: Tensor, seen: Tensor) -> bool:
 def whole_guide(pair: Pair) -> list[Tensor | Program]:
     """What a guide learns by, for `Turn.moves`: also what it shares with the model.
 
-    A guide that holds the whole model has only what it alone has: it uses the model, and is not a part of it.
+    A guide that refers to the model itself has only what it alone has: it uses the model as it is.
     """
     modules = modules_of_program(pair.guide, "guide").values()
-    shared = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-    if isinstance(pair.model, nn.Module) and {id(p) for p in pair.model.parameters()} <= {*shared}:
+    if any(part is pair.model for module in modules for part in module.modules()):
         return [pair.guide]
+    shared = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return [pair.guide, *shared.values()]
+
+
+def require_elbo_rows(objective: object, given: int) -> None:
+    """Raises an error for a number of rows that is none.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is negative.
+    """
+    require_whole(type(objective).__name__, "elbo_rows", given)
+    if given < 0:
+        raise ValueError(f"{type(objective).__name__}: elbo_rows must be at least 0, got {given}")
+
+
+def elbo_of_rows(pair: Pair, layout: Layout, batch: Batch, most: int) -> Loss:
+    """ELBO, rate and distortion of some rows of a batch, by a draw each in evaluation mode; the loss is NaN.
+
+    Args:
+        pair: The pair.
+        layout: The layout of the batch.
+        batch: The batch.
+        most: How many rows; with 0 all numbers are NaN, as nothing is measured.
+    """
+    nothing = torch.full((), torch.nan, device=tensors_of(batch)[0].device)
+    if not most:
+        return Loss(nothing, nothing, nothing, nothing, [])
+    with torch.no_grad(), pair.mode(training=False):
+        found = sample_rows(pair, layout, take_rows(batch, slice(0, most)), 1)
+    distortion = -found.log_likelihood.mean()
+    rate = (found.log_guide - found.log_prior).mean()
+    traces = [(found.model_trace, found.guide_trace)]
+    return Loss(nothing, -(distortion + rate), rate, distortion, traces)
 
 
 def density_of_rows(

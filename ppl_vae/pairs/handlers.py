@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -88,7 +89,8 @@ class LikeliestValues(Messenger):
     """Sets each site that would be drawn to the likeliest value of its distribution.
 
     That is the distribution's `mode`, or what its method `greedy()` returns: of a sentence the likeliest word,
-    one after the other, as its likeliest sentence cannot be found.
+    one after the other, as its likeliest sentence cannot be found. Where several values are as likely, and
+    torch states NaN, it is a draw.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -101,6 +103,14 @@ class LikeliestValues(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if msg["value"] is None and not msg["is_observed"] and not site_is_subsample(msg):
             msg["value"], msg["done"] = likeliest(msg["fn"]), True
+
+
+_WRAPPERS = (
+    dist.torch_distribution.ExpandedDistribution,
+    dist.torch_distribution.MaskedDistribution,
+    dist.Independent,
+)
+"""What changes no value of a distribution."""
 
 
 def likeliest(fn: Any) -> Tensor:
@@ -116,11 +126,12 @@ def likeliest(fn: Any) -> Tensor:
         try:
             value: Tensor = greedy() if callable(greedy) else inner.mode
         except (AttributeError, NotImplementedError):
-            if not hasattr(inner, "base_dist"):
+            if not isinstance(inner, _WRAPPERS):
                 raise PairError(
                     f"{type(fn).__name__} states no likeliest value: give the distribution a property `mode`, "
                     "or draw its values"
                 ) from None
             inner = inner.base_dist  # Pyro's masked and expanded distributions state no mode
         else:
-            return value.expand(torch.broadcast_shapes(value.shape, shape))
+            value = value.expand(torch.broadcast_shapes(value.shape, shape))
+            return torch.where(value.isnan(), fn.sample(), value) if value.isnan().any() else value

@@ -21,10 +21,14 @@ from ppl_vae.runtime import (
     require_flags,
     require_number,
     require_progress,
+    require_sentences,
 )
 
 _NUMBERS_AT_ONCE = 20_000_000
 """Logits that are held at a time."""
+
+_SENTENCES_AT_ONCE = 2000
+"""Beginnings of sentences whose keys and values are held at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +87,7 @@ def translate(
     Raises:
         PairError: The program has no such method.
         TypeError: An option is of another type.
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or a row of x is no sentence, or too long for the programs.
 
     Example:
         >>> from ppl_vae.guides import Translator
@@ -99,6 +103,8 @@ def translate(
     require_flags(back=back, draws=draws)
     require_number("length_penalty", length_penalty)
     density = _density(model, "decode") if back else _density(guide, "encode")
+    x = x.long() if x.is_floating_point() else x
+    require_sentences("x", x)
     require_progress(progress)
     pair, kept = Pair.of(model, guide), num if draws else max(num, beams)
     found: list[tuple[Tensor, Tensor]] = []
@@ -109,9 +115,10 @@ def translate(
     with random, pair.scope(), torch.no_grad(), pair.mode(training=False):
         if seed is not None:
             torch.manual_seed(seed)
-        at_once = max(1, _NUMBERS_AT_ONCE // (density(x[:1].to(device)).words * kept))
+        words = density(x[:1].to(device)).words if len(x) else 1
+        at_once = max(1, min(_NUMBERS_AT_ONCE // words, _SENTENCES_AT_ONCE) // kept)
         with progress_bar(len(x), "translate", "sentence", progress) as bar:
-            for part in order.split(at_once):
+            for part in order.split(at_once) if len(x) else ():
                 p = density(x[part].to(device))
                 if draws:
                     rows = p.sample((num,))
@@ -121,6 +128,8 @@ def translate(
                     rows, log_p = p.beam(kept, length_penalty)
                 found.append((rows[:, :num].cpu(), log_p[:, :num].cpu()))
                 bar.update(len(part))
+    if not found:
+        return Translations(x.new_zeros(0, num, x.shape[1]), torch.zeros(0, num))
     rows, log_p = (torch.cat(each) for each in zip(*found, strict=True))
     again = order.argsort().cpu()
     return Translations(rows[again], log_p[again])
