@@ -344,6 +344,9 @@ def test_mistakes_in_the_run_are_told(said: Said, run: Path) -> None:
     Vocabulary(()).save(run / "vocabulary.json")
     assert f"has 260 numbers, and LatentTranslation was built for words={len(WORDS)}" in of("run")
     (run / "vocabulary.json").unlink()
+    assert "run/vocabulary.json: it is missing: the weights in" in of("run")
+    found = load_run(run)
+    save_run(run, found.model, found.guide, overwrite=True)
     told = of("run")
     assert "run has no vocabulary.json, which says which text its numbers are: save the run" in told
     assert "save_run(..., vocabulary=words)" in told

@@ -127,6 +127,26 @@ def test_damage_is_named_by_what_needs_it_alone(
     assert str(found.value).startswith(str(tmp_path / "run" / FILE))
 
 
+def test_another_vocabulary_of_this_size_is_noticed(tmp_path: Path) -> None:
+    """It would make other text of the same numbers."""
+    save_run(tmp_path / "run", *pair(), vocabulary=WORDS)
+    file = tmp_path / "run" / FILE
+    Vocabulary((*WORDS.merges[:-1], ("x", "y"))).save(file)
+    with pytest.raises(CorruptFileError, match="was changed, or is that of another run: the weigh"):
+        _ = load_run(tmp_path / "run").vocabulary
+    file.unlink()
+    with pytest.raises(CorruptFileError, match="it is missing: the weights in weights"):
+        _ = load_run(tmp_path / "run").vocabulary
+    WORDS.save(file)
+    assert load_run(tmp_path / "run").vocabulary == WORDS
+
+
+def test_a_run_that_was_saved_without_one_is_given_one(tmp_path: Path) -> None:
+    save_run(tmp_path / "run", *pair())
+    WORDS.save(tmp_path / "run" / FILE)
+    assert load_run(tmp_path / "run").vocabulary == WORDS
+
+
 def test_a_folder_or_a_link_to_nothing_in_its_place(tmp_path: Path) -> None:
     save_run(tmp_path / "run", *pair(), vocabulary=WORDS)
     file = tmp_path / "run" / FILE

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.cli.output import warn
-from ppl_vae.data import Vocabulary, each_sentence, sentences_of
+from ppl_vae.data import Vocabulary, each_sentence
 from ppl_vae.runtime import END
 
 STANDARD_INPUT = "-"
@@ -90,7 +90,7 @@ class TextSource:
         """
         self.shortened, self.unseen = Lines(), Lines()
         name = "standard input" if self.is_input else self.file
-        texts = sentences_of(sys.stdin.buffer, name) if self.is_input else each_sentence(name)
+        texts = each_sentence(sys.stdin.buffer if self.is_input else self.file)
         for number, text in enumerate(texts, 1):
             yield self._row(f"{name}, line {number}", number, text) if text.strip() else None
 

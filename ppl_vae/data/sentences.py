@@ -51,7 +51,7 @@ def read_sentences(path: str | Path, *, max_lines: int | None = None) -> list[st
         size = os.fstat(file.fileno()).st_size
         found: list[str] = []
         taken = 0
-        for text in sentences_of(file, path, max_lines=max_lines):
+        for text in _sentences(file, path, max_lines):
             found.append(text)
             taken += sys.getsizeof(text) + 8  # and a place in the list
             if len(found) % _CHECKED_LINES == 0:
@@ -62,52 +62,30 @@ def read_sentences(path: str | Path, *, max_lines: int | None = None) -> list[st
     return found
 
 
-def each_sentence(path: str | Path) -> Iterator[str]:
-    """The sentences of a text file one after the other, as `read_sentences` has them, also of a very large one.
+def each_sentence(file: str | Path | BinaryIO) -> Iterator[str]:
+    """The sentences of a text one after the other, as `read_sentences` has them, also of a very large one.
 
     Args:
-        path: The file.
+        file: The path of a file; or what is open to read bytes, such as `sys.stdin.buffer`.
 
     Raises:
         OSError: The file is not there, is a folder, or may not be read.
         ValueError: It is empty or no text, as for `read_sentences`: it is told when the first sentence, or that
-            of a bad line, is asked for.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "text.en"
-        >>> _ = file.write_text("a dog runs.\\n\\ntwo dogs run.\\n")
-        >>> [*each_sentence(file)]
-        ['a dog runs.', '', 'two dogs run.']
-    """
-    path = Path(path).expanduser()
-    with open_to_read(path, "a file of text") as file:
-        yield from sentences_of(file, path)
-
-
-def sentences_of(
-    file: BinaryIO, name: str | Path, *, max_lines: int | None = None
-) -> Iterator[str]:
-    """The sentences of an open file, or of a pipe.
-
-    Args:
-        file: What is read, from where it is now.
-        name: How it is called in messages.
-        max_lines: Most lines that are read; None for all.
-
-    Raises:
-        ValueError: As for `each_sentence`.
+            of the bad line, is asked for.
 
     Example:
         >>> import io
-        >>> [*sentences_of(io.BytesIO(b"a dog runs."), "standard input")]
-        ['a dog runs.']
+        >>> [*each_sentence(io.BytesIO(b"a dog runs.\\n\\ntwo dogs run."))]
+        ['a dog runs.', '', 'two dogs run.']
     """
-    number = 0
-    for number, line in enumerate(_lines(file, max_lines), 1):
-        yield _text(name, number, line)
-    if not number:
-        raise ValueError(f"{name} is empty: expected a file of text with one sentence a line")
+    if isinstance(file, str | Path):
+        path = Path(file).expanduser()
+        with open_to_read(path, "a file of text") as opened:
+            yield from _sentences(opened, path)
+    elif file is getattr(sys.stdin, "buffer", None):
+        yield from _sentences(file, "standard input")
+    else:
+        yield from _sentences(file, getattr(file, "name", "the text"))
 
 
 def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
@@ -122,6 +100,15 @@ def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
         if not isinstance(text, str):
             raise TypeError(f"sentence {number}, counted from 0, is no text but {described(text)}")
         yield text
+
+
+def _sentences(file: BinaryIO, name: str | Path, most: int | None = None) -> Iterator[str]:
+    """The sentences of an open file, which is called so in messages."""
+    number = 0
+    for number, line in enumerate(_lines(file, most), 1):
+        yield _text(name, number, line)
+    if not number:
+        raise ValueError(f"{name} is empty: expected a file of text with one sentence a line")
 
 
 def _lines(file: BinaryIO, most: int | None) -> Iterator[bytes]:

@@ -60,7 +60,13 @@ from ppl_vae.runs.lock import LockedError
 from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
-from ppl_vae.runs.weights import read_history, read_weights, require_weights, write_weights
+from ppl_vae.runs.weights import (
+    read_history,
+    read_weights,
+    require_own_vocabulary,
+    require_weights,
+    write_weights,
+)
 from ppl_vae.runtime import (
     CorruptFileError,
     as_folder,
@@ -105,7 +111,7 @@ class Run:
         weights_sha256: A digest of the weights, which stands in the results that belong to them.
         vocabulary: Which text the rows of numbers are, from vocabulary.json; None if the run has none. The
             file is read when this is first asked for, which raises a `CorruptFileError` if it is damaged, or
-            if it has another size than the model was built for.
+            is not the one that was saved, or has another size than the model was built for.
     """
 
     path: Path
@@ -126,6 +132,7 @@ class Run:
         require_weights(self.path, self.weights_sha256)  # another run may be there by now
         if found is not None and (wrong := _wrong_size(self.model, found)):
             raise CorruptFileError(file, f"{wrong}: it belongs to another model")
+        require_own_vocabulary(self.path)
         return found
 
     def __repr__(self) -> str:
@@ -233,11 +240,13 @@ def save_run(
         full.setdefault(role, told or {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
-        if vocabulary is not None:  # before the weights: where those are, the run is whole
+        words: bytes | None = None
+        if vocabulary is not None:
             vocabulary.save(run.path / VOCABULARY)
             Vocabulary.load(run.path / VOCABULARY)
+            words = (run.path / VOCABULARY).read_bytes()
         epochs = None if fit is None else len(fit.history)
-        weights = write_weights(run.path, model, guide, epochs=epochs)
+        weights = write_weights(run.path, model, guide, epochs=epochs, vocabulary=words)
         if fit is not None:
             write_history(run.path, fit.history)
         write_results(
