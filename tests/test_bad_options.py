@@ -173,7 +173,11 @@ LONG = "x" * 300
         (["translate", "a.txt", "--run"], 2, "argument --run: expected one argument"),
         (["translate", "a.txt", "--beam", "3", "--run", "run"], 2, "(did you mean --beams?)"),
         (["translate", "a.txt", "--run", "run"], 1, "a.txt does not exist"),
-        (["translate", "run/config.yaml", "--run", "run"], 1, "run holds VAE and MeanField, which do"),
+        (
+            ["translate", "run/config.yaml", "--run", "run"],
+            1,
+            "run holds VAE and MeanField, which do",
+        ),
         (["translate", "run", "--run", LONG], 1, "error: --run xxx"),
         (["em", "--no_hard"], 2, "(write --hard false)"),
         (["train", "--no-overwrite"], 2, "(leave out --overwrite)"),
