@@ -214,6 +214,7 @@ class Memory:
 
     def of_rows(self, index: Tensor) -> Memory:
         """Those of some rows, in this order."""
+        index = index.to(self.there.device)
         return Memory(
             [layer.index_select(1, index) for layer in self.layers],
             self.there.index_select(0, index),
