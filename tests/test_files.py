@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -107,6 +108,81 @@ def test_the_content_is_on_disk_before_the_rename(
     monkeypatch.setattr(os, "replace", watched_replace)
     runtime.write_bytes(tmp_path / "state", b"content")
     assert events == ["fsync", "replace", "fsync"]  # the file, then the folder
+
+
+# -- a file that grows -----------------------------------------------------------------------------------
+
+
+def grow(path: Path, *data: bytes, error: BaseException | None = None) -> None:
+    """Adds data to a growing file; with an error, its block fails after that."""
+    with runtime.growing(path) as add:
+        for each in data:
+            add(each)
+        if error is not None:
+            raise error
+
+
+def test_a_growing_file_is_beside_its_place_until_it_is_whole(tmp_path: Path) -> None:
+    file, part = tmp_path / "a.txt", tmp_path / "a.txt.part"
+    file.write_bytes(b"old")
+    with runtime.growing(file, overwrite=True) as add:
+        add(b"one\n")
+        assert part.read_bytes() == b"one\n"  # at once, for whoever looks
+        add(b"two\n")
+        assert file.read_bytes() == b"old"
+    assert file.read_bytes() == b"one\ntwo\n"
+    assert os.listdir(tmp_path) == ["a.txt"]
+    with pytest.raises(FileExistsError, match=r"a\.txt has come meanwhile"):
+        grow(file, b"three")
+    assert (file.read_bytes(), part.read_bytes()) == (b"one\ntwo\n", b"three")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()])
+def test_what_a_growing_file_has_stays(error: BaseException, tmp_path: Path) -> None:
+    file, part = tmp_path / "a.txt", tmp_path / "a.txt.part"
+    for added in ((), (b"one", b"two")):
+        with pytest.raises(type(error)):
+            grow(file, *added, error=error)
+        assert not file.exists()
+        assert part.exists() == bool(added)
+    assert part.read_bytes() == b"onetwo"
+    with pytest.raises(FileExistsError, match=r"a\.txt\.part is there already: a command writes a"):
+        grow(file)
+    assert part.read_bytes() == b"onetwo"
+
+
+def test_what_is_added_is_added_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a write that ends in the middle nothing stays, and others may come in its place."""
+    file, part = tmp_path / "a.txt", tmp_path / "a.txt.part"
+
+    class Failing(io.FileIO):
+        def write(self, data: Any) -> int:
+            if bytes(data) == b"wo":
+                raise OSError(28, "No space left on device")
+            return super().write(bytes(data)[:1] if bytes(data) == b"two" else data)
+
+    def opened(descriptor: int, *_: Any, **__: Any) -> Failing:
+        return Failing(descriptor, "w")
+
+    monkeypatch.setattr(runtime.files, "open", opened, raising=False)
+    with pytest.raises(runtime.DiskFullError, match=r"a\.txt was not written: no room on the disk"):
+        grow(file, b"one", b"two")
+    assert part.read_bytes() == b"one"
+    part.unlink()
+    with runtime.growing(file) as add:
+        add(b"one")
+        with pytest.raises(OSError, match="No space"):
+            add(b"two")
+        add(b"three")
+    assert file.read_bytes() == b"onethree"
+
+
+def test_growing_files_are_files_alone(tmp_path: Path) -> None:
+    for path in (Path("/dev/null"), tmp_path):
+        with pytest.raises(OSError, match="a file is to be written there"):
+            runtime.growing(path, overwrite=True).__enter__()
+    with pytest.raises(FileNotFoundError):
+        runtime.growing(tmp_path / "nowhere" / "a.txt").__enter__()
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("tr", {"train"}),
+        ("tr", {"train", "translate"}),
         ("train --guide Mean", {"MeanField"}),
         (
             "train --model.network ",  # those of all models

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppl_vae.distributions import Sentences
 from ppl_vae.networks import EncoderDecoder, SentenceNetwork
+from ppl_vae.networks.encoder_decoder import Memory
 from ppl_vae.runtime import BLANK, END, FIRST_WORD, PAD, UNKNOWN, lengths_of, trimmed
 
 WORDS, LENGTH = 6, 4
@@ -220,6 +222,16 @@ def test_an_independent_transformer_gives_the_same_states(network: SentenceNetwo
     expected = network.decoded(y)
     found = network.writing(1, network.read(SOURCE, 0)).states(rows)
     torch.testing.assert_close(found, expected)
+
+
+def test_rows_are_chosen_on_the_device_of_the_network() -> None:
+    """By indices on the CPU, as for several draws of each row; without a GPU, of tensors without numbers."""
+    with FakeTensorMode():
+        there = torch.ones(3, 1, 1, 5, dtype=torch.bool, device="cuda")
+        memory = Memory([torch.ones(2, 3, 2, 5, 4, device="cuda")], there)
+        found = memory.of_rows(torch.tensor([2, 0, 0, 1]))
+        assert found.layers[0].shape == (2, 4, 2, 5, 4)
+        assert {found.layers[0].device.type, found.there.device.type} == {"cuda"}
 
 
 def test_arguments_that_do_not_suit() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from ppl_vae.data import read_sentences, sentences as module
+from ppl_vae.data import each_sentence, read_sentences, sentences as module
 from ppl_vae.data.sizes import MuchLargerError
 
 LONGEST = module.LONGEST_LINE
@@ -74,6 +76,35 @@ def test_what_is_no_text_is_told(tmp_path: Path, content: bytes, told: str) -> N
     with pytest.raises(ValueError, match=told) as found:
         read_sentences(file)
     assert str(found.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(("content", "told"), BAD.values(), ids=BAD)
+def test_what_is_no_text_is_told_where_it_comes(tmp_path: Path, content: bytes, told: str) -> None:
+    for source, name in (
+        (written(tmp_path, content), "text.de"),
+        (io.BytesIO(content), "the text"),
+    ):
+        with pytest.raises(ValueError, match=told) as error:
+            _ = [*each_sentence(source)]
+        assert name in str(error.value)
+
+
+def test_standard_input_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a dog\r\nb\n\xff")))
+    found = each_sentence(sys.stdin.buffer)
+    assert [next(found), next(found)] == ["a dog", "b"]
+    with pytest.raises(ValueError, match=r"^standard input, line 3 is not UTF-8"):
+        next(found)
+
+
+def test_a_large_file_takes_no_memory(tmp_path: Path) -> None:
+    file = written(tmp_path, b"good\n")
+    with file.open("r+b") as stream:
+        stream.truncate(2**40)  # a hole of zeros
+    found = each_sentence(file)
+    assert next(found) == "good"
+    with pytest.raises(ValueError, match="line 2 has more than 65,536 bytes"):
+        next(found)
 
 
 def test_the_longest_line_is_read(tmp_path: Path) -> None:

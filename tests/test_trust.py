@@ -283,6 +283,7 @@ def test_names_of_earlier_versions_load(run: Path) -> None:
     [
         *("evaluate RUN", "gaps RUN", "diagnose RUN", "sample RUN", "export RUN", "refit RUN"),
         *("compare RUN GOOD", "compare GOOD RUN", "train --resume RUN"),
+        "translate TEXT --run RUN",
     ],
 )
 @pytest.mark.parametrize("role", ["model", "objective", "optimizer"])
@@ -298,7 +299,7 @@ def test_no_command_runs_code_of_others(
     shutil.copytree(trained, bad)
     attack = ATTACKS["Popen" if role == "model" else "a module in the current folder"]
     change(bad, **{role: attack(marker)})
-    paths = {"RUN": str(bad), "GOOD": str(trained)}
+    paths = {"RUN": str(bad), "GOOD": str(trained), "TEXT": str(ROOT / "README.md")}
     assert main([paths.get(word, word) for word in command.split()]) == 1
     error = capsys.readouterr().err
     assert REFUSED in error

@@ -105,6 +105,26 @@ def test_every_text_comes_back(texts: list[str]) -> None:
     assert rows.shape[1] == max([1 + len(WORDS.words_of(row)) for row in rows], default=1)
 
 
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0),
+        ("the guitar", 0),
+        ("zwei männer", 0),
+        ("a#!", 0),  # signs may be words of their own, of which no pieces are made
+        ("日本", 6 / 7),  # three bytes each, and the space
+        ("🙂", 4 / 5),
+        ("QQQ QQ", 5 / 7),  # no longer piece has such a letter; and two spaces
+        ("a 🙂", 4 / 6),
+    ],
+)
+def test_characters_that_were_not_there_are_counted(text: str, share: float) -> None:
+    (found,) = WORDS.unseen_share(WORDS.rows([text])).tolist()
+    assert found == pytest.approx(share)
+    bare = Vocabulary(())
+    assert bare.unseen_share(bare.rows([text])).tolist() == [0]
+
+
 def test_a_word_at_the_beginning_is_the_word_elsewhere() -> None:
     row = WORDS.rows(["the guitar the"])[0]
     words = WORDS.words_of(row)

@@ -29,7 +29,7 @@ from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import plain
 from ppl_vae.runtime import progress_in_lines, safe_children
 
-_MODULES = ("train", "em", "refit", "sweep", "report", "colorize", "probe")
+_MODULES = ("train", "em", "refit", "sweep", "report", "colorize", "probe", "translate")
 """The commands that have a module of their own."""
 
 _ELSEWHERE = {

@@ -36,6 +36,7 @@ COMMANDS = {
     "report": "one page of HTML about a run or a sweep, to look at or to send",
     "compress": "write photos of any size as the codes of a VQVAE or VQVAE2, at the bits of their prior",
     "decompress": "read what `compress` wrote",
+    "translate": "translate a text file, one sentence a line, by a run whose latents are sentences",
     "colorize": "color gray photos through a latent segmentation: train, evaluate, apply",
 }
 
@@ -328,6 +329,32 @@ def _colorize_apply(options: Options) -> None:
     _add_flag(options, "--overwrite", "replace files of these names")
 
 
+def _translate(options: Options) -> None:
+    what = "text in UTF-8, one sentence a line; - is standard input"
+    options.add_argument("file", nargs="?", type=str, metavar="FILE", help=what)
+    what = "folder of a run of LatentTranslation and Translator, saved with its vocabulary"
+    options.add_argument("--run", type=str, metavar="RUN", help=what)
+    _add_trust(options)
+    what = "FILE is in the language of the latents, which become rows, p(x | z) (default: rows become latents)"
+    _add_flag(options, "--back", what)
+    what = (
+        "translations of each sentence, at most 1000; of several, each has the number of its line"
+    )
+    options.add_argument("--num", type=int, default=1, help=what)
+    what = "beginnings of each sentence that the search for the likeliest keeps, at most 1000"
+    options.add_argument("--beams", type=int, default=5, help=what)
+    what = "the search compares log p / (number of words)^length_penalty: with 0 short ones are preferred"
+    options.add_argument("--length_penalty", type=float, default=1.0, help=what)
+    _add_flag(options, "--draws", "draw translations, in place of the likeliest ones")
+    _add_seed_of_draws(options)
+    what = "print number of the line, log p of the translation in nats, and translation, with tabs between them"
+    _add_flag(options, "--scores", what)
+    what = "what happens to sentences with more numbers than the model reads: an error, or the end is left out"
+    options.add_argument("--too_long", choices=("error", "cut"), default="error", help=what)
+    _add_device(options)
+    _add_output(options, "file to write into", "standard output")
+
+
 def _compress(options: Options) -> None:
     what = "photos; one that cannot be read is named and left out: the exit status is then 1"
     options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help=what)
@@ -524,6 +551,7 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "report": _report,
     "compress": _compress,
     "decompress": _decompress,
+    "translate": _translate,
     "colorize": _colorize,
     "colorize train": _colorize_train,
     "colorize evaluate": _colorize_evaluate,

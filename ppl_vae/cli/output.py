@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 
 from ppl_vae.runtime import printable
 
 _KEPT = "\n\t"
 """Characters that are no text, but may be in what is shown."""
+
+_NO_TEXT = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters other than tabs, ends of lines and paragraphs, and what turns the order of letters."""
 
 
 class OutputError(Exception):
@@ -38,10 +44,40 @@ def show(result: object = "", end: str = "\n") -> None:
         OutputError: It cannot be written.
         BrokenPipeError: Its reader has ended.
     """
+    _print(printable(str(result), _KEPT), end)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Prints sentences, one a line, as `show` does, but with all their letters: see `as_line`.
+
+    Where that is no terminal, it is in UTF-8, as a command that reads sentences expects it.
+
+    Raises:
+        OutputError: It cannot be written.
+        BrokenPipeError: Its reader has ended.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    _print("".join(f"{line}\n" for line in lines), end="")
+
+
+def as_line(text: str) -> str:
+    """A sentence without what ends a line or what a terminal obeys; it may have tabs.
+
+    Unlike `printable`, it keeps characters that languages are written with, such as spaces without a break.
+
+    Example:
+        >>> as_line("two\\nlines, \\x1b[2J"), as_line("10\\xa0%")
+        ('two\\\\nlines, \\\\x1b[2J', '10\\xa0%')
+    """
+    return _NO_TEXT.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _print(text: str, end: str) -> None:
     if sys.stdout is None:
         raise OutputError("standard output is closed, so that the result was not shown")
     try:
-        print(printable(str(result), _KEPT), end=end, flush=True)
+        print(text, end=end, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -7,11 +7,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.common import ELSEWHERE, require_writable, writing
-from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show
+from ppl_vae.cli.output_files import output_file
 from ppl_vae.reporting import ReportExtraError, html_report
-from ppl_vae.runs import REPORT, is_of_a_run
-from ppl_vae.runtime import DiskFullError, as_typed, require_file, require_output, write_bytes
+from ppl_vae.runs import REPORT
+from ppl_vae.runtime import DiskFullError, as_typed, write_bytes
 from ppl_vae.sweeps import SPEC
 
 
@@ -20,17 +20,7 @@ def report(parser: ArgumentParser, given: Namespace) -> int:
     options = parser.get_defaults()
     options.update(given)
     folder = Path(options.folder)
-    default = folder / REPORT
-    output = default if options.output is None else Path(options.output)
-    require_file(output)
-    if output.suffix.lower() not in (".html", ".htm"):
-        name = shortened(str(output))
-        raise UsageError(f"--output {name}: expected a name that ends with .html, .htm")
-    if output.resolve() != default.resolve() and is_of_a_run(output):
-        raise UsageError(
-            f"--output {output} belongs to a run, and would be lost: choose another name"
-        )
-    require_output(output, overwrite=options.overwrite)
+    output = output_file(options, folder / REPORT, (".html", ".htm"))
     if options.output is None and not (folder / SPEC).is_file():
         require_writable(folder, ELSEWHERE)
     page = html_report(folder).encode()

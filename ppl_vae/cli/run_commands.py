@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from ppl_vae.cli.common import (
     warn_of_other_rows,
     writing,
 )
-from ppl_vae.cli.mistakes import UsageError, shortened
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import say, show
+from ppl_vae.cli.output_files import output_file, require_no_data
 from ppl_vae.cli.overfitting import with_remedies
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.results import with_levels
 from ppl_vae.cli.samples import as_pictures, sampled
-from ppl_vae.cli.setup import checked, data_paths, load_rows
+from ppl_vae.cli.setup import checked, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import Gaps, diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
@@ -53,7 +53,6 @@ from ppl_vae.runs import (
     Comparison,
     Run,
     as_netcdf,
-    is_of_a_run,
     load_run,
     made_by,
     require_weights,
@@ -63,7 +62,6 @@ from ppl_vae.runtime import (
     replacing,
     require_count,
     require_file,
-    require_output,
     resolve_device,
     write_bytes,
 )
@@ -196,7 +194,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
         require_count("--num", options.num, most=MOST_SAMPLED)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
+    output = output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
     like = without_observed(run.model, take_rows(data.test, slice(MOST_ROWS)))
     arrays, told = sampled(run, like, options)
@@ -226,7 +224,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
 def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
     options = _complete_options(parser, given)
-    output = _output_file(options, Path("comparison.png"), PICTURES)
+    output = output_file(options, Path("comparison.png"), PICTURES)
     runs = [load_run(path, trust=trust_of(given, path)) for path in options.runs]
     for run in runs:
         require_no_data(output, run.config)
@@ -247,7 +245,7 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
 def export(parser: ArgumentParser, given: Namespace) -> int:
     """Writes a run's draws, data and log p(x) for ArviZ."""
     options, run, data = _open_run(parser, given)
-    output = _output_file(options, run.path / POSTERIOR)
+    output = output_file(options, run.path / POSTERIOR)
     require_no_data(output, run.config)
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
@@ -275,43 +273,6 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     data = load_rows(checked(run.path, run.config), options.data_dir)
     warn_of_other_rows(run.path, data)
     return options, run, data
-
-
-def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ()) -> Path:
-    """The file that a command writes, if it may be written.
-
-    Args:
-        options: The options of the command.
-        default: The file if none is named.
-        kinds: How its name may end; empty: in any way.
-    """
-    output = default if options.output is None else Path(options.output)
-    require_file(output)
-    if kinds and output.suffix.lower() not in kinds:
-        ends = ", ".join(kinds)
-        raise UsageError(
-            f"--output {shortened(str(output))}: expected a name that ends with {ends}"
-        )
-    if output.resolve() != default.resolve() and is_of_a_run(output):
-        raise UsageError(
-            f"--output {output} belongs to a run, and would be lost: choose another name"
-        )
-    require_output(output, overwrite=options.overwrite)
-    return output
-
-
-def require_no_data(output: Path, config: Mapping[str, Any]) -> None:
-    """Raises an error if an output would be one of the data, or a picture among them.
-
-    Raises:
-        UsageError: It would.
-    """
-    for data in data_paths(config):
-        if data in (output.resolve(), *output.resolve().parents):
-            raise UsageError(
-                f"--output {output} is {'in ' if data.is_dir() else ''}the data of the run ({config['data']}), "
-                "which would be other data then: choose another name"
-            )
 
 
 def _require_results(options: Namespace, *files: Path) -> None:

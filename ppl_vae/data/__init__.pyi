@@ -19,6 +19,6 @@ from .photos import (
     read_photo as read_photo,
 )
 from .regions import simulated_regions as simulated_regions
-from .sentences import read_sentences as read_sentences
+from .sentences import each_sentence as each_sentence, read_sentences as read_sentences
 from .transforms import Binarization as Binarization, Dequantization as Dequantization
 from .vocabulary import Vocabulary as Vocabulary

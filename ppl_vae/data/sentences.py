@@ -6,8 +6,8 @@ import codecs
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from ppl_vae.data.opening import open_to_read
 from ppl_vae.data.sizes import MuchLargerError, available_memory
@@ -51,8 +51,7 @@ def read_sentences(path: str | Path, *, max_lines: int | None = None) -> list[st
         size = os.fstat(file.fileno()).st_size
         found: list[str] = []
         taken = 0
-        for line in _lines(file, max_lines):
-            text = _text(path, len(found) + 1, line)
+        for text in _sentences(file, path, max_lines):
             found.append(text)
             taken += sys.getsizeof(text) + 8  # and a place in the list
             if len(found) % _CHECKED_LINES == 0:
@@ -60,9 +59,33 @@ def read_sentences(path: str | Path, *, max_lines: int | None = None) -> list[st
                 if max_lines is not None:
                     rest = min(rest, taken * (max_lines / len(found) - 1))
                 _require_room(path, taken + rest, rest)
-    if not found:
-        raise ValueError(f"{path} is empty: expected a file of text with one sentence a line")
     return found
+
+
+def each_sentence(file: str | Path | BinaryIO) -> Iterator[str]:
+    """The sentences of a text one after the other, as `read_sentences` has them, also of a very large one.
+
+    Args:
+        file: The path of a file; or what is open to read bytes, such as `sys.stdin.buffer`.
+
+    Raises:
+        OSError: The file is not there, is a folder, or may not be read.
+        ValueError: It is empty or no text, as for `read_sentences`: it is told when the first sentence, or that
+            of the bad line, is asked for.
+
+    Example:
+        >>> import io
+        >>> [*each_sentence(io.BytesIO(b"a dog runs.\\n\\ntwo dogs run."))]
+        ['a dog runs.', '', 'two dogs run.']
+    """
+    if isinstance(file, str | Path):
+        path = Path(file).expanduser()
+        with open_to_read(path, "a file of text") as opened:
+            yield from _sentences(opened, path)
+    elif file is getattr(sys.stdin, "buffer", None):
+        yield from _sentences(file, "standard input")
+    else:
+        yield from _sentences(file, getattr(file, "name", "the text"))
 
 
 def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
@@ -79,7 +102,16 @@ def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def _lines(file: BufferedReader, most: int | None) -> Iterator[bytes]:
+def _sentences(file: BinaryIO, name: str | Path, most: int | None = None) -> Iterator[str]:
+    """The sentences of an open file, which is called so in messages."""
+    number = 0
+    for number, line in enumerate(_lines(file, most), 1):
+        yield _text(name, number, line)
+    if not number:
+        raise ValueError(f"{name} is empty: expected a file of text with one sentence a line")
+
+
+def _lines(file: BinaryIO, most: int | None) -> Iterator[bytes]:
     """The lines with their ends; no more is read of one than shows that it is too long."""
     number = 0
     while (most is None or number < most) and (line := file.readline(LONGEST_LINE + 2)):
@@ -87,8 +119,8 @@ def _lines(file: BufferedReader, most: int | None) -> Iterator[bytes]:
         yield line
 
 
-def _text(path: Path, number: int, line: bytes) -> str:
-    place = f"{path}, line {number}"
+def _text(name: str | Path, number: int, line: bytes) -> str:
+    place = f"{name}, line {number}"
     utf16 = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if number == 1:
         line = line.removeprefix(codecs.BOM_UTF8)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any, Literal
 
 import torch
@@ -177,6 +178,34 @@ class Vocabulary:
         (parts,) = self._parts("row", row, 1)
         return [part.decode(errors="backslashreplace") for part in parts]
 
+    def unseen_share(self, rows: Tensor) -> Tensor:
+        """How much of each sentence the texts did not have from which the pieces were learned.
+
+        It is the share of its pieces that are single bytes of such characters: of those that are not ASCII,
+        which would be a piece if they had come often, and letters and digits that are in no longer piece. Text
+        in another script, or of emoji, has a share near 1. Without longer pieces nothing is known, and it is 0.
+
+        Args:
+            rows: `(n, T)`.
+
+        Returns:
+            Shares, `(n,)`; 0 of an empty sentence.
+
+        Raises:
+            TypeError: They are no whole numbers.
+            ValueError: They have another shape, or hold a number that is not in the vocabulary.
+
+        Example:
+            >>> words = Vocabulary.learn(["ein Hündchen", "ein Hündchen"])
+            >>> words.unseen_share(words.rows(["ein Hund", "собака"]))
+            tensor([0.1667, 0.9231])
+        """
+        parts = list(self._parts("rows", rows, 2))
+        unseen = [
+            sum(map(self._unseen_bytes.__contains__, row)) / max(1, len(row)) for row in parts
+        ]
+        return torch.tensor(unseen, dtype=torch.get_default_dtype())
+
     def save(self, path: str | Path) -> None:
         """Writes the vocabulary to a file of JSON, a text of one merge in a line.
 
@@ -246,6 +275,15 @@ class Vocabulary:
             *(special.get(number, b"") for number in range(FIRST_WORD)),
             *map(bytes_of, self._pieces),
         ]
+
+    @cached_property
+    def _unseen_bytes(self) -> frozenset[bytes]:
+        """The pieces of one byte that stand for no character of the texts of which longer ones were learned."""
+        seen = bytes_of("".join(chain.from_iterable(self.merges)))
+        if not seen:
+            return frozenset()
+        ours = {ord(c) for c in ascii_letters + digits if ord(c) not in seen}
+        return frozenset(bytes([byte]) for byte in {*range(0x80, 0x100), *ours})
 
     @cached_property
     def _encoder(self) -> Any:

@@ -54,6 +54,7 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
         )
     error = found.get("log_likelihood_error")
     exact = isinstance(error, Mapping) and error.get("largest") == 0
+    exact = exact and not _count(found.get("unreliable"))  # equal draws have no error, either
     way = "exactly" if exact else f"by {samples} importance samples of each row"
     certain = found.get("certain") is True  # nothing was sampled
     bound = measure is ELBO_MEASURE

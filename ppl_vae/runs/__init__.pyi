@@ -36,6 +36,7 @@ from .contents import (
     SAMPLES as SAMPLES,
     SWEPT as SWEPT,
     TENSORBOARD as TENSORBOARD,
+    VOCABULARY as VOCABULARY,
     WEIGHTS as WEIGHTS,
 )
 from .folder import (

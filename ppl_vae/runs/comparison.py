@@ -190,13 +190,15 @@ class Comparison(Result):
         kinds: dict[str, list[str]] = {}
         samples = set()
         for name, e, rows in zip(self.names, self.evaluations, self.values, strict=True):
-            kind = "drawn" if any(rows.get("log_likelihood_error", [1.0])) else "exact"
+            # Equal draws of a discrete latent have no error, but are no sum over all of its values.
+            drawn = any(rows.get("log_likelihood_error", [1.0])) or any(rows.get("unreliable", ()))
+            kind = "drawn" if drawn else "exact"
             kind = "at least the ELBO" if _is_bound(e) else kind
             kind = "not defined" if _has_no_bound(e) else kind
             kinds.setdefault(kind, []).append(name)
             samples |= {e["num_samples"]} if kind == "drawn" else set()
-        drawn = " / ".join(map(str, sorted(samples)))
-        told = {"drawn": f"by importance sampling with {drawn} samples"}
+        numbers = " / ".join(map(str, sorted(samples)))
+        told = {"drawn": f"by importance sampling with {numbers} samples"}
         first, *others = sorted(
             kinds, key=["drawn", "exact", "at least the ELBO", "not defined"].index
         )

@@ -13,6 +13,7 @@ from ppl_vae.runtime import is_temporary, own_folder, remove
 
 CONFIG = "config.yaml"
 WEIGHTS = "weights.safetensors"
+VOCABULARY = "vocabulary.json"
 METRICS = "metrics.csv"
 FIT = "fit.json"
 EVALUATION = "evaluation.json"
@@ -42,8 +43,19 @@ BESIDE = (SWEPT, LOG, ERROR)
 """What a sweep writes into the folder of a run. It stays if the run is replaced."""
 
 OF_A_RUN = (
-    *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, FIT, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
-    *(COLORS, "colors.csv", PROBE, "probe.csv"),
+    *(
+        CONFIG,
+        CHECKPOINTS,
+        WEIGHTS,
+        VOCABULARY,
+        METRICS,
+        FIT,
+        EVALUATION,
+        DIAGNOSIS,
+        ANNEALED,
+        GAPS,
+    ),
+    *(POSTERIOR, COLORS, "colors.csv", PROBE, "probe.csv"),
     *(REPORT, PLOTS, PLOTS_DARK, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
 )
 """All that a run may hold, in the order in which it leaves: without the first there is no run."""

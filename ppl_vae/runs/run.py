@@ -4,6 +4,7 @@
 | --- | --- |
 | config.yaml | how model and guide are built, options, seed, versions |
 | weights.safetensors | modules' state and `pyro.param` values; atomic, checksummed, no pickle |
+| vocabulary.json | which text the numbers of a model of sentences stand for |
 | metrics.csv | one line per epoch |
 | fit.json | notes and warnings of `fit_em` |
 | evaluation.json | what `evaluate` found: means, errors, counts, warnings |
@@ -26,11 +27,13 @@ import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from ppl_vae.data import Vocabulary
 from ppl_vae.pairs import (
     ELBO_MEASURE,
     Pair,
@@ -39,9 +42,10 @@ from ppl_vae.pairs import (
     keep_guide,
     kept_guides,
     measure_of_result,
+    own_attribute,
 )
 from ppl_vae.runs.building import build, described_truly
-from ppl_vae.runs.contents import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
+from ppl_vae.runs.contents import CONFIG, DIAGNOSIS, EVALUATION, METRICS, VOCABULARY, WEIGHTS
 from ppl_vae.runs.folder import (
     Summary,
     describe_rows,
@@ -56,7 +60,13 @@ from ppl_vae.runs.lock import LockedError
 from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
-from ppl_vae.runs.weights import read_history, read_weights, write_weights
+from ppl_vae.runs.weights import (
+    read_history,
+    read_weights,
+    require_own_vocabulary,
+    require_weights,
+    write_weights,
+)
 from ppl_vae.runtime import (
     CorruptFileError,
     as_folder,
@@ -78,6 +88,13 @@ class Trained(Protocol):
         """One mapping per epoch."""
 
 
+class Saved(Protocol):
+    """What can be written to a file, such as a `ppl_vae.data.Vocabulary`."""
+
+    def save(self, path: Path) -> None:
+        """Writes it."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that was read from disk.
@@ -92,6 +109,9 @@ class Run:
         evaluation_rows: Its per-row values by name, or None.
         diagnosis: The content of diagnosis.json, or None.
         weights_sha256: A digest of the weights, which stands in the results that belong to them.
+        vocabulary: Which text the rows of numbers are, from vocabulary.json; None if the run has none. The
+            file is read when this is first asked for, which raises a `CorruptFileError` if it is damaged, or
+            is not the one that was saved, or has another size than the model was built for.
     """
 
     path: Path
@@ -103,6 +123,17 @@ class Run:
     evaluation_rows: dict[str, list[Any]] | None
     diagnosis: dict[str, Any] | None
     weights_sha256: str
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """See above."""
+        file = self.path / VOCABULARY
+        found = Vocabulary.load(file) if os.path.lexists(file) else None
+        require_weights(self.path, self.weights_sha256)  # another run may be there by now
+        if found is not None and (wrong := _wrong_size(self.model, found)):
+            raise CorruptFileError(file, f"{wrong}: it belongs to another model")
+        require_own_vocabulary(self.path)
+        return found
 
     def __repr__(self) -> str:
         facts = [f"{name} {value}" for name, value in self._lines()]
@@ -144,6 +175,7 @@ def save_run(
     diagnosis: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
     rows: Any = None,
+    vocabulary: Saved | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a pair and its results into a folder.
@@ -163,6 +195,8 @@ def save_run(
         arviz: What `to_arviz` returned.
         rows: The rows that were evaluated, a tensor or array `(n, ...)`: their digest is kept, and runs on the
             same rows can be compared.
+        vocabulary: What has made the rows of a model of sentences out of text, a `ppl_vae.data.Vocabulary`:
+            `load_run` returns it with the pair, and `ppl-vae translate` needs it.
         overwrite: Whether an existing run may be replaced, once all of this one is written. All its weights and
             results are removed, even those that are not written again; files that are not part of a run stay.
 
@@ -171,7 +205,9 @@ def save_run(
         NotADirectoryError: `path` is a file, or below one.
         LockedError: Another process writes there.
         DiskFullError: There is no room; a run that was there is as it was.
-        TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers.
+        TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers, or an argument
+            is of another type.
+        ValueError: The vocabulary has another size than the model was built for, or what it saves is none.
 
     Example:
         >>> import tempfile
@@ -191,6 +227,8 @@ def save_run(
         raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
     if not (arviz is None or hasattr(arviz, "to_datatree") or hasattr(arviz, "to_netcdf")):
         raise TypeError(f"arviz must be what to_arviz has returned, got {described(arviz)}")
+    if vocabulary is not None:
+        _require_vocabulary(vocabulary, model)
     full = dict(config or {})
     pair = Pair.of(model, guide)  # of the programs themselves, with what they have learned
     programs: list[tuple[str, Any]] = [("model", pair.model), ("guide", pair.guide)]
@@ -202,8 +240,13 @@ def save_run(
         full.setdefault(role, told or {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
+        words: bytes | None = None
+        if vocabulary is not None:
+            vocabulary.save(run.path / VOCABULARY)
+            Vocabulary.load(run.path / VOCABULARY)
+            words = (run.path / VOCABULARY).read_bytes()
         epochs = None if fit is None else len(fit.history)
-        weights = write_weights(run.path, model, guide, epochs=epochs)
+        weights = write_weights(run.path, model, guide, epochs=epochs, vocabulary=words)
         if fit is not None:
             write_history(run.path, fit.history)
         write_results(
@@ -353,6 +396,30 @@ def _require_results_of(path: Path, config: Mapping[str, Any], weights: str) -> 
             f"{path / name} belongs to other weights than those in {WEIGHTS}: {remedy}",
             stacklevel=4,
         )
+
+
+def _require_vocabulary(given: Any, model: Program) -> None:
+    """Refuses what is no vocabulary of a model, before an earlier run is replaced.
+
+    Raises:
+        TypeError: It cannot be saved.
+        ValueError: It has another size than the model was built for.
+    """
+    if isinstance(given, type) or not callable(getattr(given, "save", None)):
+        raise TypeError(
+            "vocabulary must have a method save(path), as a ppl_vae.data.Vocabulary has, got "
+            f"{described(given)}"
+        )
+    if wrong := _wrong_size(model, given):
+        raise ValueError(f"the vocabulary {wrong}; give the one that made the model's rows")
+
+
+def _wrong_size(model: Program, vocabulary: Any) -> str:
+    """What is wrong with the size of a vocabulary, if the model says how many words there are; else empty."""
+    words, size = own_attribute(model, "words"), getattr(vocabulary, "__len__", lambda: None)()
+    if not isinstance(words, int) or size is None or size == words:
+        return ""
+    return f"has {size:,} numbers, and {type(model).__name__} was built for words={words:,}"
 
 
 def _require_results(**given: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import ELBO_MEASURE, Pair, Program, measure_of_result
-from ppl_vae.runs.contents import CHECKPOINTS, EVALUATION, METRICS, WEIGHTS
+from ppl_vae.runs.contents import CHECKPOINTS, EVALUATION, METRICS, VOCABULARY, WEIGHTS
 from ppl_vae.runs.folder import read_csv, read_result
 from ppl_vae.runs.trust import Trust
 from ppl_vae.runtime import (
@@ -34,8 +35,18 @@ _PARAM = "param."  # how Pair.state() marks the values of pyro.param
 _EPOCHS = "epochs"
 """Key in the metadata of weights: how many lines of metrics.csv led to them. Earlier versions wrote none."""
 
+_VOCABULARY = "vocabulary_sha256"
+"""Key in the metadata of weights: the digest of the vocabulary that was saved with them."""
 
-def write_weights(path: Path, model: Program, guide: Program, *, epochs: int | None = None) -> str:
+
+def write_weights(
+    path: Path,
+    model: Program,
+    guide: Program,
+    *,
+    epochs: int | None = None,
+    vocabulary: bytes | None = None,
+) -> str:
     """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints are written too.
 
     Args:
@@ -44,15 +55,36 @@ def write_weights(path: Path, model: Program, guide: Program, *, epochs: int | N
         guide: The guide.
         epochs: The lines of metrics.csv that led to these weights: a training that goes on adds more of them
             before it writes its own. None if that is not known.
+        vocabulary: The content of vocabulary.json, whose digest is written, too; None without one.
 
     Returns:
         A digest of names, values and constraints. It is written into the results that belong to them.
     """
     pair = Pair.of(model, guide)
     constraints = constraints_of(pair)
-    known = {} if epochs is None else {_EPOCHS: epochs}
+    known: dict[str, Any] = {} if epochs is None else {_EPOCHS: epochs}
+    if vocabulary is not None:
+        known[_VOCABULARY] = sha256(vocabulary).hexdigest()
     write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints, **known})
     return content_digest(path / WEIGHTS)
+
+
+def require_own_vocabulary(path: Path) -> None:
+    """Raises an error if vocabulary.json is not what was saved with the weights, if they say what that was.
+
+    Raises:
+        CorruptFileError: It was changed, is that of another run, or is missing; or the weights are damaged.
+    """
+    file = path / VOCABULARY
+    known = read_metadata(path / WEIGHTS).get(_VOCABULARY)
+    there = sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    if known is not None and known != there:
+        what = "is missing" if there is None else "was changed, or is that of another run"
+        raise CorruptFileError(
+            file,
+            f"it {what}: the weights in {WEIGHTS} are for the numbers of the one that was saved with them; put "
+            "that back, or save the run again",
+        )
 
 
 def constraints_of(pair: Pair) -> dict[str, dict[str, Any]]:

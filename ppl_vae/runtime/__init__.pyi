@@ -27,10 +27,12 @@ from .devices import (
     resolve_device as resolve_device,
 )
 from .files import (
+    PART as PART,
     CorruptFileError as CorruptFileError,
     DiskFullError as DiskFullError,
     append_text as append_text,
     full_disk_explained as full_disk_explained,
+    growing as growing,
     is_temporary as is_temporary,
     own_folder as own_folder,
     process_lives as process_lives,

@@ -15,8 +15,9 @@ import shutil
 import socket
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from ppl_vae.runtime.descriptions import printable
@@ -24,6 +25,9 @@ from ppl_vae.runtime.descriptions import printable
 _TEMPORARY = ".writing"
 _TEMPORARY_NAME = re.compile(r"\..*\.[0-9a-f]{8}(-\d+-[0-9a-f]{8})?\.writing(\.[^.]*)?", re.DOTALL)
 """In the names of files that are being written, after the host and the number of the process that writes."""
+
+PART = ".part"
+"""Behind the name of a file that is growing: see `growing`."""
 
 _LONGEST = 40
 """Bytes of a file's name that stand in the name of its temporary file: no name may have over 255 bytes."""
@@ -139,6 +143,73 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
                 raise type(error)(error.errno, error.strerror, str(path)) from error
             raise
         _flush(path.parent)
+
+
+@contextmanager
+def growing(path: str | Path, *, overwrite: bool = False) -> Iterator[Callable[[bytes], None]]:
+    """Gives a function that adds to `path`.part, which takes the place of `path` when the block has ended well.
+
+    What was added stays there if the block fails or the process is killed: it may be the work of hours. What
+    cannot be added as a whole is left out. Without anything in it, the file is removed.
+
+    Args:
+        path: The file to write; its folder must exist.
+        overwrite: Whether a file that is there when the block ends is replaced.
+
+    Raises:
+        DiskFullError: There is no room; `path`, and what was added before, are as they were.
+        FileExistsError: `path`.part is there already, or `path` is and `overwrite` is False.
+        OSError: The folder may not be written, say.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "words.txt"
+        >>> with growing(file) as add:
+        ...     add(b"hello\\n")
+        ...     file.exists(), file.with_name("words.txt.part").read_text()
+        (False, 'hello\\n')
+        >>> file.read_text()
+        'hello\\n'
+    """
+    path = Path(path)
+    if not path.is_symlink():
+        require_file(path)
+    part = path.with_name(path.name + PART)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with full_disk_explained(path):
+        try:
+            descriptor = os.open(part, flags, 0o666)
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"{part} is there already: a command writes {path.name} now, or was interrupted; if none does, "
+                "move it away"
+            ) from error
+        try:
+            with open(descriptor, "wb", buffering=0) as file:
+                yield lambda data: _add(file, data)
+                os.fsync(descriptor)
+            if overwrite:
+                os.replace(part, path)
+            else:
+                _link(part, path)
+        except BaseException:
+            with suppress(OSError):
+                if not part.stat().st_size:
+                    part.unlink()
+            raise
+        _flush(path.parent)
+
+
+def _add(file: FileIO, data: bytes) -> None:
+    """Adds bytes to a file: all of them or, if that fails or is interrupted, none."""
+    before = file.tell()
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:
+        file.truncate(file.seek(before))
+        raise
 
 
 def _link(temporary: Path, path: Path) -> None:
