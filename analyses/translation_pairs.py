@@ -200,4 +200,4 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
             trim=False,
         )
         parts.append(KnownLatents(known, learn_prior=False, elbo_rows=8 * (not how.latent)))
-    return parts[0] if len(parts) == 1 else Together(*parts)
+    return parts[0] if len(parts) == 1 else Together(parts)

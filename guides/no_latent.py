@@ -26,5 +26,8 @@ class NoLatent(Rebuildable, nn.Module):
         True
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, *batch: Any) -> None:
         """Draws nothing."""

@@ -261,8 +261,10 @@ OBJECTIVES: dict[str, Objective] = {
     "SentenceDenoising": SentenceDenoising(torch.tensor([[4, 5, 1], [8, 1, 0]]), noise=hide),
     "KnownLatents": KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]]))),
     "Together": Together(
-        BackTranslation(torch.tensor([[4, 5, 1], [8, 1, 0]])),
-        KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]]))),
+        [
+            BackTranslation(torch.tensor([[4, 5, 1], [8, 1, 0]])),
+            KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]]))),
+        ]
     ),
 }
 

@@ -458,15 +458,17 @@ def test_settings_that_do_not_suit() -> None:
         BackTranslation(z, free_bits=0.1)
     with pytest.raises(ValueError, match="all translations of a row are the same"):
         BackTranslation(z, greedy=True, num_particles=2)
-    with pytest.raises(ValueError, match=r"whose beta is 1, got VAEGANLoss with 0\.5"):
-        Together(BackTranslation(z), VAEGANLoss(beta=0.5))
+    with pytest.raises(ValueError, match=r"beta = 1, got VAEGANLoss with 0\.5"):
+        Together([BackTranslation(z), VAEGANLoss(beta=0.5)])
+    with pytest.raises(TypeError, match=r"write Together\(\[\.\.\.\]\)"):
+        Together(BackTranslation(z))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="greedy"):
         BackTranslation(z, greedy="yes")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"pairs must be rows and their latents, \(x, z\)"):
         KnownLatents(z)
-    with pytest.raises(ValueError, match="takes two objectives or more, got 1"):
-        Together(BackTranslation(z))
-    with pytest.raises(ValueError, match="got BackTranslation more than once"):
-        Together(BackTranslation(z), BackTranslation(z))
-    with pytest.raises(TypeError, match="takes objectives with turns"):
-        Together(BackTranslation(z), ELBO())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be two or more, got 1"):
+        Together([BackTranslation(z)])
+    with pytest.raises(ValueError, match="got two of BackTranslation"):
+        Together([BackTranslation(z), BackTranslation(z)])
+    with pytest.raises(TypeError, match="must be objectives with turns"):
+        Together([BackTranslation(z), ELBO()])  # type: ignore[list-item]

@@ -188,9 +188,11 @@ def test_denoising_is_the_density_given_the_noisy_row(x: Tensor) -> None:
         TraceELBO(),
         ScoreFunctionELBO(),
         Together(
-            BackTranslation(every_sentence(), greedy=True),
-            SentenceDenoising(every_sentence(), noise=noise, elbo_rows=0),
-            KnownLatents((every_sentence(), every_sentence())),
+            [
+                BackTranslation(every_sentence(), greedy=True),
+                SentenceDenoising(every_sentence(), noise=noise, elbo_rows=0),
+                KnownLatents((every_sentence(), every_sentence())),
+            ]
         ),
     ],
     ids=lambda objective: type(objective).__name__,

@@ -81,13 +81,13 @@ _FITTED = (
 
 _OF_COLORS = {
     "guide": ("SegmentationEncoder", "StructuredMeanField", "WithinPicture"),
-    "objective": ("ElementwiseELBO", "ScoreFunctionELBO", "StraightThroughELBO"),
+    "objective": ("ElementwiseELBO", "StraightThroughELBO"),
 }
 """What suits models of colors alone, and no model of rows."""
 
 _ALSO_OF_COLORS = {
     "guide": ("Exact",),
-    "objective": ("ELBO", "GumbelSoftmaxELBO"),
+    "objective": ("ELBO", "GumbelSoftmaxELBO", "ScoreFunctionELBO"),
 }
 """What suits both."""
 

@@ -148,15 +148,24 @@ def parameters(definition: Definition) -> list[Parameter]:
         return [p._replace(help=p.help or described.get(p.name, "")) for p in listed[1:]]
     ancestry = list(_ancestry(definition))
     fields: dict[str, Parameter] = {}
+    positional: list[str] = []
     for module, node in reversed(ancestry if _is_dataclass(definition) else []):
         for statement in getattr(node, "body", ()):
             match statement:
                 case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
                     if ast.unparse(annotation).rpartition(".")[2].startswith("ClassVar"):
                         continue
+                    if isinstance(value, ast.Call) and _last(value.func) == "field":
+                        options = {each.arg: each.value for each in value.keywords}
+                        value = options.get("default")
+                        first = options.get("kw_only")
+                        if isinstance(first, ast.Constant) and first.value is False:
+                            positional.append(name)
                     expected, default = _type(annotation, module), _value(value)
                     fields[name] = Parameter(name, expected, default, described.get(name, ""))
-    return list(fields.values())
+    return [fields[name] for name in positional] + [
+        each for name, each in fields.items() if name not in positional
+    ]
 
 
 def takes_any_name(definition: Definition) -> bool:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ppl_vae.objectives.alternating import Alternating, Turn
+from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import described
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class Together(Alternating):
     """Several objectives with turns, all of which are taken with each batch, one after the other.
 
     Back-translation goes with denoising, say, and with pairs that are known:
 
-        Together(BackTranslation(german), SentenceDenoising(german, noise=WordNoise(), elbo_rows=0))
+        Together([BackTranslation(german), SentenceDenoising(german, noise=WordNoise(), elbo_rows=0)])
 
     The ELBO that is logged is that of the first turn of the first one.
 
-    Args:
-        parts: The objectives, two or more.
+    Attributes:
+        parts: The objectives, two or more, each with beta = 1.
 
     Raises:
         TypeError: One of them is no objective with turns.
@@ -32,37 +32,39 @@ class Together(Alternating):
         >>> import torch
         >>> from ppl_vae.objectives import BackTranslation, KnownLatents
         >>> x, z = torch.tensor([0, 1]), torch.tensor([1, 0])
-        >>> len(Together(BackTranslation(z), KnownLatents((x, z))).parts)
+        >>> len(Together([BackTranslation(z), KnownLatents((x, z))]).parts)
         2
     """
 
     judged_by_elbo = False
     why_no_free_bits = ": objectives with turns of their own have none; set free_bits=0"
 
-    parts: tuple[Alternating, ...]
+    parts: Sequence[Alternating] = field(kw_only=False)
 
-    def __init__(self, *parts: Alternating) -> None:
-        for part in parts:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_unweighted(self)
+        if isinstance(self.parts, Alternating | str) or not isinstance(self.parts, Sequence):
+            raise TypeError(
+                f"Together.parts must be a list of objectives, got {described(self.parts)}: write "
+                "Together([...])"
+            )
+        for part in self.parts:
             if not isinstance(part, Alternating):
                 raise TypeError(
-                    f"Together takes objectives with turns, such as BackTranslation(german), got "
+                    f"Together.parts must be objectives with turns, such as BackTranslation(german), got "
                     f"{described(part)}"
                 )
             if part.beta != 1:
                 raise ValueError(
-                    f"Together takes objectives whose beta is 1, got {type(part).__name__} with {part.beta!r}"
+                    f"Together.parts must have beta = 1, got {type(part).__name__} with {part.beta!r}"
                 )
-        if len(parts) < 2:
-            raise ValueError(f"Together takes two objectives or more, got {len(parts)}")
-        kinds = Counter(type(part).__name__ for part in parts)
+        if len(self.parts) < 2:
+            raise ValueError(f"Together.parts must be two or more, got {len(self.parts)}")
+        kinds = Counter(type(part).__name__ for part in self.parts)
         if twice := [name for name, count in kinds.items() if count > 1]:
-            raise ValueError(
-                f"Together takes one objective of a kind, got {twice[0]} more than once"
-            )
-        object.__setattr__(self, "parts", parts)
-        for name in ("beta", "free_bits", "num_particles"):
-            object.__setattr__(self, name, getattr(Alternating, name))
-        self.__post_init__()
+            raise ValueError(f"Together.parts must be of several kinds, got two of {twice[0]}")
+        object.__setattr__(self, "parts", tuple(self.parts))
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
