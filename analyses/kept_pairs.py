@@ -39,9 +39,9 @@ def has_begun(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*"))
 
 
-def keep(folder: Path, model: Any, guide: Any, made_of: str) -> None:
-    """Writes a pair and what it is made of into a folder."""
-    save_run(folder, model, guide, config={"made_of": made_of})
+def keep(folder: Path, model: Any, guide: Any, made_of: str, **others: Any) -> None:
+    """Writes a pair and what it is made of into a folder, with other things that `save_run` takes."""
+    save_run(folder, model, guide, config={"made_of": made_of}, **others)
 
 
 def num_trained(*modules: Any) -> int:

@@ -149,7 +149,7 @@ def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) ->
             *(model, guide, x, sizes.epochs, seed),
             objective=objective(texts, how, sizes),
         )
-        keep(folder, model, guide, repr(sizes))
+        keep(folder, model, guide, repr(sizes), vocabulary=texts.words)
         found = model, guide
     model, guide = found
     return model.eval(), guide.eval()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from scripts import ROOT, mean, rows, run
 
+from ppl_vae import load_run
+
 
 def back_translation(folder: Path) -> None:
     tiny = ("--size=40", "--vocabulary=270", "--test_rows=8", "--difficulty=0")
@@ -38,6 +40,11 @@ def back_translation(folder: Path) -> None:
     assert "BLEU: nrefs:1" in printed
     again = run("back_translation.py", "translating", *options, cwd=folder)
     assert again == printed  # all of it was kept
+    # What was trained can translate files.
+    (run_folder,) = (folder / "translations").glob("pairs=10-alone,seed=0,*/config.yaml")
+    words = load_run(run_folder.parent).vocabulary
+    assert words is not None
+    assert words.sentences(words.rows(["a dog"])) == ["a dog"]
     kept = {path.name for path in (folder / "translations").glob("*.json")}
     assert len(kept) == 3
     # Other texts are no reason to take the same numbers.
