@@ -26,7 +26,7 @@ class LanguageModel(RowModel):
 
     Args:
         data_shape: Shape of one row of the data, `(T,)`: the most numbers of a sentence, with its end.
-        words: Size of the vocabulary, with the numbers that are no words.
+        words: Size of the vocabulary, with its special tokens.
         network: The sizes of the decoder.
 
     Raises:
@@ -63,7 +63,7 @@ class LanguageModel(RowModel):
         pyro.sample("x", self.density(), obs=x)
 
     def count_words(self, x: Tensor) -> None:
-        """Begins with the words as they come in sentences, `(n, T)`; call it before training."""
+        """Sets the output bias to the log frequencies of the words of sentences, `(n, T)`, before training."""
         self.network.count_words(x, 0)
 
     def density(self) -> Sentences:

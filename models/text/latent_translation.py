@@ -33,7 +33,7 @@ class LatentTranslation(RowModel):
 
     Args:
         data_shape: Shape of one row of the data, `(T,)`: the most numbers of a sentence, with its end.
-        words: Size of the vocabulary of both languages, with the numbers that are no words.
+        words: Size of the vocabulary of both languages, with its special tokens.
         network: The sizes of the network; those of the language model's decoder are the same.
         latent_length: The most numbers of a latent sentence; T if None.
 
@@ -82,7 +82,7 @@ class LatentTranslation(RowModel):
         pyro.sample("x", self.decode(z), obs=x)
 
     def count_words(self, x: Tensor, z: Tensor) -> None:
-        """Begins with the words of each language as they come in its sentences, in all that writes them.
+        """Sets the output biases of each language to the log frequencies of its words; also those of p(z).
 
         Call it before training. Without it, a network that has learned to restore sentences repeats those of
         the other language, too (`copied sentence` of `diagnose`).

@@ -36,10 +36,10 @@ class Disguise:
     Four things are done to a sentence, in this order. Words are known by lists of articles, numbers,
     prepositions and the like; verbs are those of `invented_sentences` and the words in -ing.
 
-    1. A verb goes behind its object: `a man plays the guitar` is said `a man the guitar plays`, and `is playing
-       the guitar` is said `is the guitar playing`.
-    2. A preposition goes behind what belongs to it: `in the park` is said `the park in`.
-    3. Adjectives go behind their noun: `small dog` is said `dog small`.
+    1. A verb goes behind its object: `a man plays the guitar` becomes `a man the guitar plays`, and `is playing
+       the guitar` becomes `is the guitar playing`.
+    2. A preposition goes behind what belongs to it: `in the park` becomes `the park in`.
+    3. Adjectives go behind their noun: `small dog` becomes `dog small`.
     4. Each word becomes another one of its length that can be spoken as well; an article or a number becomes
        the ending of the word behind it.
 

@@ -11,9 +11,9 @@ class UseOfSentences:
     """What some rows say of a latent that is a sentence, such as the translation of x.
 
     Attributes:
-        words: Mean number of words of z, with the end.
+        words: Mean number of words of z, including the end.
         worth: By how much log p(x | z) falls with the z of another row, nats per row.
-        worth_per_word: The same per word of z, with the end.
+        worth_per_word: The same per word of z, including the end.
         told: By how much log q(z | x) falls with the z of another row, nats per row: what x tells of z.
         copied: Share of the words of z that are words of its x, too, in any order; NaN if x is no sentence.
         copied_by_chance: The same with the x of another row.

@@ -48,7 +48,9 @@ class _Sentence(constraints.Constraint):
         return fits.all(-1) & (lengths.squeeze(-1) > 0) & (lengths.squeeze(-1) <= self.length)
 
     def __repr__(self) -> str:
-        return f"sentences of {self.words} words, at most {self.length} with the end, then zeros"
+        return (
+            f"sentences of {self.words} words, at most {self.length} including the end, then zeros"
+        )
 
 
 class Sentences(dist.TorchDistribution):

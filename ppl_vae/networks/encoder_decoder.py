@@ -111,7 +111,7 @@ class EncoderDecoder:
         """A network that reads and writes.
 
         Args:
-            words: Size of the vocabulary, with the numbers that are no words.
+            words: Size of the vocabulary, with its special tokens.
             length: Most numbers of a sentence, with its end.
             languages: How many languages there are.
 
@@ -169,10 +169,10 @@ class SentenceNetwork(nn.Module):
 
     @torch.no_grad()
     def count_words(self, rows: Tensor, language: int) -> None:
-        """Begins with the words of a language as they come in its sentences: the logits of equal states.
+        """Sets the output bias of a language to the log frequencies of its words.
 
-        Words that come nowhere count as a hundredth of a time. Without this, a network that has learned to
-        restore sentences repeats those of the other language, too, as training makes words unlikely slowly.
+        Words that do not occur count as 0.01. Without this, a network that has learned to restore sentences
+        repeats those of the other language, too, as training makes words unlikely slowly.
 
         Args:
             rows: Sentences, `(n, T)`.
@@ -194,8 +194,8 @@ class SentenceNetwork(nn.Module):
         rows = trimmed(rows)
         if rows.shape[1] > self.length or (rows.numel() and int(rows.max()) >= self.words):
             raise ValueError(
-                f"the network reads sentences of at most {self.length} tokens, with the end, of a vocabulary "
-                f"of {self.words}, got {rows.shape[1]} tokens and numbers up to {int(rows.max())}"
+                f"the network reads sentences of at most {self.length} tokens, including the end, of a "
+                f"vocabulary of {self.words}, got {rows.shape[1]} tokens and numbers up to {int(rows.max())}"
             )
         there = (torch.arange(rows.shape[1], device=rows.device) < lengths_of(rows)[:, None])[
             :, None, None

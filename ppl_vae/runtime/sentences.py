@@ -1,4 +1,4 @@
-"""Sentences as rows of whole numbers: the numbers that are no words, and how long a sentence is."""
+"""Sentences as rows of whole numbers: the special tokens, and how long a sentence is."""
 
 from __future__ import annotations
 

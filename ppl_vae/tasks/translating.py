@@ -46,7 +46,7 @@ class Translations:
 
     @property
     def log_probs_per_word(self) -> Tensor:
-        """The same per number of the sentence, its end with it, `(n, num)`."""
+        """The same per token of the sentence, including the end, `(n, num)`."""
         return self.log_probs / lengths_of(self.rows).clamp(min=1)
 
 
