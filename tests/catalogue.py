@@ -39,6 +39,7 @@ from ppl_vae.guides import (
     MeanField,
     MixtureOfGaussians,
     NeuralSpline,
+    NoLatent,
     PerRow,
     QuantizingEncoder,
     Recurrent,
@@ -74,6 +75,7 @@ from ppl_vae.models import (
     HierarchicalVAE,
     IndependentCodes,
     IndependentSegments,
+    LanguageModel,
     LaplacePrior,
     LatentColors,
     LatentTranslation,
@@ -514,6 +516,11 @@ PAIRS: dict[str, MakePair] = {
     "LatentTranslation-Translator": pair(
         latent_translation, lambda model, x: Translator(model), sentences
     ),
+    "LanguageModel-NoLatent": pair(
+        lambda: LanguageModel((SENTENCE,), 9, EncoderDecoder(width=8, layers=1, heads=2)),
+        lambda model, x: NoLatent(),
+        sentences,
+    ),
     "SubstitutionCipher-Recurrent": pair(
         cipher,
         lambda model, x: Recurrent((6,), 2, hidden=4, symbols=3, whole=True),
@@ -763,6 +770,10 @@ CLOSED_FORM_MODELS: dict[str, MakeClosedForm] = {
     "CategoricalHMM": lambda: (
         noisy(CategoricalHMM((3,), 2, 3)),
         (counts(3).long(), lengths()),
+    ),
+    "LanguageModel": lambda: (
+        noisy(LanguageModel((SENTENCE,), 9, EncoderDecoder(width=8, layers=1, heads=2))).eval(),
+        sentences(real(64).sigmoid()),
     ),
     "SubstitutionCipher": lambda: (noisy(cipher()), counts(3).long()),
     "SubstitutionCipher-ragged": lambda: (noisy(cipher()), (counts(3).long(), lengths())),
