@@ -210,6 +210,6 @@ if __name__ == "__main__":
                 **{"sizes.language_epochs": 1, "sizes.denoising_epochs": 1},
                 **{"num_samples": 3, "bound_rows": 5, "beams": 2, "runs": "translations_quick"},
             },
-            "finite": {"sentences": 5, "max_epochs": 20, "num_seeds": 2},
+            "finite": {"sentences": 5, "rows": 200, "max_epochs": 20, "num_seeds": 2},
         },
     )

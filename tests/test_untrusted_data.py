@@ -69,14 +69,14 @@ def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @promise(14)
 def test_arrays_must_fit_into_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((100, 500)))
-    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 10_000)
+    monkeypatch.setattr("ppl_vae.data.sizes.available_memory", lambda: 10_000)
     with pytest.raises(ValueError, match=r"x\.npz takes .*more than there is"):
         load_data(str(tmp_path / "x.npz"))
 
 
 @promise(14)
 def test_a_sparse_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 2**30)
+    monkeypatch.setattr("ppl_vae.data.sizes.available_memory", lambda: 2**30)
     file = tmp_path / "x.npy"
     with file.open("wb") as stream:
         shape = {"descr": "|u1", "fortran_order": False, "shape": (2**20, 2**10)}
@@ -381,7 +381,7 @@ def test_suspiciously_large_pictures_are_refused(
         with pytest.raises(ValueError, match=r"0\.png cannot be read"):
             load_data(f"folder:{tmp_path}")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
-    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 8000)
+    monkeypatch.setattr("ppl_vae.data.sizes.available_memory", lambda: 8000)
     with (
         patch("PIL.ImageOps.exif_transpose", side_effect=AssertionError("a picture was unpacked")),
         pytest.raises(ValueError, match=r"GiB of memory \(more than there is\)"),
