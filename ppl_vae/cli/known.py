@@ -101,7 +101,7 @@ def known(role: str, kind: str = OF_ROWS) -> list[str]:
             them).
 
     Example:
-        >>> known("objective")[:2]
+        >>> known("objective")[1:3]
         ['ELBO', 'EnumELBO']
         >>> "VAE" in known("model"), "VAE" in known("model", kind=BY_EM)
         (True, False)

@@ -54,8 +54,8 @@ class Buckets:
         >>> batches = Buckets(x, tokens=8)
         >>> len(batches), sorted(tuple(batch.shape) for batch in batches)
         (2, [(2, 2), (2, 4)])
-        >>> batches.draw(4).shape
-        torch.Size([4, 4])
+        >>> batches.draw(1).shape[0]
+        1
     """
 
     def __init__(
