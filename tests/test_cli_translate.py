@@ -235,15 +235,17 @@ def test_a_line_that_is_too_long(said: Said) -> None:
     Path("long.txt").write_text("dog\ncat\ndog cat cow\ncow cow dog dog\n")
     out, err = said("long.txt", code=1)
     assert out == ""
-    told = "long.txt, line 3 has 4 numbers with its end, and the model reads at most 3: split the"
+    told = (
+        "long.txt, line 3 has 4 tokens including its end, and the model reads at most 3: split the"
+    )
     assert told in err
     out, err = said("long.txt", "--too_long", "cut")
     assert out == "Hund\nKatze\nHund Katze\nKuh Kuh\n"
-    told = "lines 3, 4: longer than the 3 numbers that the model reads, so that the last words were left"
+    told = "lines 3, 4: longer than the 3 tokens that the model reads, so that the last words were left"
     assert told in err
     # The latents of this pair may be longer.
     Path("de.txt").write_text("Hund Katze Kuh\nHund Katze Kuh Hund\n")
-    told = "de.txt, line 2 has 5 numbers with its end, and the model reads at most 4"
+    told = "de.txt, line 2 has 5 tokens including its end, and the model reads at most 4"
     assert told in said("de.txt", "--back", code=1)[1]
 
 
@@ -254,7 +256,7 @@ def test_a_long_line_of_standard_input_comes_after_those_before(
     give(monkeypatch, b"dog\ndog dog dog\n")
     out, err = said("-", code=1)
     assert out == "Hund\n"
-    assert "standard input, line 2 has 4 numbers with its end" in err
+    assert "standard input, line 2 has 4 tokens including its end" in err
 
 
 def test_what_the_vocabulary_has_not_seen_is_told_once(said: Said) -> None:

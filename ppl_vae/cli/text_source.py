@@ -98,7 +98,7 @@ class TextSource:
         """Tells of lines of which the model has not read what one might think."""
         if self.shortened.count:
             warn(
-                f"{self.shortened}: longer than the {self.longest:,} numbers that the model reads, so that the "
+                f"{self.shortened}: longer than the {self.longest:,} tokens that the model reads, so that the "
                 "last words were left out"
             )
         if self.unseen.count:
@@ -114,7 +114,7 @@ class TextSource:
         if len(row) > self.longest:
             if not self.cut:
                 raise ValueError(
-                    f"{place} has {len(row):,} numbers with its end, and the model reads at most "
+                    f"{place} has {len(row):,} tokens including its end, and the model reads at most "
                     f"{self.longest:,}: split the sentence, leave it out, or pass --too_long cut"
                 )
             self.shortened.add(number)
