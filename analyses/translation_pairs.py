@@ -177,11 +177,16 @@ def denoised(runs: Path, texts: Texts, sizes: Sizes, seed: int) -> tuple[Any, An
         sizes.fit(
             folder.with_suffix(".training"),
             *(model, guide, x, sizes.denoising_epochs, seed),
-            objective=SentenceDenoising(z, noise=WordNoise(), learn_prior=False),
+            objective=SentenceDenoising(z, noise=noise(texts), learn_prior=False),
         )
         keep(folder, model, guide, repr(sizes))
         found = model, guide
     return found
+
+
+def noise(texts: Texts) -> WordNoise:
+    """Words that are left out, hidden or moved, each with all of its pieces."""
+    return WordNoise(starts=texts.words.word_starts)
 
 
 def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
@@ -191,7 +196,7 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
     if how.latent:
         parts = [
             BackTranslation(z, greedy=True, learn_prior=False),
-            SentenceDenoising(z, noise=WordNoise(), learn_prior=False, elbo_rows=0),
+            SentenceDenoising(z, noise=noise(texts), learn_prior=False, elbo_rows=0),
         ]
     if how.pairs:
         known = Buckets(

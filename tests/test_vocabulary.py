@@ -87,6 +87,17 @@ def test_numbers_are_those_of_the_definition(text: str) -> None:
     assert WORDS.words_of(WORDS.rows([text])[0]) == shown
 
 
+def test_which_numbers_begin_a_word() -> None:
+    starts = WORDS.word_starts
+    assert starts.shape == (len(WORDS),)
+    row = WORDS.rows(["the dogs,  Hundε don't"])[0]
+    pieces = WORDS.words_of(row)
+    begins = [not piece[0].isalnum() and not piece.startswith("\\x") for piece in pieces]
+    assert 1 < sum(begins) < len(begins)
+    assert starts[row].tolist() == [*begins, True]  # the end is no part of the word before it
+    assert starts[[PAD, END, UNKNOWN, BLANK]].all()
+
+
 @given(st.lists(st.text(), max_size=4))
 @example(
     ["", " ", "  a  b ", "\n\t\0", "</s> <pad> [UNK] <blank>", "日本語 🙂‍↔️ e\u0301 \u2028\x85\r"]

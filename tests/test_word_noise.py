@@ -168,6 +168,56 @@ def test_bfloat16_as_the_default_dtype_changes_nothing() -> None:
     assert max(abs(i - place) for i, place in enumerate(found)) == 2
 
 
+def spelled(rows: Tensor, pieces: dict[int, list[int]]) -> Tensor:
+    """Sentences with several numbers in place of a word."""
+    made = [[piece for word in row for piece in pieces.get(word, [word])] for row in rows.tolist()]
+    made = [row[: row.index(END) + 1] for row in made]
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in made], batch_first=True)
+
+
+@pytest.mark.parametrize(
+    "noise", [(0.0, 0.0, 3), (0.5, 0.0, 0), (0.0, 0.5, 0), (0.1, 0.2, 3), (1.0, 1.0, 2)]
+)
+@pytest.mark.parametrize("pad_starts", [False, True])
+def test_pieces_of_a_word_go_together(noise: tuple[float, float, int], pad_starts: bool) -> None:
+    """The noise of sentences in pieces is that of the same sentences in words, spelled out."""
+    rows = numbered(*LENGTHS)
+    words = range(FIRST_WORD, FIRST_WORD + max(LENGTHS))
+    pieces = {word: [word, *[100 + word] * (word % 3)] for word in words}
+    starts = torch.arange(200) < 100
+    starts[PAD] = pad_starts
+    torch.manual_seed(0)
+    expected = WordNoise(noise[0], 0.0, noise[2])(rows)
+    torch.manual_seed(0)
+    found = WordNoise(noise[0], 0.0, noise[2], starts)(spelled(rows, pieces))
+    if not pad_starts:  # as many words in a row, so that the draws are the same
+        assert torch.equal(found, spelled(expected, pieces))
+    hidden = WordNoise(*noise, starts)(spelled(rows, pieces))
+    assert holds_sentences(hidden)
+    for row in WordNoise(0.0, 0.5, 0, starts)(spelled(rows, pieces)).tolist():
+        for place, number in enumerate(row):
+            # What goes on with a word has its word before it; a hidden one is hidden as a whole.
+            assert number < 100 or row[place - 1] in (number, number - 100)
+
+
+def test_words_are_hidden_as_often_as_told_whatever_their_pieces() -> None:
+    pieces = {FIRST_WORD: [FIRST_WORD], FIRST_WORD + 1: [FIRST_WORD + 1, 100, 101, 102]}
+    rows = spelled(numbered(2).expand(N, -1), pieces)
+    found = WordNoise(0.0, 0.3, 0, torch.arange(200) < 100)(rows)
+    hidden = found[:, :5] == BLANK
+    assert torch.equal(hidden[:, 1:].any(1), hidden[:, 1:].all(1))
+    for share in hidden[:, :2].double().mean(0).tolist():
+        assert abs(share - 0.3) < 4 * (0.3 * 0.7 / N) ** 0.5
+
+
+def test_noises_are_equal_if_their_words_are() -> None:
+    starts = torch.arange(20) < 10
+    assert WordNoise(starts=starts) == WordNoise(starts=starts.clone())
+    assert hash(WordNoise(starts=starts)) == hash(WordNoise(starts=starts.clone()))
+    assert repr(WordNoise(starts=starts)) != repr(WordNoise(starts=~starts))
+    assert WordNoise(starts=starts) not in (WordNoise(), WordNoise(starts=~starts), "another")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
@@ -177,6 +227,13 @@ def test_bfloat16_as_the_default_dtype_changes_nothing() -> None:
         ({"blank": True}, TypeError, r"WordNoise\.blank must be a number"),
         ({"shuffle": -1}, ValueError, r"WordNoise\.shuffle must be at least 0, got -1"),
         ({"shuffle": 1.5}, TypeError, r"WordNoise\.shuffle must be a whole number"),
+        ({"starts": torch.ones(9)}, TypeError, r"WordNoise\.starts must be a tensor of bool"),
+        ({"starts": [True]}, TypeError, r"WordNoise\.starts must be a tensor of bool"),
+        (
+            {"starts": torch.ones(9, 1).bool()},
+            ValueError,
+            r"WordNoise\.starts must have the shape \(words,\), got \(9, 1\)",
+        ),
     ],
 )
 def test_bad_arguments(arguments: Any, error: type[Exception], told: str) -> None:
@@ -202,6 +259,11 @@ def test_bad_arguments(arguments: Any, error: type[Exception], told: str) -> Non
 def test_what_are_no_sentences(rows: Tensor, error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         WordNoise()(rows)
+
+
+def test_numbers_of_another_vocabulary() -> None:
+    with pytest.raises(ValueError, match=r"tells which of 5 numbers .* hold the number 9: give"):
+        WordNoise(starts=torch.ones(5).bool())(torch.tensor([[9, END]]))
 
 
 @pytest.mark.gpu

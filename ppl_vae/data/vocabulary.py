@@ -178,6 +178,18 @@ class Vocabulary:
         (parts,) = self._parts("row", row, 1)
         return [part.decode(errors="backslashreplace") for part in parts]
 
+    @property
+    def word_starts(self) -> Tensor:
+        """Which numbers begin a word, `(words,)`: a space or punctuation at the beginning, or no piece at all.
+
+        Example:
+            >>> words = Vocabulary.learn(["a dog and a dog"], size=264)
+            >>> words.word_starts[words.rows(["a dogs."])]  # " a", " dog", "s", ".", the end
+            tensor([[ True,  True, False,  True,  True]])
+        """
+        inside = {*range(0x80, 0x100), *map(ord, ascii_letters + digits)}
+        return torch.tensor([not part or part[0] not in inside for part in self._shown])
+
     def unseen_share(self, rows: Tensor) -> Tensor:
         """How much of each sentence the texts did not have from which the pieces were learned.
 

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ppl_vae.networks.arguments import require_at_least, require_numbers
-from ppl_vae.runtime import BLANK, END, PAD, lengths_of, require_sentences, trimmed
+from ppl_vae.runtime import (
+    BLANK,
+    END,
+    PAD,
+    described,
+    digest,
+    lengths_of,
+    require_sentences,
+    trimmed,
+)
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,18 @@ class WordNoise:
        more than `shuffle` places.
     3. It becomes `BLANK` with probability `blank`.
 
-    A word is a number of the row, so with a `Vocabulary` a piece of a word.
+    A word is a number of the row, or several: with `starts` the pieces of a word go together, so that they are
+    left out, moved and hidden as one, each hidden piece as a `BLANK`.
 
     Args:
         drop: Share of the words that are left out, from 0 to 1.
         blank: Share of the other words that are hidden, from 0 to 1.
-        shuffle: Most places by which a word moves; 0 keeps the order.
+        shuffle: Most places, in words, by which a word moves; 0 keeps the order.
+        starts: Which numbers begin a word, `(words,)`, as `Vocabulary.word_starts` says it; others belong to the
+            word before them. None: each number is a word.
 
     Raises:
-        TypeError: A number is of another type.
+        TypeError: A setting is of another type.
         ValueError: It is out of its range.
 
     Example:
@@ -44,11 +56,15 @@ class WordNoise:
         >>> WordNoise(drop=0.0, blank=1.0)(rows)
         tensor([[3, 3, 3, 3, 1],
                 [3, 3, 1, 0, 0]])
+        >>> pieces = torch.tensor([True] * 8 + [False] * 2)  # 8 and 9 go on with a word
+        >>> WordNoise(drop=1.0, blank=0.0, starts=pieces)(torch.tensor([[4, 8, 9, 1]]))
+        tensor([[4, 8, 9, 1]])
     """
 
     drop: float = 0.1
     blank: float = 0.2
     shuffle: int = 3
+    starts: Tensor | None = None
 
     def __post_init__(self) -> None:
         require_numbers(self, drop=self.drop, blank=self.blank)
@@ -56,6 +72,27 @@ class WordNoise:
             if not 0 <= share <= 1:
                 raise ValueError(f"WordNoise.{name} must be from 0 to 1, got {share}")
         require_at_least(self, 0, shuffle=self.shuffle)
+        starts = self.starts
+        if starts is not None and not (isinstance(starts, Tensor) and starts.dtype == torch.bool):
+            raise TypeError(
+                "WordNoise.starts must be a tensor of bool, one for each number of the vocabulary, as "
+                f"Vocabulary.word_starts, got {described(starts)}"
+            )
+        if starts is not None and starts.dim() != 1:
+            raise ValueError(
+                f"WordNoise.starts must have the shape (words,), got {tuple(starts.shape)}"
+            )
+
+    def __repr__(self) -> str:
+        # Trainings that go on compare what is shown, so that the tensor is shown by its numbers.
+        pieces = "" if self.starts is None else f", starts=<{digest([self.starts])[:12]}>"
+        return f"WordNoise(drop={self.drop}, blank={self.blank}, shuffle={self.shuffle}{pieces})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WordNoise) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The sentences with noise, drawn from torch's global generator.
@@ -71,21 +108,39 @@ class WordNoise:
             ValueError: They have another shape, or a row is no sentence.
         """
         require_sentences("WordNoise: rows", rows)
+        rows = trimmed(rows)
         places = torch.arange(rows.shape[1], device=rows.device)
-        words = places < lengths_of(rows)[:, None] - 1
+        pieces = places < lengths_of(rows)[:, None] - 1
+        word = self._word_of(rows)  # from 0 on; the end is one more
+        words = torch.arange(int(word.max()) + 1, device=rows.device) < word.gather(
+            1, pieces.sum(1, keepdim=True)
+        )
         kept = words & self._stay(words)
         order = kept.cumsum(1).float()
         if self.shuffle:
             order += torch.rand_like(order) * (self.shuffle + 1)
         order = order.masked_fill(~kept, float("inf"))
-        # Sums that are rounded to the same number keep their order, so that the bound holds exactly.
-        found = rows.gather(1, order.argsort(dim=1, stable=True))
-        if self.blank:
-            hidden = torch.rand_like(order) < self.blank
-            found = found.masked_fill(hidden, BLANK)
-        number = kept.sum(1, keepdim=True)
+        hidden = torch.rand_like(order) < self.blank if self.blank else torch.zeros_like(kept)
+        # Words whose sums are rounded to the same number keep their order, and pieces that of their word, so
+        # that the bound holds exactly.
+        found = rows.masked_fill(hidden.gather(1, word), BLANK)
+        found = found.gather(1, order.gather(1, word).argsort(dim=1, stable=True))
+        number = (pieces & kept.gather(1, word)).sum(1, keepdim=True)
         found = found.masked_fill(places == number, END).masked_fill(places > number, PAD)
         return trimmed(found)
+
+    def _word_of(self, rows: Tensor) -> Tensor:
+        """To which word of its sentence each piece belongs, `(n, T)`, from 0 on."""
+        if self.starts is None:
+            return torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
+        if int(rows.max()) >= len(self.starts):
+            raise ValueError(
+                f"WordNoise.starts tells which of {len(self.starts)} numbers begin a word, and the rows hold the "
+                f"number {int(rows.max())}: give that of the vocabulary which wrote them"
+            )
+        begins = self.starts.to(rows.device)[rows.long()] | (rows == END)
+        begins[:, 0] = True
+        return begins.cumsum(1) - 1
 
     def _stay(self, words: Tensor) -> Tensor:
         """Which words are not left out."""
