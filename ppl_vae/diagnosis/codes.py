@@ -44,8 +44,6 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.stats import Estimate
 
-_UNKNOWN = "not measured for codes"
-
 
 @dataclass
 class _Gathered:
@@ -135,20 +133,14 @@ def diagnose_codes(
     used = torch.tensor([use.varies and not use.gain < COLLAPSED for use in uses])
     noise = sum(torch.cat(of_site) for of_site in found.noises.values())
     information = _information(torch.cat(found.rows)) - noise
-    unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
-    diagnosis = Diagnosis(
-        names=tuple(use.name for use in uses),
+    diagnosis = Diagnosis.of_wholes(
+        names=[use.name for use in uses],
         kl=torch.tensor([use.rate * use.count for use in uses]),
-        mean_variance=torch.full((len(uses),), math.nan),
-        active=used,
-        collapsed=~used,
+        used=used,
+        rate=rate,
+        unknown="not measured for codes",
         mutual_information=Estimate(information),
-        marginal_kl=unknown,
-        leave_one_out=unknown,
-        rate=Estimate(rate),
         causes=causes,
-        num_rows=len(rate),
-        information_limit=math.inf,
         beta=facts.beta,
         of_codes=tuple(uses),
         faults=_off_the_prior(uses) if bool(used.all()) else {},

@@ -34,7 +34,6 @@ from ppl_vae.pairs import (
     stated_elements,
     sum_to_rows,
 )
-from ppl_vae.stats import Estimate
 
 MOST_ELEMENTS = 64
 """Most elements of a latent that are dimensions of their own."""
@@ -46,8 +45,6 @@ _STEPS = 200
 """Fewest steps that a guide which lags is trained for, if nothing is known of its training."""
 
 _LEAST = 1e-6  # of beta
-
-_UNKNOWN = "not measured for a latent with many elements"
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,6 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
     )
     facts = replace(facts, rate=float(rate.mean()), unused=1, least_epochs=_EPOCHS)
     cause = _cause(used, lags, each_possible, each_lost, each_weighed, facts, len(rate))
-    unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     notes = session.findings.notes
     if is_used and each_rate < COLLAPSED:
         notes = (
@@ -123,19 +119,13 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
             f"rate is {each_rate:.2g} nats per element",
             *notes,
         )
-    return Diagnosis(
+    return Diagnosis.of_wholes(
         names=(elements.site,),
         kl=rate.mean().unsqueeze(0),
-        mean_variance=torch.tensor([math.nan]),
-        active=torch.tensor([is_used]),
-        collapsed=torch.tensor([not is_used]),
-        mutual_information=unknown,
-        marginal_kl=unknown,
-        leave_one_out=unknown,
-        rate=Estimate(rate),
+        used=torch.tensor([is_used]),
+        rate=rate,
+        unknown="not measured for a latent with many elements",
         causes={} if is_used else {elements.site: cause},
-        num_rows=len(rate),
-        information_limit=math.inf,
         beta=facts.beta,
         of_elements=used,
         notes=notes,

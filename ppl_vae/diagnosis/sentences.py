@@ -16,7 +16,6 @@ from ppl_vae.diagnosis.use_of_sentences import UseOfSentences
 from ppl_vae.distributions import Sentences
 from ppl_vae.pairs import COLLAPSED, Batch, innermost, num_rows, sample_rows, tensors_of
 from ppl_vae.runtime import FIRST_WORD, holds_sentences, lengths_of
-from ppl_vae.stats import Estimate
 
 MOST_COPIED = 0.5
 """Share of the words of z, beyond chance, from which on they are copied, if they are foreign, too."""
@@ -25,8 +24,6 @@ FOREIGN = 1.0
 """Nats per word by which z is less likely than what p(z) draws: from there on it is not of its language."""
 
 _MOST_ROWS = 1000
-
-_UNKNOWN = "not measured for a sentence"
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,6 @@ def diagnose_sentences(
         if is_used or len(rate) == 1
         else {name: _cause(use, float(rate.mean()), copied, same, not_ended)}
     )
-    unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
     notes = session.findings.notes
     if is_used and use.foreign >= FOREIGN:
         notes = (
@@ -111,19 +107,13 @@ def diagnose_sentences(
             "own: they may be no sentences of its language",
             *notes,
         )
-    diagnosis = Diagnosis(
+    diagnosis = Diagnosis.of_wholes(
         names=(name,),
         kl=rate.mean().unsqueeze(0),
-        mean_variance=torch.tensor([math.nan]),
-        active=torch.tensor([is_used]),
-        collapsed=torch.tensor([not is_used]),
-        mutual_information=unknown,
-        marginal_kl=unknown,
-        leave_one_out=unknown,
-        rate=Estimate(rate),
+        used=torch.tensor([is_used]),
+        rate=rate,
+        unknown="not measured for a sentence",
         causes=causes,
-        num_rows=len(rate),
-        information_limit=math.inf,
         beta=facts.beta,
         of_sentences=use,
         notes=notes,

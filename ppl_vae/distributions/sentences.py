@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.nn.functional import cross_entropy
 
 from ppl_vae.distributions.beams import Search, WritesWords, beam_search
-from ppl_vae.runtime import BLANK, END, PAD, lengths_of, trimmed
+from ppl_vae.runtime import BLANK, END, PAD, are_sentences, lengths_of, trimmed
 
 _FEWER = 0.8
 """Share of the rows that are still written below which the others are left out: that copies what they know."""
@@ -38,14 +38,8 @@ class _Sentence(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         whole = (value == value.long()).all(-1)
         value = value.long()
-        lengths = lengths_of(value).unsqueeze(-1)
-        place = torch.arange(value.shape[-1], device=value.device)
-        inside = place < lengths
-        fits = (value >= 0) & (value < self.words) & (value != BLANK)
-        fits &= (value != PAD) == inside
-        fits &= (value == END) == (place == lengths - 1)
-        fits &= whole.unsqueeze(-1)
-        return fits.all(-1) & (lengths.squeeze(-1) > 0) & (lengths.squeeze(-1) <= self.length)
+        fits = ((value >= 0) & (value < self.words) & (value != BLANK)).all(-1)
+        return whole & fits & are_sentences(value) & (lengths_of(value) <= self.length)
 
     def __repr__(self) -> str:
         return (

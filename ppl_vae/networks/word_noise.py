@@ -42,7 +42,7 @@ class WordNoise:
         drop: Share of the words that are left out, from 0 to 1.
         blank: Share of the other words that are hidden, from 0 to 1.
         shuffle: Most places, in words, by which a word moves; 0 keeps the order.
-        starts: Which numbers begin a word, `(words,)`, as `Vocabulary.word_starts` says it; others belong to the
+        starts: Which numbers begin a word, `(words,)`, such as `Vocabulary.word_starts`; others belong to the
             word before them. None: each number is a word.
 
     Raises:
@@ -135,8 +135,8 @@ class WordNoise:
             return torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)
         if int(rows.max()) >= len(self.starts):
             raise ValueError(
-                f"WordNoise.starts tells which of {len(self.starts)} numbers begin a word, and the rows hold the "
-                f"number {int(rows.max())}: give that of the vocabulary which wrote them"
+                f"WordNoise.starts tells which of {len(self.starts)} numbers begin a word, and the rows hold "
+                f"the number {int(rows.max())}: give that of the vocabulary which wrote them"
             )
         begins = self.starts.to(rows.device)[rows.long()] | (rows == END)
         begins[:, 0] = True

@@ -15,7 +15,7 @@ from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
 from ppl_vae.objectives.schedules import require_bool
-from ppl_vae.objectives.wake_sleep import (
+from ppl_vae.objectives.scored_draws import (
     density_of_rows,
     detached_draws,
     drawn_rows,
@@ -124,7 +124,11 @@ class BackTranslation(Alternating):
                 f"num_particles at 1, got {self.num_particles}"
             )
         require_bool("BackTranslation", "learn_prior", self.learn_prior)
-        object.__setattr__(self, "latents", RealLatents.of("BackTranslation.latents", self.latents))
+        object.__setattr__(self, "latents", self._latents)
+
+    @property
+    def _latents(self) -> RealLatents:
+        return RealLatents.of("BackTranslation.latents", self.latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -188,7 +192,7 @@ class BackTranslation(Alternating):
     def _real(self, n: int, layout: Layout, batch: Batch) -> tuple[dict[str, Tensor], Batch]:
         """Real latents, and as many rows, whose place they take."""
         found: dict[str, Tensor]
-        _, found = self.latents.drawn(n, layout, tensors_of(batch)[0].device)
+        _, found = self._latents.drawn(n, layout, tensors_of(batch)[0].device)
         return found, take_rows(batch, slice(0, len(next(iter(found.values())))))
 
     def _drawing(self) -> Any:

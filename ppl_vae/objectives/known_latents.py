@@ -12,7 +12,7 @@ from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
 from ppl_vae.objectives.schedules import require_bool
-from ppl_vae.objectives.wake_sleep import (
+from ppl_vae.objectives.scored_draws import (
     density_of_rows,
     elbo_of_rows,
     require_draws,
@@ -76,8 +76,11 @@ class KnownLatents(Alternating):
         require_unweighted(self)
         require_bool("KnownLatents", "learn_prior", self.learn_prior)
         require_elbo_rows(self, self.elbo_rows)
-        known = RealLatents.of("KnownLatents.pairs", self.pairs, paired=True)
-        object.__setattr__(self, "pairs", known)
+        object.__setattr__(self, "pairs", self._known)
+
+    @property
+    def _known(self) -> RealLatents:
+        return RealLatents.of("KnownLatents.pairs", self.pairs, paired=True)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -91,7 +94,8 @@ class KnownLatents(Alternating):
                 "KnownLatents has rows x and their z, and the programs are given more than x: let one argument "
                 "hold all of a row"
             )
-        x, values = self.pairs.drawn(n, layout, given.device)
+        x, values = self._known.drawn(n, layout, given.device)
+        assert x is not None  # as they are paired
         n = len(x)
         known = with_tensors(batch, [x.to(given.dtype)])
         model = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(known))

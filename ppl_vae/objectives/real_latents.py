@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +11,15 @@ from torch import Tensor
 from ppl_vae.pairs import Layout, PairError, Site, Substitute, support_of
 from ppl_vae.runtime import described, digest
 
-Latents = Any
-"""What `RealLatents.of` takes: a tensor, tensors by site, or what draws them."""
+Values = Tensor | Mapping[str, Tensor]
+"""Values of latents, `(m, *event)`, or those of each site by its name."""
+
+
+class DrawsLatents(Protocol):
+    """Anything that draws rows, such as `ppl_vae.data.Buckets`."""
+
+    def draw(self, n: int) -> Any:
+        """At most n rows, and at least one: `Values`, or rows of data with their `Values`."""
 
 
 class RealLatents:
@@ -131,6 +138,10 @@ class RealLatents:
                 f"draw({n}) of {self!r} has returned {told} rows: expected {n}, or fewer but not none"
             )
         return x, values
+
+
+Latents = Values | tuple[Tensor, Values] | DrawsLatents | Callable[[int], Any] | RealLatents
+"""What `RealLatents.of` takes: values, rows of data with their values, or what draws them."""
 
 
 class SetReal(Substitute):

@@ -12,7 +12,7 @@ from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
 from ppl_vae.objectives.real_latents import Latents, RealLatents
 from ppl_vae.objectives.schedules import require_bool
-from ppl_vae.objectives.wake_sleep import elbo_of_rows, require_elbo_rows, whole_guide
+from ppl_vae.objectives.scored_draws import elbo_of_rows, require_elbo_rows, whole_guide
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -83,8 +83,11 @@ class SentenceDenoising(Alternating):
             )
         require_elbo_rows(self, self.elbo_rows)
         require_bool("SentenceDenoising", "learn_prior", self.learn_prior)
-        latents = RealLatents.of("SentenceDenoising.latents", self.latents)
-        object.__setattr__(self, "latents", latents)
+        object.__setattr__(self, "latents", self._real)
+
+    @property
+    def _real(self) -> RealLatents:
+        return RealLatents.of("SentenceDenoising.latents", self.latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -106,7 +109,7 @@ class SentenceDenoising(Alternating):
 
         def latents(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
-            _, values = self.latents.drawn(num_rows(batch), layout, x.device)
+            _, values = self._real.drawn(num_rows(batch), layout, x.device)
             if len(values) > 1:
                 raise PairError(
                     f"SentenceDenoising restores one latent of a row, and there are {', '.join(values)}"

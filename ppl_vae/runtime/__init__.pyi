@@ -70,6 +70,7 @@ from .sentences import (
     FIRST_WORD as FIRST_WORD,
     PAD as PAD,
     UNKNOWN as UNKNOWN,
+    are_sentences as are_sentences,
     holds_sentences as holds_sentences,
     lengths_of as lengths_of,
     require_sentences as require_sentences,

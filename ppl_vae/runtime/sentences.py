@@ -73,7 +73,7 @@ def require_sentences(name: str, rows: Tensor) -> None:
         raise TypeError(f"{name} must hold whole numbers, got {rows.dtype}")
     if rows.dim() != 2:
         raise ValueError(f"{name} must have the shape (n, T), got {tuple(rows.shape)}")
-    wrong = (~_are_sentences(rows)).nonzero()[:, 0]
+    wrong = (~are_sentences(rows)).nonzero()[:, 0]
     if len(wrong):
         raise ValueError(
             f"{name}: row {int(wrong[0])}, counted from 0, is no sentence: expected words, then END = {END}, "
@@ -89,13 +89,24 @@ def holds_sentences(rows: Tensor) -> bool:
         (True, False)
     """
     whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
-    return whole and rows.dim() == 2 and bool(_are_sentences(rows).all())
+    return whole and rows.dim() == 2 and bool(are_sentences(rows).all())
 
 
-def _are_sentences(rows: Tensor) -> Tensor:
-    """Which rows are sentences, `(n,)`."""
-    places = torch.arange(rows.shape[1], device=rows.device)
-    lengths = lengths_of(rows)[:, None]
-    filled = ((rows != PAD) == (places < lengths)).all(1)
-    ended = ((rows == END) == (places == lengths - 1)).all(1)
-    return filled & ended & (lengths[:, 0] > 0)
+def are_sentences(rows: Tensor) -> Tensor:
+    """Which rows are sentences: words, `END`, then `PAD`.
+
+    Args:
+        rows: Whole numbers, `(*batch, T)`.
+
+    Returns:
+        Of bool, `(*batch)`.
+
+    Example:
+        >>> are_sentences(torch.tensor([[4, END, PAD], [4, PAD, END], [PAD, PAD, PAD]]))
+        tensor([ True, False, False])
+    """
+    places = torch.arange(rows.shape[-1], device=rows.device)
+    lengths = lengths_of(rows)[..., None]
+    filled = ((rows != PAD) == (places < lengths)).all(-1)
+    ended = ((rows == END) == (places == lengths - 1)).all(-1)
+    return filled & ended & (lengths[..., 0] > 0)
