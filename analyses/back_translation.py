@@ -69,6 +69,7 @@ def translating(
     difficulty: float = 1.0,
     seeds: tuple[int, ...] = (0,),
     sizes: Sizes = Sizes(width=64),  # noqa: B008 (frozen)
+    elbo_epochs: int = 0,
     test_rows: int | None = None,
     num_samples: int = 50,
     bound_rows: int = 200,
@@ -89,6 +90,7 @@ def translating(
         difficulty: Of the disguise, from 0 to 1.
         seeds: Of the trainings: scores are means, with standard errors if there are several.
         sizes: Network and training.
+        elbo_epochs: Epochs by the gradient of the ELBO after those without pairs: one more line.
         test_rows: Test sentences; all if None.
         num_samples: Draws of z for the bound on log p(x).
         bound_rows: Test sentences of the bound.
@@ -99,6 +101,8 @@ def translating(
     ways: list[Training] = [
         Training(count, latent) for count in pairs for latent in (True, False) if count or latent
     ]
+    if elbo_epochs:
+        ways.insert(1, Training(elbo_epochs=elbo_epochs))
     table = Table(COLUMNS, steps=len(ways) * len(seeds) + len(seeds))
     table.head()
     for name, into_x, into_z in _simple_ways(texts, pairs):
@@ -208,7 +212,13 @@ if __name__ == "__main__":
                 **{"pairs": (0, 20), "size": 60, "vocabulary": 280, "test_rows": 10},
                 **{"sizes.width": 8, "sizes.heads": 2, "sizes.layers": 1, "sizes.epochs": 1},
                 **{"sizes.language_epochs": 1, "sizes.denoising_epochs": 1},
-                **{"num_samples": 3, "bound_rows": 5, "beams": 2, "runs": "translations_quick"},
+                **{
+                    "elbo_epochs": 1,
+                    "num_samples": 3,
+                    "bound_rows": 5,
+                    "beams": 2,
+                    "runs": "translations_quick",
+                },
             },
             "finite": {"sentences": 5, "rows": 200, "max_epochs": 20, "num_seeds": 2},
         },

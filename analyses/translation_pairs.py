@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ppl_vae.objectives import (
     Alternating,
     BackTranslation,
     KnownLatents,
+    Objective,
+    ScoreFunctionELBO,
     SentenceDenoising,
     Together,
 )
@@ -35,10 +38,11 @@ class Sizes:
         heads: Heads of the attention.
         dropout: Share of the numbers that are set to 0.
         batch_size: Rows of a step.
-        learning_rate: Of Adam; it falls to 0 over each phase, as a cosine.
+        learning_rate: Of Adam, from the second epoch of a phase on; then it falls to 0, as a cosine.
         language_epochs: Most epochs of a language model, which stops early.
         denoising_epochs: Epochs of denoising alone.
         epochs: Epochs of back-translation, or of training with pairs alone.
+        count_words: Whether the output biases begin with the words of each language.
     """
 
     width: int = 128
@@ -46,10 +50,11 @@ class Sizes:
     heads: int = 4
     dropout: float = 0.2
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     language_epochs: int = 30
     denoising_epochs: int = 15
     epochs: int = 20
+    count_words: bool = True
 
     def folder(self, runs: Path, name: str, texts: Texts, seed: int) -> Path:
         """Where a training is kept: others of these texts and settings have other folders."""
@@ -72,12 +77,17 @@ class Sizes:
         **options: Any,
     ) -> Any:
         """One phase of a training, which goes on if its folder is there."""
+
+        def share(epoch: int) -> float:
+            """Of the learning rate: a transformer that begins with all of it may not recover."""
+            return min(1.0, (epoch + 1) / 2) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
         return fit(
             *(model, guide, x),
             max_epochs=epochs,
             learning_rate=self.learning_rate,
             optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, betas=(0.9, 0.98)),
-            lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs),
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, share),
             clip_grad_norm=1.0,
             run_dir=folder,
             resume=has_begun(folder),
@@ -93,20 +103,24 @@ class Training:
     Attributes:
         pairs: Sentences whose translations are known, the first ones.
         latent: Whether it learns from sentences without a translation, too, by denoising and back-translation.
+        elbo_epochs: Epochs after these, by the gradient of the ELBO itself.
     """
 
     pairs: int = 0
     latent: bool = True
+    elbo_epochs: int = 0
 
     @property
     def name(self) -> str:
         """What tells it apart from others."""
-        return f"pairs={self.pairs}" + ("" if self.latent else "-alone")
+        after = f",elbo={self.elbo_epochs}" if self.elbo_epochs else ""
+        return f"pairs={self.pairs}" + ("" if self.latent else "-alone") + after
 
     def __str__(self) -> str:
+        after = ", then the ELBO" if self.elbo_epochs else ""
         if not self.pairs:
-            return "sentences"
-        return f"{self.pairs} pairs {'and sentences' if self.latent else 'alone'}"
+            return f"sentences{after}"
+        return f"{self.pairs} pairs {'and sentences' if self.latent else 'alone'}{after}"
 
 
 def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
@@ -137,17 +151,27 @@ def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) ->
     folder = sizes.folder(runs, how.name, texts, seed)
     found = kept(folder, repr(sizes))
     if found is None:
-        prior = language_model(runs, texts, "z", sizes, seed)
-        model, guide = (
-            denoised(runs, texts, sizes, seed) if how.latent else untrained(texts, sizes, seed)
-        )
-        model.prior.load_state_dict(prior.state_dict())
+        by: Objective
+        if how.elbo_epochs:
+            model, guide = trained(runs, texts, replace(how, elbo_epochs=0), sizes, seed)
+            model.train()
+            guide.train()
+            # The gradient of draws is noisy, so that steps are smaller.
+            settings = replace(sizes, learning_rate=0.3 * sizes.learning_rate)
+            epochs, by = how.elbo_epochs, ScoreFunctionELBO(num_particles=4)
+        else:
+            model, guide = (
+                denoised(runs, texts, sizes, seed) if how.latent else untrained(texts, sizes, seed)
+            )
+            prior = language_model(runs, texts, "z", sizes, seed)
+            model.prior.load_state_dict(prior.state_dict())
+            settings, epochs, by = sizes, sizes.epochs, objective(texts, how, sizes)
         model.prior.requires_grad_(False)
         x = Buckets(texts.rows(texts.x), batch_size=sizes.batch_size, trim=False)
-        sizes.fit(
+        settings.fit(
             folder.with_suffix(".training"),
-            *(model, guide, x, sizes.epochs, seed),
-            objective=objective(texts, how, sizes),
+            *(model, guide, x, epochs, seed),
+            objective=by,
         )
         keep(folder, model, guide, repr(sizes), vocabulary=texts.words)
         found = model, guide
@@ -159,7 +183,8 @@ def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation,
     """A new pair."""
     torch.manual_seed(seed)
     model = LatentTranslation((texts.length,), len(texts.words), sizes.network)
-    model.count_words(texts.rows(texts.x), texts.rows(texts.z))
+    if sizes.count_words:
+        model.count_words(texts.rows(texts.x), texts.rows(texts.z))
     return model, Translator(model)
 
 
