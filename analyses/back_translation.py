@@ -211,7 +211,7 @@ if __name__ == "__main__":
             "translating": {
                 **{"pairs": (0, 20), "size": 60, "vocabulary": 280, "test_rows": 10},
                 **{"sizes.width": 8, "sizes.heads": 2, "sizes.layers": 1, "sizes.epochs": 1},
-                **{"sizes.language_epochs": 1, "sizes.denoising_epochs": 1},
+                **{"sizes.pair_epochs": 1, "sizes.language_epochs": 1, "sizes.denoising_epochs": 1},
                 **{
                     "elbo_epochs": 1,
                     "num_samples": 3,

@@ -41,7 +41,8 @@ class Sizes:
         learning_rate: Of Adam, from the second epoch of a phase on; then it falls to 0, as a cosine.
         language_epochs: Most epochs of a language model, which stops early.
         denoising_epochs: Epochs of denoising alone.
-        epochs: Epochs of back-translation, or of training with pairs alone.
+        epochs: Epochs of back-translation.
+        pair_epochs: Epochs with pairs alone, each of which draws as many as there are sentences.
         count_words: Whether the output biases begin with the words of each language.
     """
 
@@ -54,6 +55,7 @@ class Sizes:
     language_epochs: int = 30
     denoising_epochs: int = 15
     epochs: int = 20
+    pair_epochs: int = 20
     count_words: bool = True
 
     def folder(self, runs: Path, name: str, texts: Texts, seed: int) -> Path:
@@ -165,7 +167,8 @@ def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) ->
             )
             prior = language_model(runs, texts, "z", sizes, seed)
             model.prior.load_state_dict(prior.state_dict())
-            settings, epochs, by = sizes, sizes.epochs, objective(texts, how, sizes)
+            epochs = sizes.epochs if how.latent else sizes.pair_epochs
+            settings, by = sizes, objective(texts, how, sizes)
         model.prior.requires_grad_(False)
         x = Buckets(texts.rows(texts.x), batch_size=sizes.batch_size, trim=False)
         settings.fit(

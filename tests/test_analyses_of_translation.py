@@ -15,7 +15,12 @@ from ppl_vae import load_run
 def back_translation(folder: Path) -> None:
     tiny = ("--size=40", "--vocabulary=270", "--test_rows=8", "--difficulty=0")
     small = ("--sizes.width=8", "--sizes.heads=2", "--sizes.layers=1", "--sizes.batch_size=20")
-    short = ("--sizes.language_epochs=1", "--sizes.denoising_epochs=1", "--sizes.epochs=1")
+    short = (
+        "--sizes.language_epochs=1",
+        "--sizes.denoising_epochs=1",
+        "--sizes.epochs=1",
+        "--sizes.pair_epochs=1",
+    )
     options = (*tiny, *small, *short, "--pairs=[0,10]", "--num_samples=3", "--bound_rows=4")
     printed = run("back_translation.py", "translating", *options, cwd=folder)
     table = {row["learned from"]: row for row in rows(printed)}
