@@ -64,7 +64,8 @@ class ELBO(Objective):
     `QuantizedELBO` if the guide marks codes as chosen by a quantizer;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
-    otherwise `TraceELBO`.
+    `ScoreFunctionELBO` if a latent has no reparameterized sampler, num_particles is 2 or more, and all latents
+    are of a row, for then each draw has the others as a baseline; otherwise `TraceELBO`.
 
     A model may ask for another objective in its place, by an attribute `default_objective`: the name of one of
     `ppl_vae.objectives`, as `VAEGAN` has "VAEGANLoss", or a class of your own. It gets beta, free_bits and
@@ -120,9 +121,23 @@ class ELBO(Objective):
             and not mean_field_violations(pair, batch)
         ):
             chosen = MeanFieldELBO
+        elif self._has_baselines(pair, batch, guide_trace):
+            from ppl_vae.objectives.element_draws import (
+                ScoreFunctionELBO,
+            )  # which imports this file
+
+            chosen = ScoreFunctionELBO
         else:
             chosen = TraceELBO
         return chosen(**self._shared())
+
+    def _has_baselines(self, pair: Pair, batch: Batch, guide_trace: Trace) -> bool:
+        """Whether draws need the score function, and other draws of their row can be their baseline."""
+        if self.num_particles < 2 or self.free_bits:
+            return False
+        if all(site["fn"].has_rsample for site in latent_sites(guide_trace).values()):
+            return False
+        return not find_layout(pair, batch).shared
 
     def asked_by(self, model: object) -> Objective | None:
         """The objective that a model asks for in place of this one; None if it asks for none.
