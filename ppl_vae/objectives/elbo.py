@@ -41,6 +41,7 @@ from ppl_vae.pairs import (
     innermost,
     is_discrete,
     is_enumerated,
+    is_weighted,
     latent_sites,
     mean_field_violations,
     num_rows,
@@ -64,8 +65,8 @@ class ELBO(Objective):
     `QuantizedELBO` if the guide marks codes as chosen by a quantizer;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
-    `ScoreFunctionELBO` if a latent has no reparameterized sampler, num_particles is 2 or more, and all latents
-    are of a row, for then each draw has the others as a baseline; otherwise `TraceELBO`.
+    `ScoreFunctionELBO` if a latent has no reparameterized sampler, num_particles is 2 or more, and all sites
+    are of a row and without weights, for then each draw has the others as a baseline; otherwise `TraceELBO`.
 
     A model may ask for another objective in its place, by an attribute `default_objective`: the name of one of
     `ppl_vae.objectives`, as `VAEGAN` has "VAEGANLoss", or a class of your own. It gets beta, free_bits and
@@ -121,7 +122,7 @@ class ELBO(Objective):
             and not mean_field_violations(pair, batch)
         ):
             chosen = MeanFieldELBO
-        elif self._has_baselines(pair, batch, guide_trace):
+        elif self._has_baselines(find_layout(pair, batch), model_trace, guide_trace):
             from ppl_vae.objectives.element_draws import (
                 ScoreFunctionELBO,
             )  # which imports this file
@@ -131,13 +132,17 @@ class ELBO(Objective):
             chosen = TraceELBO
         return chosen(**self._shared())
 
-    def _has_baselines(self, pair: Pair, batch: Batch, guide_trace: Trace) -> bool:
-        """Whether draws need the score function, and other draws of their row can be their baseline."""
-        if self.num_particles < 2 or self.free_bits:
+    def _has_baselines(self, layout: Layout, model_trace: Trace, guide_trace: Trace) -> bool:
+        """Whether draws need the score function, and all that the loss counts is a reward of a row."""
+        if self.num_particles < 2 or self.free_bits or layout.shared:
             return False
-        if all(site["fn"].has_rsample for site in latent_sites(guide_trace).values()):
+        in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+        if all(site["fn"].has_rsample for site in in_guide.values()):
             return False
-        return not find_layout(pair, batch).shared
+        of_rows = {*layout.observed, *layout.latents} == {*in_model} and {*in_guide} <= {*in_model}
+        return of_rows and not any(
+            is_weighted(site) for site in (*in_model.values(), *in_guide.values())
+        )
 
     def asked_by(self, model: object) -> Objective | None:
         """The objective that a model asks for in place of this one; None if it asks for none.
