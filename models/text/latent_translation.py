@@ -26,8 +26,8 @@ class LatentTranslation(RowModel):
     "We can treat the German sentence z as a latent variable in a probability model of an English sentence y"
     (McAllester, TTIC 31230): x is the English sentence. Its guide is `Translator`: the same network in the
     other direction, as it reads and writes both languages. What the two learn is said by the objective:
-    `SentenceDenoising` first, then `BackTranslation`; `ELBO(num_particles=4)` has the true gradient of the ELBO,
-    by the score function of several draws, which are baselines of each other.
+    `SentenceDenoising` first, then `BackTranslation`. `ELBO(num_particles=4)` has the true gradient of the
+    ELBO, by the score function of several draws, which are baselines of each other.
 
     The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at
     `dim=-2`. See `ppl_vae.distributions.Sentences` for the rows.
