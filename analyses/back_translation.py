@@ -98,11 +98,11 @@ def translating(
         runs: Folder that keeps the trained pairs; an interrupted training continues.
     """
     texts = Texts.of(data, size, vocabulary, test_rows, difficulty)
-    ways: list[Training] = [
-        Training(count, latent) for count in pairs for latent in (True, False) if count or latent
-    ]
-    if elbo_epochs:
-        ways.insert(1, Training(elbo_epochs=elbo_epochs))
+    ways = [Training(translates=False)]
+    for count in pairs:
+        ways.append(Training(count))
+        ways += [Training(count, elbo_epochs=elbo_epochs)] if elbo_epochs and not count else []
+        ways += [Training(count, latent=False)] if count else []
     table = Table(COLUMNS, steps=len(ways) * len(seeds) + len(seeds))
     table.head()
     for name, into_x, into_z in _simple_ways(texts, pairs):

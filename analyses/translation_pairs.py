@@ -106,19 +106,25 @@ class Training:
         pairs: Sentences whose translations are known, the first ones.
         latent: Whether it learns from sentences without a translation, too, by denoising and back-translation.
         elbo_epochs: Epochs after these, by the gradient of the ELBO itself.
+        translates: Whether there is more than denoising.
     """
 
     pairs: int = 0
     latent: bool = True
     elbo_epochs: int = 0
+    translates: bool = True
 
     @property
     def name(self) -> str:
         """What tells it apart from others."""
+        if not self.translates:
+            return "denoised"
         after = f",elbo={self.elbo_epochs}" if self.elbo_epochs else ""
         return f"pairs={self.pairs}" + ("" if self.latent else "-alone") + after
 
     def __str__(self) -> str:
+        if not self.translates:
+            return "denoising alone"
         after = ", then the ELBO" if self.elbo_epochs else ""
         if not self.pairs:
             return f"sentences{after}"
@@ -151,7 +157,7 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
 def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) -> tuple[Any, Any]:
     """A pair of `LatentTranslation` and `Translator`, in evaluation mode."""
     folder = sizes.folder(runs, how.name, texts, seed)
-    found = kept(folder, repr(sizes))
+    found = kept(folder, repr(sizes)) if how.translates else _with_prior(runs, texts, sizes, seed)
     if found is None:
         by: Objective
         if how.elbo_epochs:
@@ -162,11 +168,7 @@ def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) ->
             settings = replace(sizes, learning_rate=0.3 * sizes.learning_rate)
             epochs, by = how.elbo_epochs, ScoreFunctionELBO(num_particles=4)
         else:
-            model, guide = (
-                denoised(runs, texts, sizes, seed) if how.latent else untrained(texts, sizes, seed)
-            )
-            prior = language_model(runs, texts, "z", sizes, seed)
-            model.prior.load_state_dict(prior.state_dict())
+            model, guide = _with_prior(runs, texts, sizes, seed, how.latent)
             epochs = sizes.epochs if how.latent else sizes.pair_epochs
             settings, by = sizes, objective(texts, how, sizes)
         model.prior.requires_grad_(False)
@@ -180,6 +182,16 @@ def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) ->
         found = model, guide
     model, guide = found
     return model.eval(), guide.eval()
+
+
+def _with_prior(
+    runs: Path, texts: Texts, sizes: Sizes, seed: int, latent: bool = True
+) -> tuple[Any, Any]:
+    """A pair that can restore sentences, or is new, with a trained language model as its p(z)."""
+    pair = denoised(runs, texts, sizes, seed) if latent else untrained(texts, sizes, seed)
+    prior = language_model(runs, texts, "z", sizes, seed)
+    pair[0].prior.load_state_dict(prior.state_dict())
+    return pair
 
 
 def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation, Translator]:
