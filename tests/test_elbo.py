@@ -419,7 +419,8 @@ def test_gamma_latents_and_other_distributions_get_the_elbo_that_fits(
     assert float(mine.loss) == pytest.approx(float(theirs.loss), abs=0.1)
 
 
-def test_draws_are_baselines_of_each_other() -> None:
+@pytest.mark.parametrize("vectorizes", [True, False])
+def test_draws_are_baselines_of_each_other(vectorizes: bool) -> None:
     """With q = Poisson(r), d ELBO / d r = x - r - 1/2 - log(r / 2), whatever else the model observes."""
     x = torch.tensor([1.0, 3.0, 4.0, 0.5])
     rates = torch.tensor([1.5, 2.0, 5.0, 1.0], requires_grad=True)
@@ -431,6 +432,8 @@ def test_draws_are_baselines_of_each_other() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Poisson(2.0))
+            if not vectorizes:  # a program that many draws at a time would break
+                z = torch.stack([z[i] for i in range(len(x))])
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
             pyro.sample("more", dist.Normal(0.0, 1.0), obs=torch.full_like(x, 5.0))  # -13 nats
 
@@ -440,11 +443,9 @@ def test_draws_are_baselines_of_each_other() -> None:
         torch.manual_seed(0)
         with pair.scope():
             layout = find_layout(pair, x)
+            assert layout.vectorizes == vectorizes
             slopes = torch.stack(
-                [
-                    torch.autograd.grad(objective(pair, layout, x).loss, rates)[0]
-                    for _ in range(600)
-                ]
+                [torch.autograd.grad(objective(pair, layout, x).loss, rates)[0] for _ in range(600)]
             )
         exact = -(x - rates - 0.5 - (rates / 2).log()).detach() / len(x)
         error = slopes.std(0) / len(slopes) ** 0.5
@@ -472,6 +473,18 @@ def with_factor(x: Tensor) -> None:
     pyro.factor("few", -z.sum())
 
 
+def words_of_rows(x: Tensor) -> None:
+    """Each number of a row has a latent of its own."""
+    with pyro.plate("data", len(x)), pyro.plate("words", 3):
+        z = pyro.sample("z", dist.Poisson(2.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def words_of_rows_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)), pyro.plate("words", 3):
+        pyro.sample("z", dist.Poisson(x.expand(3, -1)))
+
+
 def guide_with_factor(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Poisson(x))
@@ -485,6 +498,7 @@ def guide_with_factor(x: Tensor) -> None:
         (with_factor, poisson_guide, {"num_particles": 2}, TraceELBO),
         (poisson, guide_with_factor, {"num_particles": 2}, TraceELBO),
         (pyro.poutine.scale(poisson, 2.0), poisson_guide, {"num_particles": 2}, TraceELBO),
+        (words_of_rows, words_of_rows_guide, {"num_particles": 2}, TraceELBO),
         (poisson, poisson_guide, {}, TraceELBO),
         (poisson, poisson_guide, {"num_particles": 2, "free_bits": 0.1}, TraceELBO),
         (shared_count, shared_count_guide, {"num_particles": 2}, TraceELBO),

@@ -24,6 +24,7 @@ from ppl_vae.objectives import (
     MeanFieldELBO,
     Objective,
     QuantizedELBO,
+    ScoreFunctionELBO,
     TraceELBO,
     checked,
     marked_sites,
@@ -413,9 +414,9 @@ def _drawn_elements(subject: Subject) -> Iterator[Problem]:
 
     The gradient of each draw has what all elements add to the ELBO: its noise grows with their number.
     """
-    if (
-        not isinstance(subject.requested_objective, ELBO)
-        or type(subject.objective) is not TraceELBO
+    if not isinstance(subject.requested_objective, ELBO) or type(subject.objective) not in (
+        TraceELBO,
+        ScoreFunctionELBO,
     ):
         return
     guide_trace = subject.traces[1]

@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     rows_first,
     sample_rows,
     sum_to_rows,
+    unscaled,
 )
 
 ROUND = 50
@@ -184,7 +185,8 @@ def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tupl
         site = rows.guide_trace.nodes[name]
         own = sum_to_rows(row_log_prob(site, layout), layout, samples, n)
         if not site["fn"].has_rsample:
-            log_guide, score = log_guide - own + own.detach(), score + own
+            log_guide = log_guide - own + own.detach()
+            score = score + sum_to_rows(unscaled(site), layout, samples, n)
             continue
         try:
             fixed = rebuilt(site["fn"], lambda value, _: value.detach())

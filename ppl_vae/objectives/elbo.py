@@ -66,7 +66,8 @@ class ELBO(Objective):
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
     `ScoreFunctionELBO` if a latent has no reparameterized sampler, num_particles is 2 or more, and all sites
-    are of a row and without weights, for then each draw has the others as a baseline; otherwise `TraceELBO`.
+    are of a row, without weights or plates inside of the row: each draw has the others as a baseline;
+    otherwise `TraceELBO`.
 
     A model may ask for another objective in its place, by an attribute `default_objective`: the name of one of
     `ppl_vae.objectives`, as `VAEGAN` has "VAEGANLoss", or a class of your own. It gets beta, free_bits and
@@ -122,27 +123,12 @@ class ELBO(Objective):
             and not mean_field_violations(pair, batch)
         ):
             chosen = MeanFieldELBO
-        elif self._has_baselines(find_layout(pair, batch), model_trace, guide_trace):
-            from ppl_vae.objectives.element_draws import (
-                ScoreFunctionELBO,
-            )  # which imports this file
-
-            chosen = ScoreFunctionELBO
+        elif self.num_particles > 1 and not self.free_bits and _scored_by_rows(pair, batch):
+            # element_draws imports this file.
+            chosen = importlib.import_module("ppl_vae.objectives").ScoreFunctionELBO
         else:
             chosen = TraceELBO
         return chosen(**self._shared())
-
-    def _has_baselines(self, layout: Layout, model_trace: Trace, guide_trace: Trace) -> bool:
-        """Whether draws need the score function, and all that the loss counts is a reward of a row."""
-        if self.num_particles < 2 or self.free_bits or layout.shared:
-            return False
-        in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
-        if all(site["fn"].has_rsample for site in in_guide.values()):
-            return False
-        of_rows = {*layout.observed, *layout.latents} == {*in_model} and {*in_guide} <= {*in_model}
-        return of_rows and not any(
-            is_weighted(site) for site in (*in_model.values(), *in_guide.values())
-        )
 
     def asked_by(self, model: object) -> Objective | None:
         """The objective that a model asks for in place of this one; None if it asks for none.
@@ -316,6 +302,30 @@ def _has_kls(model_trace: Trace, guide_trace: Trace) -> bool:
         name in latents
         or (name not in in_model and site["infer"].get("is_auxiliary") and site["fn"].has_rsample)
         for name, site in sample_sites(guide_trace).items()
+    )
+
+
+def _scored_by_rows(pair: Pair, batch: Batch) -> bool:
+    """Whether draws need the score function, and have no other reward than what their row adds to the loss.
+
+    Draws in plates inside of a row have rewards of their own in `TraceELBO`, which has less noise then.
+    """
+    layout = find_layout(pair, batch)
+    with torch.random.fork_rng(), torch.no_grad():
+        model_trace, guide_trace = trace_pair(pair, batch)
+    in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+    drawn = [site for site in in_guide.values() if not site["fn"].has_rsample]
+    return (
+        bool(drawn)
+        and not layout.shared
+        and {*layout.observed, *layout.latents} == {*in_model}
+        and {*in_guide} <= {*in_model}
+        and not any(is_weighted(site) for site in (*in_model.values(), *in_guide.values()))
+        and not any(
+            frame.vectorized and frame.name != layout.plate
+            for site in drawn
+            for frame in site["cond_indep_stack"]
+        )
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.objectives.elbo import TraceELBO
 from ppl_vae.objectives.elementwise import (
     OfElements,
     expected_likelihood,
@@ -27,10 +28,11 @@ from ppl_vae.pairs import (
     PairError,
     element_tables,
     expected_value,
+    is_weighted,
     num_rows,
-    row_log_prob,
     sample_rows,
-    sum_to_rows,
+    sample_sites,
+    scores_of_draws,
 )
 
 
@@ -45,7 +47,9 @@ class ScoreFunctionELBO(Objective):
     where f(z) = log p(x | z) + beta (log p(z) - log q(z | x)) of a row is the reward, and the mean of the other
     draws its baseline ("Buy 4 REINFORCE Samples, Get a Baseline for Free!", Kool et al. 2019; VIMCO's baseline,
     arXiv:1602.06725). It is unbiased, for any pair whose draws are of a row: a sentence, say. Latents with a
-    reparameterized sampler keep their pathwise gradient.
+    reparameterized sampler keep their pathwise gradient. Where `poutine.scale` weighs a site, which no density
+    of a row has, it is `TraceELBO`, without a baseline. A row with many draws in plates of its own has one
+    reward for all of them here, and `TraceELBO` may have less noise.
 
     Of one latent z_1, ..., z_m, of which guide and likelihood take one element at a time, such as a segment per
     pixel, each element has a reward of its own, f_i(z_i), which is what it adds to log p(x | z), and the KL and
@@ -106,12 +110,13 @@ class ScoreFunctionELBO(Objective):
             )
         n = num_rows(batch)
         rows = sample_rows(pair, layout, batch, self.num_particles)
-        scores = [
-            sum_to_rows(row_log_prob(site, layout), layout, self.num_particles, n)
-            for site in (rows.guide_trace.nodes[name] for name in layout.draws)
-            if not site["fn"].has_rsample
-        ]
-        score = torch.stack(scores).sum(0) if scores else torch.zeros_like(rows.log_guide)
+        sites = [*sample_sites(rows.model_trace).values(), *sample_sites(rows.guide_trace).values()]
+        if any(is_weighted(site) for site in sites):  # densities of rows are without such weights
+            plain = TraceELBO(
+                beta=self.beta, free_bits=self.free_bits, num_particles=self.num_particles
+            )
+            return plain(pair, layout, batch, beta)
+        score = scores_of_draws(rows)
         # Of draws without a path, the gradient of log q itself is 0 on average.
         log_guide = rows.log_guide - gradient_of(score)
         reward = rows.log_likelihood + beta * (rows.log_prior - log_guide)

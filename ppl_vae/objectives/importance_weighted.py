@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.objectives.elbo import data_scale
+from ppl_vae.objectives.judged_rows import gradient_of
 from ppl_vae.objectives.path_gradients import RepeatableGuide, with_gradient
 from ppl_vae.objectives.schedules import require_bool
 from ppl_vae.pairs import (
@@ -29,6 +30,7 @@ from ppl_vae.pairs import (
     require_whole_rows,
     row_log_prob,
     sample_rows,
+    scores_of_draws,
     sum_to_rows,
 )
 
@@ -110,13 +112,7 @@ class ImportanceWeightedELBO(Objective):
         log_weights = rows.log_likelihood + beta * ratio
         bound = torch.logsumexp(log_weights, 0) - math.log(self.num_particles)
         surrogate = doubly.surrogate(rows, log_weights, bound) if doubly else bound
-        for name in layout.draws:
-            site = rows.guide_trace.nodes[name]
-            if not site["fn"].has_rsample:
-                score = sum_to_rows(
-                    row_log_prob(site, layout), layout, self.num_particles, num_rows(batch)
-                ).sum(0)
-                surrogate = surrogate + bound.detach() * (score - score.detach())
+        surrogate = surrogate + bound.detach() * gradient_of(scores_of_draws(rows).sum(0))
         with torch.no_grad():
             distortion, rate = -rows.log_likelihood.mean(), -ratio.mean()
         return Loss(

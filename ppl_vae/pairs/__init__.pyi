@@ -37,6 +37,7 @@ from .densities import (
     prior_moments as prior_moments,
     require_whole_row as require_whole_row,
     sample_rows as sample_rows,
+    scores_of_draws as scores_of_draws,
     stated_moment as stated_moment,
 )
 from .dimensions import (

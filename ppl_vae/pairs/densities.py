@@ -32,7 +32,15 @@ from ppl_vae.pairs.moments import center, over_draws, spread
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, tensors_of, trace_programs
 from ppl_vae.pairs.supports import require_inside, without_draws_outside
-from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, is_categorical, present
+from ppl_vae.pairs.traces import (
+    Site,
+    Trace,
+    elementwise,
+    innermost,
+    is_categorical,
+    present,
+    unscaled,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class RowDensities:
         guide_trace: The trace of the guide, for its distributions.
         model_trace: The trace of the model.
         layout: The layout of the batch.
+        each: If the samples were drawn one after the other: the same of each of them. The traces above are
+            those of the last one alone.
     """
 
     latents: dict[str, Tensor]
@@ -58,6 +68,7 @@ class RowDensities:
     guide_trace: Trace
     model_trace: Trace
     layout: Layout
+    each: tuple[RowDensities, ...] = ()
 
     @property
     def log_weights(self) -> Tensor:
@@ -234,7 +245,23 @@ def _stack(parts: list[RowDensities]) -> RowDensities:
         guide_trace=parts[-1].guide_trace,
         model_trace=parts[-1].model_trace,
         layout=parts[-1].layout,
+        each=tuple(parts),
     )
+
+
+def scores_of_draws(rows: RowDensities) -> Tensor:
+    """log q of the draws that have no reparameterized sampler, `(K, n)`: what the score function derives.
+
+    A subsampled plate inside of a row has no weight here: the draws are those of the part.
+    """
+    if rows.each:
+        return torch.cat([scores_of_draws(part) for part in rows.each])
+    found = torch.zeros_like(rows.log_guide)
+    for name in rows.layout.draws:
+        site = rows.guide_trace.nodes[name]
+        if not site["fn"].has_rsample:
+            found = found + sum_to_rows(unscaled(site), rows.layout, *rows.log_guide.shape)
+    return found
 
 
 def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
