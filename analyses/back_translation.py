@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def translating(
     difficulty: float = 1.0,
     seeds: tuple[int, ...] = (0,),
     sizes: Sizes = Sizes(width=64),  # noqa: B008 (frozen)
-    elbo_epochs: int = 0,
+    more_epochs: int = 0,
     test_rows: int | None = None,
     num_samples: int = 50,
     bound_rows: int = 200,
@@ -90,7 +91,7 @@ def translating(
         difficulty: Of the disguise, from 0 to 1.
         seeds: Of the trainings: scores are means, with standard errors if there are several.
         sizes: Network and training.
-        elbo_epochs: Epochs by the gradient of the ELBO after those without pairs: one more line.
+        more_epochs: Epochs that go on without pairs, by back-translation or by the ELBO: two more lines.
         test_rows: Test sentences; all if None.
         num_samples: Draws of z for the bound on log p(x).
         bound_rows: Test sentences of the bound.
@@ -98,11 +99,13 @@ def translating(
         runs: Folder that keeps the trained pairs; an interrupted training continues.
     """
     texts = Texts.of(data, size, vocabulary, test_rows, difficulty)
-    ways = [Training(translates=False)]
+    ways = [Training(by="denoising")]
     for count in pairs:
-        ways.append(Training(count))
-        ways += [Training(count, elbo_epochs=elbo_epochs)] if elbo_epochs and not count else []
-        ways += [Training(count, latent=False)] if count else []
+        ways += [Training(count), *([Training(count, "pairs")] if count else [])]
+        if more_epochs and not count:
+            ways += [
+                Training(then=then, epochs=more_epochs) for then in ("back-translation", "ELBO")
+            ]
     table = Table(COLUMNS, steps=len(ways) * len(seeds) + len(seeds))
     table.head()
     for name, into_x, into_z in _simple_ways(texts, pairs):
@@ -120,12 +123,14 @@ def translating(
     if data == INVENTED:
         exact = float(invented_log_prob(texts.test[0][:bound_rows]).sum() / lengths.sum())
         table.row(["the grammar itself", *[""] * 4, f"{exact:.3f}", *[""] * 6])
+    signatures = [str(metric.get_signature()) for metric in METRICS]
+    how = (beams, num_samples, bound_rows, texts.test, signatures)
+    measured = hashlib.sha256(repr(how).encode()).hexdigest()[:10]
     for way in ways:
         scores = []
         for seed in seeds:
-            how = f"beams={beams},samples={num_samples},rows={bound_rows},tests={len(rows)}"
             folder = sizes.folder(runs, way.name, texts, seed)
-            file = folder.parent / f"{folder.name},{how}.json"
+            file = folder.parent / f"{folder.name},{measured}.json"
             if not file.exists():
                 pair = trained(runs, texts, way, sizes, seed)
                 found = _measured(*pair, texts, num_samples, bound_rows, beams, seed)
@@ -213,7 +218,7 @@ if __name__ == "__main__":
                 **{"sizes.width": 8, "sizes.heads": 2, "sizes.layers": 1, "sizes.epochs": 1},
                 **{"sizes.pair_epochs": 1, "sizes.language_epochs": 1, "sizes.denoising_epochs": 1},
                 **{
-                    "elbo_epochs": 1,
+                    "more_epochs": 1,
                     "num_samples": 3,
                     "bound_rows": 5,
                     "beams": 2,

@@ -1,11 +1,25 @@
-"""Translations without a network, for back_translation.py: copies, and words one by one."""
+"""Translations without a network, for back_translation.py: copies, and words one by one.
+
+Signs are words of their own here, as for BLEU, which splits a translation in the same way.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 Translate = Callable[[Sequence[str]], list[str]]
+
+
+def words_of(sentence: str) -> list[str]:
+    """Words and signs of a sentence."""
+    return re.findall(r"[\w'-]+|[^\w\s]", sentence)
+
+
+def sentence_of(words: Sequence[str]) -> str:
+    """A sentence of words and signs, without spaces before most signs."""
+    return re.sub(r" ([.,;:!?])", r"\1", " ".join(words))
 
 
 def copied(sentences: Sequence[str]) -> list[str]:
@@ -19,10 +33,12 @@ def identical_words(known: Sequence[str]) -> Translate:
     Args:
         known: Sentences of the other language.
     """
-    there = {word for sentence in known for word in sentence.split()}
+    there = {word for sentence in known for word in words_of(sentence)}
 
     def translate(sentences: Sequence[str]) -> list[str]:
-        return [" ".join(w for w in sentence.split() if w in there) for sentence in sentences]
+        return [
+            sentence_of([w for w in words_of(sentence) if w in there]) for sentence in sentences
+        ]
 
     return translate
 
@@ -39,7 +55,9 @@ def word_by_word(sources: Sequence[str], targets: Sequence[str], iterations: int
         iterations: Of EM.
     """
     pairs = [
-        (["", *s.split()], t.split()) for s, t in zip(sources, targets, strict=True) if t.split()
+        (["", *words_of(s)], words_of(t))
+        for s, t in zip(sources, targets, strict=True)
+        if words_of(t)
     ]
     table: dict[str, dict[str, float]] = defaultdict(dict)
     for source, target in pairs:
@@ -59,6 +77,6 @@ def word_by_word(sources: Sequence[str], targets: Sequence[str], iterations: int
     best = {s: max(of, key=lambda t: of[t]) for s, of in table.items()}
 
     def translate(sentences: Sequence[str]) -> list[str]:
-        return [" ".join(best.get(w, w) for w in sentence.split()) for sentence in sentences]
+        return [sentence_of([best.get(w, w) for w in words_of(sentence)]) for sentence in sentences]
 
     return translate

@@ -18,11 +18,11 @@ from ppl_vae.guides import NoLatent, Translator
 from ppl_vae.models import LanguageModel, LatentTranslation
 from ppl_vae.networks import EncoderDecoder, WordNoise
 from ppl_vae.objectives import (
+    ELBO,
     Alternating,
     BackTranslation,
     KnownLatents,
     Objective,
-    ScoreFunctionELBO,
     SentenceDenoising,
     Together,
 )
@@ -104,31 +104,33 @@ class Training:
 
     Attributes:
         pairs: Sentences whose translations are known, the first ones.
-        latent: Whether it learns from sentences without a translation, too, by denoising and back-translation.
-        elbo_epochs: Epochs after these, by the gradient of the ELBO itself.
-        translates: Whether there is more than denoising.
+        by: "denoising" of sentences alone; "back-translation", with denoising before and beside it, and with
+            the pairs, if there are some; "pairs" alone.
+        then: What it goes on with: "ELBO", by its gradient, or "back-translation" again; "" for nothing.
+        epochs: Epochs of that.
     """
 
     pairs: int = 0
-    latent: bool = True
-    elbo_epochs: int = 0
-    translates: bool = True
+    by: str = "back-translation"
+    then: str = ""
+    epochs: int = 0
 
     @property
     def name(self) -> str:
         """What tells it apart from others."""
-        if not self.translates:
+        if self.by == "denoising":
             return "denoised"
-        after = f",elbo={self.elbo_epochs}" if self.elbo_epochs else ""
-        return f"pairs={self.pairs}" + ("" if self.latent else "-alone") + after
+        alone = "-alone" if self.by == "pairs" else ""
+        after = f",{self.then}={self.epochs}" if self.then else ""
+        return f"pairs={self.pairs}{alone}{after}"
 
     def __str__(self) -> str:
-        if not self.translates:
+        if self.by == "denoising":
             return "denoising alone"
-        after = ", then the ELBO" if self.elbo_epochs else ""
-        if not self.pairs:
-            return f"sentences{after}"
-        return f"{self.pairs} pairs {'and sentences' if self.latent else 'alone'}{after}"
+        told = "sentences"
+        if self.pairs:
+            told = f"{self.pairs} pairs {'alone' if self.by == 'pairs' else 'and sentences'}"
+        return f"{told}, then {self.epochs} epochs of {self.then}" if self.then else told
 
 
 def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
@@ -157,41 +159,35 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
 def trained(runs: Path, texts: Texts, how: Training, sizes: Sizes, seed: int) -> tuple[Any, Any]:
     """A pair of `LatentTranslation` and `Translator`, in evaluation mode."""
     folder = sizes.folder(runs, how.name, texts, seed)
-    found = kept(folder, repr(sizes)) if how.translates else _with_prior(runs, texts, sizes, seed)
+    found = kept(folder, repr(sizes))
     if found is None:
-        by: Objective
-        if how.elbo_epochs:
-            model, guide = trained(runs, texts, replace(how, elbo_epochs=0), sizes, seed)
-            model.train()
-            guide.train()
-            # The gradient of draws is noisy, so that steps are smaller.
-            settings = replace(sizes, learning_rate=0.3 * sizes.learning_rate)
-            epochs, by = how.elbo_epochs, ScoreFunctionELBO(num_particles=4)
+        settings, learns, epochs = sizes, objective(texts, how, sizes), sizes.epochs
+        if how.then:
+            found = trained(runs, texts, replace(how, then=""), sizes, seed)
+            # The gradient of draws is noisy, so that steps are smaller; the same for both, to compare them.
+            settings, epochs = replace(sizes, learning_rate=0.3 * sizes.learning_rate), how.epochs
+        elif how.by == "back-translation":
+            found = trained(runs, texts, Training(by="denoising"), sizes, seed)
         else:
-            model, guide = _with_prior(runs, texts, sizes, seed, how.latent)
-            epochs = sizes.epochs if how.latent else sizes.pair_epochs
-            settings, by = sizes, objective(texts, how, sizes)
+            found = untrained(texts, sizes, seed)
+            epochs = sizes.pair_epochs if how.by == "pairs" else sizes.denoising_epochs
+        model, guide = found
+        prior = language_model(runs, texts, "z", sizes, seed)
+        model.prior.load_state_dict(prior.state_dict())
         model.prior.requires_grad_(False)
+        for program in found:
+            program.train()
+        if how.then == "ELBO":  # its reward is the ELBO of what is used in the end, without dropout
+            for part in model.modules():
+                if hasattr(part, "dropout"):
+                    part.dropout = 0.0
         x = Buckets(texts.rows(texts.x), batch_size=sizes.batch_size, trim=False)
         settings.fit(
-            folder.with_suffix(".training"),
-            *(model, guide, x, epochs, seed),
-            objective=by,
+            folder.with_suffix(".training"), model, guide, x, epochs, seed, objective=learns
         )
         keep(folder, model, guide, repr(sizes), vocabulary=texts.words)
-        found = model, guide
     model, guide = found
     return model.eval(), guide.eval()
-
-
-def _with_prior(
-    runs: Path, texts: Texts, sizes: Sizes, seed: int, latent: bool = True
-) -> tuple[Any, Any]:
-    """A pair that can restore sentences, or is new, with a trained language model as its p(z)."""
-    pair = denoised(runs, texts, sizes, seed) if latent else untrained(texts, sizes, seed)
-    prior = language_model(runs, texts, "z", sizes, seed)
-    pair[0].prior.load_state_dict(prior.state_dict())
-    return pair
 
 
 def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation, Translator]:
@@ -203,40 +199,20 @@ def untrained(texts: Texts, sizes: Sizes, seed: int) -> tuple[LatentTranslation,
     return model, Translator(model)
 
 
-def denoised(runs: Path, texts: Texts, sizes: Sizes, seed: int) -> tuple[Any, Any]:
-    """A pair that can restore sentences of both languages."""
-    folder = sizes.folder(runs, "denoised", texts, seed)
-    found = kept(folder, repr(sizes))
-    if found is None:
-        model, guide = untrained(texts, sizes, seed)
-        model.prior.requires_grad_(False)
-        x, z = (
-            Buckets(texts.rows(side), batch_size=sizes.batch_size, trim=False)
-            for side in (texts.x, texts.z)
-        )
-        sizes.fit(
-            folder.with_suffix(".training"),
-            *(model, guide, x, sizes.denoising_epochs, seed),
-            objective=SentenceDenoising(z, noise=noise(texts), learn_prior=False),
-        )
-        keep(folder, model, guide, repr(sizes))
-        found = model, guide
-    return found
-
-
-def noise(texts: Texts) -> WordNoise:
-    """Words that are left out, hidden or moved, each with all of its pieces."""
-    return WordNoise(starts=texts.words.word_starts)
-
-
-def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
+def objective(texts: Texts, how: Training, sizes: Sizes) -> Objective:
     """What a pair learns by."""
+    if how.then == "ELBO":
+        return ELBO(num_particles=4)
     z = Buckets(texts.rows(texts.z), batch_size=sizes.batch_size, trim=False)
+    # Words are left out, hidden or moved with all of their pieces.
+    noise = WordNoise(starts=texts.words.word_starts)
+    if how.by == "denoising":
+        return SentenceDenoising(z, noise=noise, learn_prior=False)
     parts: list[Alternating] = []
-    if how.latent:
+    if how.by == "back-translation":
         parts = [
             BackTranslation(z, greedy=True, learn_prior=False),
-            SentenceDenoising(z, noise=noise(texts), learn_prior=False, elbo_rows=0),
+            SentenceDenoising(z, noise=noise, learn_prior=False, elbo_rows=0),
         ]
     if how.pairs:
         known = Buckets(
@@ -244,5 +220,5 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Alternating:
             batch_size=sizes.batch_size,
             trim=False,
         )
-        parts.append(KnownLatents(known, learn_prior=False, elbo_rows=8 * (not how.latent)))
+        parts.append(KnownLatents(known, learn_prior=False, elbo_rows=8 * (not parts)))
     return parts[0] if len(parts) == 1 else Together(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from test_sentences import LENGTH, WORDS, every_sentence
 from torch import Tensor, nn
 
 from ppl_vae import check, diagnose, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae.data import Buckets
 from ppl_vae.guides import Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
-from ppl_vae.networks import MLP, EncoderDecoder
+from ppl_vae.networks import MLP, EncoderDecoder, WordNoise
 from ppl_vae.objectives import (
     BackTranslation,
     KnownLatents,
@@ -27,6 +29,7 @@ from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.plots import draw_run
 from ppl_vae.runtime import END, PAD
 from ppl_vae.tasks import encode, sample, translate
+from ppl_vae.training import checkpoints
 
 NETWORK = EncoderDecoder(width=8, layers=1, heads=2, dropout=0.3)
 
@@ -216,6 +219,48 @@ def test_it_is_trained_saved_and_loaded(objective: Objective, x: Tensor, tmp_pat
         for programs in ((model, guide), (run.model, run.guide))
     )
     assert torch.equal(one.elbo.values, other.elbo.values)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_stopped_training_goes_on_bit_by_bit(
+    steps: int, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real latents, pairs, noise and dropout are drawn as if nothing had happened."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    every = every_sentence()
+
+    def train(most: float = math.inf, **options: Any) -> list[Tensor]:
+        model, guide = made()
+        seen = 0
+
+        def stopped(rows: Tensor) -> Tensor:
+            nonlocal seen
+            seen += 1
+            if seen > most:
+                raise Stopped
+            return rows
+
+        objective = Together(
+            [
+                BackTranslation(every, greedy=True),
+                SentenceDenoising(Buckets(every, batch_size=4), noise=WordNoise(), elbo_rows=0),
+                KnownLatents(Buckets(every, every, batch_size=4)),
+            ]
+        )
+        rows = Buckets(x.clone(), batch_size=6)
+        settings: dict[str, Any] = {"max_epochs": 3, "seed": 0, "transform": stopped}
+        fit(model, guide, rows, objective=objective, **settings, **options)
+        return [p.detach().clone() for p in model.parameters()]
+
+    whole = train()
+    with pytest.raises(Stopped):
+        train(steps, run_dir=tmp_path)
+    goes_on = train(run_dir=tmp_path, resume=True)
+    assert all(torch.equal(one, other) for one, other in zip(goes_on, whole, strict=True))
 
 
 def test_words_begin_as_they_come_in_each_language(x: Tensor) -> None:

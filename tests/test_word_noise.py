@@ -216,6 +216,12 @@ def test_noises_are_equal_if_their_words_are() -> None:
     assert hash(WordNoise(starts=starts)) == hash(WordNoise(starts=starts.clone()))
     assert repr(WordNoise(starts=starts)) != repr(WordNoise(starts=~starts))
     assert WordNoise(starts=starts) not in (WordNoise(), WordNoise(starts=~starts), "another")
+    assert WordNoise(drop=0) == WordNoise(drop=0.0)
+
+
+@pytest.mark.parametrize("starts", [None, torch.ones(9).bool()])
+def test_no_rows(starts: Tensor | None) -> None:
+    assert len(WordNoise(starts=starts)(torch.zeros(0, 4).long())) == 0
 
 
 @pytest.mark.parametrize(

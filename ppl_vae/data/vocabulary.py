@@ -182,6 +182,8 @@ class Vocabulary:
     def word_starts(self) -> Tensor:
         """Which numbers begin a word, `(words,)`: a space or punctuation at the beginning, or no piece at all.
 
+        Spaces and punctuation are those of ASCII. A text in a script without spaces is one long word.
+
         Example:
             >>> words = Vocabulary.learn(["a dog and a dog"], size=264)
             >>> words.word_starts[words.rows(["a dogs."])]  # " a", " dog", "s", ".", the end

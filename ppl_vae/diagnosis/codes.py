@@ -21,7 +21,7 @@ from ppl_vae.diagnosis.codebooks import (
     stride_for,
     vectors_of,
 )
-from ppl_vae.diagnosis.diagnosed import Diagnosis
+from ppl_vae.diagnosis.diagnosed import Diagnosis, diagnosis_of_wholes
 from ppl_vae.diagnosis.dimensions import all_equal
 from ppl_vae.diagnosis.faults import OFF_THE_PRIOR
 from ppl_vae.diagnosis.remedies import Facts
@@ -133,7 +133,7 @@ def diagnose_codes(
     used = torch.tensor([use.varies and not use.gain < COLLAPSED for use in uses])
     noise = sum(torch.cat(of_site) for of_site in found.noises.values())
     information = _information(torch.cat(found.rows)) - noise
-    diagnosis = Diagnosis.of_wholes(
+    diagnosis = diagnosis_of_wholes(
         names=[use.name for use in uses],
         kl=torch.tensor([use.rate * use.count for use in uses]),
         used=used,

@@ -116,44 +116,6 @@ class Diagnosis(Result):
     of_points: tuple[UseOfPoint, ...] = ()
     of_sentences: UseOfSentences | None = None
 
-    @classmethod
-    def of_wholes(
-        cls,
-        names: Sequence[str],
-        kl: Tensor,
-        used: Tensor,
-        rate: Tensor,
-        unknown: str,
-        **others: Any,
-    ) -> Diagnosis:
-        """A diagnosis of latents that are judged as wholes, without a mean or an aggregate posterior.
-
-        Args:
-            names: Of the latents.
-            kl: Rate of each, `(d,)`.
-            used: Which of them are used, `(d,)`; the others have collapsed.
-            rate: Of each row, `(n,)`.
-            unknown: Why mutual information and the KL of the aggregate posterior are not known.
-            others: Further attributes, in place of these, too.
-        """
-        missing = Estimate(torch.full_like(rate, math.nan), missing=unknown)
-        told: dict[str, Any] = {
-            "mean_variance": torch.full((len(names),), math.nan),
-            "mutual_information": missing,
-            "marginal_kl": missing,
-            "leave_one_out": missing,
-            "num_rows": len(rate),
-            "information_limit": math.inf,
-        }
-        return cls(
-            names=tuple(names),
-            kl=kl,
-            active=used,
-            collapsed=~used,
-            rate=Estimate(rate),
-            **told | others,
-        )
-
     @property
     def cause(self) -> str:
         """Why most of the dimensions that are not active are not; `none` if all are."""
@@ -350,6 +312,43 @@ class Diagnosis(Result):
             "of_sentences": None if self.of_sentences is None else asdict(self.of_sentences),
             "summary": self.summary(),
         }
+
+
+def diagnosis_of_wholes(
+    names: Sequence[str],
+    kl: Tensor,
+    used: Tensor,
+    rate: Tensor,
+    unknown: str,
+    **others: Any,
+) -> Diagnosis:
+    """A diagnosis of latents that are judged as wholes, without a mean or an aggregate posterior.
+
+    Args:
+        names: Of the latents.
+        kl: Rate of each, `(d,)`.
+        used: Which of them are used, `(d,)`; the others have collapsed.
+        rate: Of each row, `(n,)`.
+        unknown: Why mutual information and the KL of the aggregate posterior are not known.
+        others: Further attributes; of those that are named here, their own values.
+    """
+    missing = Estimate(torch.full_like(rate, math.nan), missing=unknown)
+    told: dict[str, Any] = {
+        "mean_variance": torch.full((len(names),), math.nan),
+        "mutual_information": missing,
+        "marginal_kl": missing,
+        "leave_one_out": missing,
+        "num_rows": len(rate),
+        "information_limit": math.inf,
+    }
+    return Diagnosis(
+        names=tuple(names),
+        kl=kl,
+        active=used,
+        collapsed=~used,
+        rate=Estimate(rate),
+        **told | others,
+    )
 
 
 def _beyond(estimate: Estimate, errors: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
-from ppl_vae.diagnosis.diagnosed import Diagnosis, UseOfElements
+from ppl_vae.diagnosis.diagnosed import Diagnosis, UseOfElements, diagnosis_of_wholes
 from ppl_vae.diagnosis.remedies import BATCH_SIZE, Facts, begin_again, what_to_type
 from ppl_vae.distributions import MarkovChain
 from ppl_vae.pairs import (
@@ -119,7 +119,7 @@ def diagnose_elements(session: Session, elements: Elements, size: int, facts: Fa
             f"rate is {each_rate:.2g} nats per element",
             *notes,
         )
-    return Diagnosis.of_wholes(
+    return diagnosis_of_wholes(
         names=(elements.site,),
         kl=rate.mean().unsqueeze(0),
         used=torch.tensor([is_used]),

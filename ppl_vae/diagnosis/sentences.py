@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
-from ppl_vae.diagnosis.diagnosed import Diagnosis
+from ppl_vae.diagnosis.diagnosed import Diagnosis, diagnosis_of_wholes
 from ppl_vae.diagnosis.remedies import Facts
 from ppl_vae.diagnosis.use_of_sentences import UseOfSentences
 from ppl_vae.distributions import Sentences
@@ -107,7 +107,7 @@ def diagnose_sentences(
             "own: they may be no sentences of its language",
             *notes,
         )
-    diagnosis = Diagnosis.of_wholes(
+    diagnosis = diagnosis_of_wholes(
         names=(name,),
         kl=rate.mean().unsqueeze(0),
         used=torch.tensor([is_used]),

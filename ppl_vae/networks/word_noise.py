@@ -36,7 +36,7 @@ class WordNoise:
     3. It becomes `BLANK` with probability `blank`.
 
     A word is a number of the row, or several: with `starts` the pieces of a word go together, so that they are
-    left out, moved and hidden as one, each hidden piece as a `BLANK`.
+    left out, moved and hidden as one. A hidden word is as many `BLANK`s as it had pieces.
 
     Args:
         drop: Share of the words that are left out, from 0 to 1.
@@ -89,10 +89,17 @@ class WordNoise:
         return f"WordNoise(drop={self.drop}, blank={self.blank}, shuffle={self.shuffle}{pieces})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, WordNoise) and repr(self) == repr(other)
+        if not isinstance(other, WordNoise):
+            return NotImplemented
+        return self._settings == other._settings
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(self._settings)
+
+    @property
+    def _settings(self) -> tuple[float | str, ...]:
+        starts = "" if self.starts is None else digest([self.starts])
+        return self.drop, self.blank, self.shuffle, starts
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The sentences with noise, drawn from torch's global generator.
@@ -109,6 +116,8 @@ class WordNoise:
         """
         require_sentences("WordNoise: rows", rows)
         rows = trimmed(rows)
+        if not len(rows):
+            return rows
         places = torch.arange(rows.shape[1], device=rows.device)
         pieces = places < lengths_of(rows)[:, None] - 1
         word = self._word_of(rows)  # from 0 on; the end is one more

@@ -124,10 +124,10 @@ class BackTranslation(Alternating):
                 f"num_particles at 1, got {self.num_particles}"
             )
         require_bool("BackTranslation", "learn_prior", self.learn_prior)
-        object.__setattr__(self, "latents", self._latents)
+        object.__setattr__(self, "latents", self._given)
 
     @property
-    def _latents(self) -> RealLatents:
+    def _given(self) -> RealLatents:
         return RealLatents.of("BackTranslation.latents", self.latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
@@ -192,7 +192,7 @@ class BackTranslation(Alternating):
     def _real(self, n: int, layout: Layout, batch: Batch) -> tuple[dict[str, Tensor], Batch]:
         """Real latents, and as many rows, whose place they take."""
         found: dict[str, Tensor]
-        _, found = self._latents.drawn(n, layout, tensors_of(batch)[0].device)
+        _, found = self._given.drawn(n, layout, tensors_of(batch)[0].device)
         return found, take_rows(batch, slice(0, len(next(iter(found.values())))))
 
     def _drawing(self) -> Any:

@@ -76,10 +76,10 @@ class KnownLatents(Alternating):
         require_unweighted(self)
         require_bool("KnownLatents", "learn_prior", self.learn_prior)
         require_elbo_rows(self, self.elbo_rows)
-        object.__setattr__(self, "pairs", self._known)
+        object.__setattr__(self, "pairs", self._given)
 
     @property
-    def _known(self) -> RealLatents:
+    def _given(self) -> RealLatents:
         return RealLatents.of("KnownLatents.pairs", self.pairs, paired=True)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
@@ -94,7 +94,7 @@ class KnownLatents(Alternating):
                 "KnownLatents has rows x and their z, and the programs are given more than x: let one argument "
                 "hold all of a row"
             )
-        x, values = self._known.drawn(n, layout, given.device)
+        x, values = self._given.drawn(n, layout, given.device)
         assert x is not None  # as they are paired
         n = len(x)
         known = with_tensors(batch, [x.to(given.dtype)])

@@ -83,10 +83,10 @@ class SentenceDenoising(Alternating):
             )
         require_elbo_rows(self, self.elbo_rows)
         require_bool("SentenceDenoising", "learn_prior", self.learn_prior)
-        object.__setattr__(self, "latents", self._real)
+        object.__setattr__(self, "latents", self._given)
 
     @property
-    def _real(self) -> RealLatents:
+    def _given(self) -> RealLatents:
         return RealLatents.of("SentenceDenoising.latents", self.latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
@@ -109,7 +109,7 @@ class SentenceDenoising(Alternating):
 
         def latents(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
-            _, values = self._real.drawn(num_rows(batch), layout, x.device)
+            _, values = self._given.drawn(num_rows(batch), layout, x.device)
             if len(values) > 1:
                 raise PairError(
                     f"SentenceDenoising restores one latent of a row, and there are {', '.join(values)}"
