@@ -95,7 +95,7 @@ def finite(
         f"ELBO with beta = {BETA}": lambda z: EnumELBO(beta=BETA),
         "the same, score function": lambda z: ScoreFunctionELBO(beta=BETA, num_particles=4),
         "back-translation": BackTranslation,
-        "back-translation, from the second": BackTranslation,
+        f"ELBO with beta = {BETA}, then back-translation": BackTranslation,
     }
     table = Table(COLUMNS, steps=num_seeds * len(ways))
     table.head()
@@ -112,7 +112,7 @@ def finite(
         first = torch.randn(2, sentences, sentences).double()
         second = first
         for name, objective in ways.items():
-            tables = second if name.endswith("from the second") else first
+            tables = second if name.endswith("then back-translation") else first
             pair = trained(shares, tables, objective(z), x, max_epochs, each)
             if name == f"ELBO with beta = {BETA}":
                 second = torch.stack([part.table.detach() for part in pair])
