@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
 from test_sentences import LENGTH, WORDS, every_sentence
@@ -28,7 +29,7 @@ from ppl_vae.objectives import (
 from ppl_vae.pairs import Pair, PairError, find_layout
 from ppl_vae.plots import draw_run
 from ppl_vae.runtime import END, PAD
-from ppl_vae.tasks import encode, sample, translate
+from ppl_vae.tasks import encode, sample, translate, translating
 from ppl_vae.training import checkpoints
 
 NETWORK = EncoderDecoder(width=8, layers=1, heads=2, dropout=0.3)
@@ -219,6 +220,28 @@ def test_it_is_trained_saved_and_loaded(objective: Objective, x: Tensor, tmp_pat
         for programs in ((model, guide), (run.model, run.guide))
     )
     assert torch.equal(one.elbo.values, other.elbo.values)
+
+
+def test_memory_does_not_grow_with_sentences_or_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor at any time is within what is allowed, of log p of all words, too."""
+    words, length = 100, 6
+    model = LatentTranslation((length,), words, NETWORK)
+    guide = Translator(model)
+    x = model.prior().sample((160,))
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**20)
+    monkeypatch.setattr(translating, "_NUMBERS_AT_ONCE", 2**13)
+    largest: dict[str, list[int]] = {"evaluate": [], "translate": []}
+    for n, num in ((80, 2), (160, 2), (80, 12)):
+        with programs.Memory() as memory:
+            evaluate(model, guide, x[:n], num_samples=num, method="guide", seed=0)
+        largest["evaluate"].append(memory.largest)
+        with programs.Memory() as memory:
+            translate(model, guide, x[:n], num=num, beams=num)
+        largest["translate"].append(memory.largest)
+    # Six draws of the first 64 rows, by which the sizes of the parts are found, are 64 x 6 x 6 x 100 logits.
+    # All logits at once would be 80 x 12 x 6 x 100, 2.3 MB.
+    assert max(largest["evaluate"]) < 2**20, largest
+    assert max(largest["translate"]) < 2**16, largest  # all logits of a place: 384 kB
 
 
 class Stopped(Exception):
