@@ -121,8 +121,9 @@ def main(
         cells = []
         for k in labels:
             missing = range(len(scores.of(name, k)), draws)
-            for share in methods[name](k, missing) if missing else ():
-                scores.add(name, k, share)
+            shares = methods[name](k, missing) if missing else ()
+            for draw, share in zip(missing, shares, strict=True):
+                scores.add(name, k, draw, share)
             found = torch.tensor(scores.of(name, k)[:draws])
             cells.append(Estimate(100 * found).numbers(".1f"))
             table.step(f"{name}, {k} labels")

@@ -530,8 +530,8 @@ def differences(
     scores = script["Scores"](tmp_path / "scores.csv", dict.fromkeys(SHARES, "made up"))
     for name, by_labels in SHARES.items():
         for labels, shares in zip((10, 30), by_labels, strict=True):
-            for share in shares:
-                scores.add(name, labels, share)
+            for draw, share in enumerate(shares):
+                scores.add(name, labels, draw, share)
 
     def printed(chosen: list[str]) -> list[str]:
         script["_differences"](chosen, scores, (10, 30), 3)

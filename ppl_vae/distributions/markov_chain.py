@@ -98,19 +98,24 @@ class MarkovChain(dist.TorchDistribution):
         """
         if t == 0 or previous is None:
             return dist.Categorical(logits=self.initial_logits)
+        return dist.Categorical(logits=self._after(t, previous))
+
+    def _after(self, t: int, previous: Tensor) -> Tensor:
+        """log p(z_t | z_{t-1} = previous), a row for each of the states `previous`."""
         logits = self.transition_logits[..., t - 1, :, :]
         batch = torch.broadcast_shapes(self.batch_shape, previous.shape)
         index = previous[..., None, None].expand(*batch, 1, self.states)
-        chosen = logits.expand(*batch, -1, -1).gather(-2, index).squeeze(-2)
-        return dist.Categorical(logits=chosen)
+        return logits.expand(*batch, -1, -1).gather(-2, index).squeeze(-2)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        shape = torch.Size(sample_shape)
-        path: list[Tensor] = []
-        for t in range(self.event_shape[0]):
-            p = self.step(t, path[-1] if path else None)
-            path.append(p.sample(() if path else shape))
+        path = [self.step(0).sample(torch.Size(sample_shape))]
+        for t in range(1, self.event_shape[0]):
+            # What Categorical does; to make one takes longer than its draw.
+            logits = self._after(t, path[-1])
+            probs = (logits - logits.logsumexp(-1, keepdim=True)).softmax(-1)
+            drawn = torch.multinomial(probs.reshape(-1, self.states), 1, replacement=True)
+            path.append(drawn.reshape(logits.shape[:-1]))
         return torch.stack(path, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
