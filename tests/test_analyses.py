@@ -411,10 +411,12 @@ def decipherment(folder: Path) -> None:
     for name in ("guide", "guide, annealed", "back-translation"):
         assert mean(table[name]["read right, %"]) < 50
     assert mean(table["back-translation after EM"]["key right, %"]) > 80
+    assert imread(folder / "decipherment.png").std() > 0.05  # not an empty canvas
     text = "Der schnelle braune Fuchs springt über den faulen Hund.\n" * 40
     (folder / "plain.txt").write_text(text, encoding="utf-8")
     options = ("--plain=plain.txt", "--rows=[by frequency,EM]", "--num_keys=2", "--lengths=[200]")
-    of_file = run("decipherment.py", *options, "--restarts=2", cwd=folder)
+    small = ("--restarts=2", "--output=of_file.png")
+    of_file = run("decipherment.py", *options, *small, cwd=folder)
     assert of_file.startswith("31 letters")
     assert [row["method"] for row in rows(of_file)] == ["by frequency", "EM"]
 
@@ -455,6 +457,7 @@ SHARED = (  # what the scripts import
     "photo_scores.py",
     "planted_pairs.py",
     "progress.py",
+    "secret_methods.py",
     "secret_texts.py",
     "translation_baselines.py",
     "translation_pairs.py",
@@ -648,6 +651,7 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         "lagging.py": [],
         "vq_vae.py": ["sweep"],
         "compression.py": [],
+        "decipherment.py": [],
     }
     (tmp_path / "mine.png").write_text("mine")
     for name, options in scripts.items():
