@@ -415,8 +415,8 @@ def decipherment(folder: Path) -> None:
     text = "Der schnelle braune Fuchs springt über den faulen Hund.\n" * 40
     (folder / "plain.txt").write_text(text, encoding="utf-8")
     options = ("--plain=plain.txt", "--rows=[by frequency,EM]", "--num_keys=2", "--lengths=[200]")
-    small = ("--restarts=2", "--output=of_file.png")
-    of_file = run("decipherment.py", *options, *small, cwd=folder)
+    tiny = ("--restarts=2", "--output=of_file.png")
+    of_file = run("decipherment.py", *options, *tiny, cwd=folder)
     assert of_file.startswith("31 letters")
     assert [row["method"] for row in rows(of_file)] == ["by frequency", "EM"]
 

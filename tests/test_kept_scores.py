@@ -83,5 +83,7 @@ def test_other_tables_are_told_apart(kept_scores: Any, tmp_path: Path) -> None:
     scores.add("M2", 10, 1, 0.75)
     assert kept_scores.Scores(file, {"M2": "made up"}).of("M2", 10) == [0.5, 0.75]
     assert file.read_text().splitlines()[-1] == f"{digest},M2,10,1,0.75"
-    with pytest.raises(ValueError, match=r"scores\.csv has the columns .* expected .*'read'.* --runs"):
+    with pytest.raises(
+        ValueError, match=r"scores\.csv has the columns .* expected .*'read'.* --runs"
+    ):
         kept_scores.Scores(file, {}, ("method", "letters", "seed"), ("read",))
