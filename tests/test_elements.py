@@ -137,9 +137,10 @@ def test_check_says_where_elements_are_drawn_that_could_be_summed(
 ) -> None:
     """The gradient of draws is several times as long as it should be; the objective named has it exactly."""
     pair = program("Categorical"), Encoder("Categorical")
-    report = check(*pair, x)
-    drawn = [each for each in report.problems if "ElementwiseELBO" in each.message]
-    assert [(each.severity, each.site) for each in drawn] == [("warning", "code")] * summed
+    for objective in (None, ELBO(num_particles=3)):
+        report = check(*pair, x, objective=objective)
+        drawn = [each for each in report.problems if "ElementwiseELBO" in each.message]
+        assert [(each.severity, each.site) for each in drawn] == [("warning", "code")] * summed
     if summed:
         assert f"the {M} discrete elements" in drawn[0].message
         with pytest.warns(PairWarning, match="elements of 'code' are drawn"):
