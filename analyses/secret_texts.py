@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.models import SubstitutionCipher
+from ppl_vae.runtime import digest
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzäöüß "
 """The letters of files; others are left out."""
@@ -41,6 +42,13 @@ class Language:
     def letters(self) -> int:
         """How many different ones."""
         return len(self.bigrams[0])
+
+    @property
+    def digest(self) -> str:
+        """What the numbers of a text of this language depend on, beside its length and its seed."""
+        texts = [self.plain] if self.hidden is None else [self.plain, self.hidden]
+        tables = [torch.tensor(table, dtype=torch.float64) for table in self.bigrams]
+        return digest([*tables, *texts])
 
     def model(self) -> SubstitutionCipher:
         """A model of texts in a secret script, with as many symbols as letters."""
