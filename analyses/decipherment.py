@@ -27,9 +27,9 @@ COLORS = {
     "by frequency": "#6E6E6E",
     "EM, one start": "#56B4E9",
     "EM": "#0072B2",
-    "guide, one start": "#F0A36B",
+    "guide, one start": "#E69F00",
     "guide": "#D55E00",
-    "guide, annealed": "#E69F00",
+    "guide, annealed": "#7A5230",
     "back-translation": "#009E73",
     "back-translation after EM": "#CC79A7",
 }
@@ -204,7 +204,10 @@ def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], apart: 
             va="center",
             fontsize=13,
             color=color,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0},
+            arrowprops={
+                **{"arrowstyle": "-", "color": color, "linewidth": 0.6},
+                **{"relpos": (0, 0.5), "shrinkA": 0},
+            },
         )
 
 
