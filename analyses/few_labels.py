@@ -123,7 +123,7 @@ def main(
             missing = range(len(scores.of(name, k)), draws)
             shares = methods[name](k, missing) if missing else ()
             for draw, share in zip(missing, shares, strict=True):
-                scores.add(name, k, draw, share)
+                scores.add(name, k, draw, numbers=[share])
             found = torch.tensor(scores.of(name, k)[:draws])
             cells.append(Estimate(100 * found).numbers(".1f"))
             table.step(f"{name}, {k} labels")

@@ -23,7 +23,8 @@ class Scores:
     Args:
         file: The table.
         made_of: What the scores of each line of the script's table depend on, beside what stands in `columns`.
-        columns: What a score is of: line and column of the script's table, and which draw.
+        columns: What a score is of: the line of the script's table, and whole numbers, such as its column and
+            which draw.
         numbers: What the numbers of a score are called.
 
     Raises:
@@ -34,14 +35,14 @@ class Scores:
         self,
         file: Path,
         made_of: Mapping[str, str],
-        columns: tuple[str, str, str] = ("learns", "labels", "draw"),
+        columns: Sequence[str] = ("learns", "labels", "draw"),
         numbers: Sequence[str] = ("share",),
     ) -> None:
         self.file = file
         self.made_of = {
             name: hashlib.sha256(each.encode()).hexdigest() for name, each in made_of.items()
         }
-        self.columns, self.numbers = columns, tuple(numbers)
+        self.columns, self.numbers = tuple(columns), tuple(numbers)
         # A line that the end of a process has cut off lacks what it is of, and so is none of ours.
         self.header = [*columns, *numbers, _OF]
         self._known = self._read() if file.exists() else {}
@@ -63,9 +64,9 @@ class Scores:
                 if line[_OF] in ours
             }
 
-    def find(self, name: str, column: int, draw: int) -> list[float] | None:
+    def find(self, name: str, *of: int) -> list[float] | None:
         """The numbers of a score; None if they are not known."""
-        return self._known.get(self._where(name, column, draw))
+        return self._known.get(self._where(name, of))
 
     def of(self, name: str, column: int) -> list[float]:
         """The first number of a line's first draws, as many as there are."""
@@ -74,9 +75,9 @@ class Scores:
             shares.append(found[0])
         return shares
 
-    def add(self, name: str, column: int, draw: int, *numbers: float) -> None:
+    def add(self, name: str, *of: int, numbers: Sequence[float]) -> None:
         """Keeps the numbers of a score."""
-        where = self._where(name, column, draw)
+        where = self._where(name, of)
         self._known[where] = [*numbers]
         cells = dict(zip((_OF, *self.columns), where, strict=True))
         cells |= dict(zip(self.numbers, map(repr, numbers), strict=True))
@@ -88,12 +89,13 @@ class Scores:
                 replacing(self.file, overwrite=False) as temporary,
             ):
                 temporary.write_text(_line(self.header), encoding="utf-8", newline="")
+        # If another process writes its end in this moment, there will be an empty line, which says nothing.
         cut_off = not self.file.read_bytes().endswith(b"\n")
         line = _line([cells[name] for name in self.header])
         append_text(self.file, "\r\n" * cut_off + line)
 
-    def _where(self, name: str, column: int, draw: int) -> tuple[str, ...]:
-        return (self.made_of[name], name, str(column), str(draw))
+    def _where(self, name: str, of: Sequence[int]) -> tuple[str, ...]:
+        return (self.made_of[name], name, *map(str, of))
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,12 @@ class Score:
     true_log_p: float
     seconds: float
 
+    @staticmethod
+    def best(tried: Sequence[Score]) -> Score:
+        """That with the highest log p(x), with the seconds of all."""
+        chosen = max(tried, key=lambda one: one.log_p)
+        return replace(chosen, seconds=sum(one.seconds for one in tried))
+
 
 @torch.no_grad()
 def score(secret: Secret, model: SubstitutionCipher, seconds: float) -> Score:
@@ -64,11 +71,21 @@ class Way:
         read: Gives the model with the key that it has found.
         made_of: What the key depends on, beside the text and its seed.
         trains_guide: Whether it trains a guide, which takes longer.
+        starts: How often it is run, from other starts: the key with the highest log p(x) is taken.
+        kept_as: The name of another way of which these are some of the starts; None for its own.
     """
 
     read: Callable[[Secret], SubstitutionCipher]
     made_of: str
     trains_guide: bool = False
+    starts: int = 1
+    kept_as: str | None = None
+
+    def score(self, secret: Secret, start: int) -> Score:
+        """Reads a text from a start, and says how well; the first start is that of the text's own seed."""
+        began = time.perf_counter()
+        model = self.read(replace(secret, seed=secret.seed + 1000 * start))
+        return score(secret, model, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -77,11 +94,13 @@ class Methods:
 
     Args:
         restarts: Starts of EM.
+        guide_restarts: Starts of the guide.
         max_steps: Steps of a training with a guide.
         hidden: Width of the guide's GRU.
     """
 
     restarts: int
+    guide_restarts: int
     max_steps: int
     hidden: int
 
@@ -93,7 +112,8 @@ class Methods:
             "by frequency": Way(self.by_frequency, ""),
             "EM, one start": Way(replace(self, restarts=1).em, one),
             "EM": Way(self.em, em),
-            "guide": Way(self.guide, guide, trains_guide=True),
+            "guide, one start": Way(self.guide, guide, trains_guide=True, kept_as="guide"),
+            "guide": Way(self.guide, guide, trains_guide=True, starts=self.guide_restarts),
             "guide, annealed": Way(self.annealed_guide, guide, trains_guide=True),
             "back-translation": Way(self.back_translation, guide, trains_guide=True),
             "back-translation after EM": Way(

@@ -531,7 +531,7 @@ def differences(
     for name, by_labels in SHARES.items():
         for labels, shares in zip((10, 30), by_labels, strict=True):
             for draw, share in enumerate(shares):
-                scores.add(name, labels, draw, share)
+                scores.add(name, labels, draw, numbers=[share])
 
     def printed(chosen: list[str]) -> list[str]:
         script["_differences"](chosen, scores, (10, 30), 3)

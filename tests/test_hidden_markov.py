@@ -110,6 +110,22 @@ def test_chain_against_all_of_its_paths() -> None:
     torch.testing.assert_close(kl_divergence(p, q), by_sum)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_samples_are_those_of_a_categorical_for_each_step(
+    shape: tuple[int, ...], batch: tuple[int, ...]
+) -> None:
+    chain = MarkovChain(torch.randn(*batch, 4), 3.0 * torch.randn(*batch, 5, 4, 4))
+    generators = torch.get_rng_state()
+    found = chain.sample(shape)
+    torch.set_rng_state(generators)
+    path = [chain.step(0).sample(torch.Size(shape))]
+    for t in range(1, 6):
+        path.append(chain.step(t, path[-1]).sample())
+    assert torch.equal(found, torch.stack(path, -1))
+    assert found.shape == (*shape, *batch, 6)
+
+
 def test_samples_of_a_chain_follow_its_marginals() -> None:
     p = chain()
     torch.manual_seed(5)
