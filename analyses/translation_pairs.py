@@ -81,7 +81,7 @@ class Sizes:
         """One phase of a training, which goes on if its folder is there."""
 
         def share(epoch: int) -> float:
-            """Of the learning rate: a transformer that begins with all of it may not recover."""
+            """Of the learning rate: half of it in the first epoch, then a cosine."""
             return min(1.0, (epoch + 1) / 2) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
         return fit(

@@ -123,7 +123,11 @@ class ELBO(Objective):
             and not mean_field_violations(pair, batch)
         ):
             chosen = MeanFieldELBO
-        elif self.num_particles > 1 and not self.free_bits and _scored_by_rows(pair, batch):
+        elif (
+            self.num_particles > 1
+            and not self.free_bits
+            and _scored_by_rows(find_layout(pair, batch), model_trace, guide_trace)
+        ):
             # element_draws imports this file.
             chosen = importlib.import_module("ppl_vae.objectives").ScoreFunctionELBO
         else:
@@ -305,14 +309,11 @@ def _has_kls(model_trace: Trace, guide_trace: Trace) -> bool:
     )
 
 
-def _scored_by_rows(pair: Pair, batch: Batch) -> bool:
+def _scored_by_rows(layout: Layout, model_trace: Trace, guide_trace: Trace) -> bool:
     """Whether draws need the score function, and have no other reward than what their row adds to the loss.
 
     Draws in plates inside of a row have rewards of their own in `TraceELBO`, which has less noise then.
     """
-    layout = find_layout(pair, batch)
-    with torch.random.fork_rng(), torch.no_grad():
-        model_trace, guide_trace = trace_pair(pair, batch)
     in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
     drawn = [site for site in in_guide.values() if not site["fn"].has_rsample]
     return (
