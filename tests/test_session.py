@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -126,6 +127,43 @@ def test_a_guide_with_rows_of_its_own_gets_all_of_them_at_once() -> None:
         opened(model, guide, DataLoader(x, batch_size=70)),  # type: ignore[arg-type]
     ):
         pass
+
+
+@pytest.mark.parametrize("rows", ["vectorized", "one draw at a time"])
+def test_chunks_of_programs_of_many_small_operations_are_larger(
+    rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would else run on few rows at a time, though nearly nothing of what they compute is there at once."""
+    operations = 0
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if rows != "vectorized":
+                assert z.ndim == 1
+            y = z[..., None].expand(*z.shape, 16)
+            for _ in range(operations):
+                y = y + 1.0
+            y = y - operations
+            pyro.sample("x", dist.Normal(y, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 1.0))
+
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**22)
+    sizes = {}
+    for operations in (100, 200, 600, 1200, 4800):
+        with opened(model, guide, torch.randn(64, 16)) as session:
+            assert session.layout.vectorizes == (rows == "vectorized")
+            sizes[operations] = math.prod(session.chunk_sizes(10**6))
+    # Bytes per sample grow as the operations do; 4 MiB / (200 operations x 64 bytes) = 327 samples. A vectorized
+    # chunk has 64 rows, and as many samples as fit.
+    assert 512 <= sizes[100] < 656
+    assert 320 <= sizes[200] < 360
+    assert 256 <= sizes[600] < 300
+    assert 256 <= sizes[1200] < 280
+    assert 64 <= sizes[4800] < 120  # 8 budgets are the most: 4,800 / 256 > 8
 
 
 def test_all_rows_can_be_asked_for_at_once() -> None:

@@ -52,6 +52,13 @@ from ppl_vae.runtime import (
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may take."""
 
+MANY_OPERATIONS = 256
+"""A pair of more operations takes small ones, and frees most results on its way, as one that writes word by word
+does: its chunks are larger in proportion."""
+
+MOST_BUDGETS = 8
+"""How many times the budget such a chunk may take, if nothing were freed."""
+
 FIRST_ROWS = 64
 """Number of rows on which a pair is checked and its layout is found."""
 
@@ -350,14 +357,15 @@ def _device_of_modules(pair: Pair) -> torch.device:
 
 
 class _CountBytes(TorchDispatchMode):
-    """Adds up the bytes of all tensors that are computed inside it."""
+    """Counts the operations inside it, and adds up the bytes of all tensors that they compute."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.total = self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.operations += 1
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor):
                 self.total += tensor.numel() * tensor.element_size()
@@ -367,13 +375,15 @@ class _CountBytes(TorchDispatchMode):
 def chunk_sizes(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple[int, int]:
     """How many rows and samples to run at once to stay within the memory budget; found by measurement."""
     n = num_rows(batch)
-    used = []
+    counters = []
     for k in (2, 6):
         with torch.random.fork_rng(), _CountBytes() as counter:
             sample_rows(pair, layout, batch, k)
-        used.append(counter.total)
-    a_sample = max(1.0, (used[1] - used[0]) / (4 * n))
-    at_once = max(1, int(MEMORY_BUDGET / a_sample))
+        counters.append(counter)
+    a_sample = max(1.0, (counters[1].total - counters[0].total) / (4 * n))
+    operations = counters[0].operations / (1 if layout.vectorizes else 2)
+    budgets = min(MOST_BUDGETS, max(1.0, operations / MANY_OPERATIONS))
+    at_once = max(1, int(budgets * MEMORY_BUDGET / a_sample))
     most = 64 if layout.vectorizes else 1024  # if samples are looped over, only rows fill a run
     rows = n if pair.keeps_rows else max(1, min(most, at_once))
     return rows, max(1, min(num_samples, at_once // rows))
