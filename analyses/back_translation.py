@@ -15,6 +15,7 @@ from back_translation_finite import finite
 from progress import Table, start
 from sacrebleu import BLEU, CHRF
 from translation_baselines import Translate, copied, identical_words, word_by_word
+from translation_bounds import Bounds
 from translation_pairs import Sizes, Training, language_model, trained
 from translation_texts import INVENTED, Texts
 
@@ -70,7 +71,9 @@ def translating(
     difficulty: float = 1.0,
     seeds: tuple[int, ...] = (0,),
     sizes: Sizes = Sizes(width=64),  # noqa: B008 (frozen)
+    draws: bool = False,
     more_epochs: int = 0,
+    bounds: tuple[int, ...] = (),
     test_rows: int | None = None,
     num_samples: int = 50,
     bound_rows: int = 200,
@@ -91,7 +94,11 @@ def translating(
         difficulty: Of the disguise, from 0 to 1.
         seeds: Of the trainings: scores are means, with standard errors if there are several.
         sizes: Network and training.
+        draws: Whether back-translation without pairs is also tried with draws of q(z | x), as its formula has
+            them, in place of the likeliest words: one more line.
         more_epochs: Epochs that go on without pairs, by back-translation or by the ELBO: two more lines.
+        bounds: Numbers of draws for a second table: how the bound on log p(x) rises with them, beside the
+            language model of x.
         test_rows: Test sentences; all if None.
         num_samples: Draws of z for the bound on log p(x).
         bound_rows: Test sentences of the bound.
@@ -102,22 +109,24 @@ def translating(
     ways = [Training(by="denoising")]
     for count in pairs:
         ways += [Training(count), *([Training(count, "pairs")] if count else [])]
+        if draws and not count:
+            ways.append(Training(greedy=False))
         if more_epochs and not count:
             ways += [
                 Training(then=then, epochs=more_epochs) for then in ("back-translation", "ELBO")
             ]
-    table = Table(COLUMNS, steps=len(ways) * len(seeds) + len(seeds))
+    table = Table(COLUMNS, steps=(1 + (1 + len(bounds)) * len(ways)) * len(seeds))
     table.head()
     for name, into_x, into_z in _simple_ways(texts, pairs):
         found = Scores.of(into_x(texts.test[1]), into_z(texts.test[0]), texts)
         table.row(_cells(name, [found]))
-    rows = texts.rows(texts.test[0])
-    lengths = lengths_of(rows)[:bound_rows]
-    nats = []
+    rows = texts.rows(texts.test[0])[:bound_rows]
+    lengths = lengths_of(rows)
+    nats, of_language = [], []
     for seed in seeds:
         model = language_model(runs, texts, "x", sizes, seed)
-        log_p = model.log_evidence(rows[:bound_rows]).detach()
-        nats.append(float(log_p.sum() / lengths.sum()))
+        of_language.append(model.log_evidence(rows).detach().double())
+        nats.append(float(of_language[-1].sum() / lengths.sum()))
         table.step(f"language model, seed {seed}")
     table.row(["language model of x", *[""] * 4, _mean(nats, ".3f"), *[""] * 6])
     if data == INVENTED:
@@ -140,6 +149,8 @@ def translating(
             table.step(f"{way}, seed {seed}")
         table.row(_cells(str(way), scores))
     print(_explained(texts, sizes, seeds, num_samples, bound_rows, beams))
+    if bounds:
+        Bounds(runs, texts, sizes, seeds, rows, of_language).show(ways, bounds, table)
 
 
 def _simple_ways(texts: Texts, pairs: Sequence[int]) -> list[tuple[str, Translate, Translate]]:
@@ -191,7 +202,7 @@ def _cells(name: str, scores: Sequence[Scores]) -> list[str]:
 def _mean(values: Sequence[float], form: str) -> str:
     """The mean, with its standard error over seeds if there are several."""
     if len(values) == 1:
-        return format(values[0], form)
+        return format(values[0], f"z{form}")  # no -0
     return Estimate(torch.tensor(values, dtype=torch.float64)).numbers(form)
 
 
@@ -218,7 +229,9 @@ if __name__ == "__main__":
                 **{"sizes.width": 8, "sizes.heads": 2, "sizes.layers": 1, "sizes.epochs": 1},
                 **{"sizes.pair_epochs": 1, "sizes.language_epochs": 1, "sizes.denoising_epochs": 1},
                 **{
+                    "draws": "true",
                     "more_epochs": 1,
+                    "bounds": (1, 3),
                     "num_samples": 3,
                     "bound_rows": 5,
                     "beams": 2,

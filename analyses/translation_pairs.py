@@ -106,12 +106,14 @@ class Training:
         pairs: Sentences whose translations are known, the first ones.
         by: "denoising" of sentences alone; "back-translation", with denoising before and beside it, and with
             the pairs, if there are some; "pairs" alone.
+        greedy: Whether back-translation takes the likeliest words; draws if not, as its formula has them.
         then: What it goes on with: "ELBO", by its gradient, or "back-translation" again; "" for nothing.
         epochs: Epochs of that.
     """
 
     pairs: int = 0
     by: str = "back-translation"
+    greedy: bool = True
     then: str = ""
     epochs: int = 0
 
@@ -121,8 +123,9 @@ class Training:
         if self.by == "denoising":
             return "denoised"
         alone = "-alone" if self.by == "pairs" else ""
+        drawn = "" if self.greedy else ",drawn"
         after = f",{self.then}={self.epochs}" if self.then else ""
-        return f"pairs={self.pairs}{alone}{after}"
+        return f"pairs={self.pairs}{alone}{drawn}{after}"
 
     def __str__(self) -> str:
         if self.by == "denoising":
@@ -130,6 +133,8 @@ class Training:
         told = "sentences"
         if self.pairs:
             told = f"{self.pairs} pairs {'alone' if self.by == 'pairs' else 'and sentences'}"
+        if not self.greedy:
+            told += ", by draws"
         return f"{told}, then {self.epochs} epochs of {self.then}" if self.then else told
 
 
@@ -211,7 +216,7 @@ def objective(texts: Texts, how: Training, sizes: Sizes) -> Objective:
     parts: list[Alternating] = []
     if how.by == "back-translation":
         parts = [
-            BackTranslation(z, greedy=True, learn_prior=False),
+            BackTranslation(z, greedy=how.greedy, learn_prior=False),
             SentenceDenoising(z, noise=noise, learn_prior=False, elbo_rows=0),
         ]
     if how.pairs:

@@ -463,6 +463,7 @@ SHARED = (  # what the scripts import
     "secret_methods.py",
     "secret_texts.py",
     "translation_baselines.py",
+    "translation_bounds.py",
     "translation_pairs.py",
     "translation_texts.py",
     "vae_gan_measures.py",

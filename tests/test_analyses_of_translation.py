@@ -22,12 +22,15 @@ def back_translation(folder: Path) -> None:
         "--sizes.pair_epochs=1",
     )
     options = (*tiny, *small, *short, "--pairs=[0,10]", "--num_samples=3", "--bound_rows=4")
+    options = (*options, "--draws=true", "--bounds=[1,3]")
     printed = run("back_translation.py", "translating", *options, cwd=folder)
-    table = {row["learned from"]: row for row in rows(printed)}
+    first, second = printed.split("| learned from | draws")
+    table = {row["learned from"]: row for row in rows(first)}
     pairs = ("10 pairs and sentences", "10 pairs alone")
     assert [*table] == [
         *("nothing: copies", "nothing: identical words", "10 pairs: word by word"),
-        *("language model of x", "the grammar itself", "denoising alone", "sentences", *pairs),
+        *("language model of x", "the grammar itself", "denoising alone", "sentences"),
+        *("sentences, by draws", *pairs),
     ]
     # With difficulty 0 both languages are the same.
     for column in ("BLEU into x", "chrF into z"):
@@ -42,6 +45,18 @@ def back_translation(folder: Path) -> None:
     truth = mean(table["the grammar itself"]["log p(x)"])
     assert mean(table["language model of x"]["log p(x)"]) < truth < 0
     assert mean(table["sentences"]["log p(x)"]) < truth
+    # What the other table says of as many draws is the same.
+    lines = rows(f"| learned from | draws{second}")
+    bounds = {(row["learned from"], row["draws"]): row for row in lines}
+    language = mean(table["language model of x"]["log p(x)"])
+    assert len(bounds) == 10
+    for name in ("denoising alone", "sentences", "sentences, by draws", *pairs):
+        one, three = bounds[name, "1"], bounds[name, "3"]
+        assert mean(three["log p(x)"]) == mean(table[name]["log p(x)"])
+        less = mean(three["log p(x)"]) - language
+        assert mean(three["less that of the language model"]) == pytest.approx(less, abs=0.002)
+        assert one["ESS"] == "1.0"
+        assert 1 <= mean(three["ESS"]) <= 3
     assert "BLEU: nrefs:1" in printed
     again = run("back_translation.py", "translating", *options, cwd=folder)
     assert again == printed  # all of it was kept
@@ -51,11 +66,12 @@ def back_translation(folder: Path) -> None:
     assert words is not None
     assert words.sentences(words.rows(["a dog"])) == ["a dog"]
     kept = {path.name for path in (folder / "translations").glob("*.json")}
-    assert len(kept) == 4
+    assert len(kept) == 5 + 10
     # Other texts are no reason to take the same numbers.
     other = (*options, "--pairs=[0]", "--difficulty=1", "--num_samples=2")
+    other = (*other, "--draws=false", "--bounds=[]")
     another = run("back_translation.py", "translating", *other, cwd=folder)
-    assert len({*(folder / "translations").glob("*.json")}) == 6
+    assert len({*(folder / "translations").glob("*.json")}) == 5 + 10 + 2
     row = {row["learned from"]: row for row in rows(another)}["sentences"]
     assert row["log p(x)"] != table["sentences"]["log p(x)"]
 

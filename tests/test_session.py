@@ -133,7 +133,7 @@ def test_a_guide_with_rows_of_its_own_gets_all_of_them_at_once() -> None:
 def test_chunks_of_programs_of_many_small_operations_are_larger(
     rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would else run on few rows at a time, though nearly nothing of what they compute is there at once."""
+    """They would else run on few rows at a time, though little of what they compute is there at once."""
     operations = 0
 
     def model(x: Tensor) -> None:
@@ -157,8 +157,8 @@ def test_chunks_of_programs_of_many_small_operations_are_larger(
         with opened(model, guide, torch.randn(64, 16)) as session:
             assert session.layout.vectorizes == (rows == "vectorized")
             sizes[operations] = math.prod(session.chunk_sizes(10**6))
-    # Bytes per sample grow as the operations do; 4 MiB / (200 operations x 64 bytes) = 327 samples. A vectorized
-    # chunk has 64 rows, and as many samples as fit.
+    # Bytes per sample grow as the operations do; 4 MiB / (200 operations x 64 bytes) = 327 samples. A chunk of
+    # vectorized samples has 64 rows, and as many samples as fit.
     assert 512 <= sizes[100] < 656
     assert 320 <= sizes[200] < 360
     assert 256 <= sizes[600] < 300
