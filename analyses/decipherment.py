@@ -29,7 +29,6 @@ COLORS = {
     "EM": "#0072B2",
     "guide, one start": "#E69F00",
     "guide": "#D55E00",
-    "guide, annealed": "#7A5230",
     "back-translation": "#009E73",
     "back-translation after EM": "#CC79A7",
 }
@@ -44,7 +43,7 @@ def main(
     lengths: tuple[int, ...] = (100, 200, 400, 800, 1600, 3200),
     num_keys: int = 20,
     restarts: int = 20,
-    guide_lengths: tuple[int, ...] = (200, 400, 800, 1600, 3200),
+    guide_lengths: tuple[int, ...] = (400, 1600),
     guide_keys: int = 20,
     guide_restarts: int = 5,
     max_steps: int = 800,

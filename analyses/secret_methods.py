@@ -15,7 +15,7 @@ from ppl_vae import fit, refit_guide
 from ppl_vae.em import fit_em
 from ppl_vae.guides import Recurrent
 from ppl_vae.models import SubstitutionCipher
-from ppl_vae.objectives import ELBO, BackTranslation, LinearWarmup, Objective
+from ppl_vae.objectives import ELBO, BackTranslation, Objective
 
 EM: dict[str, Any] = {"max_iterations": 300, "tolerance": 1e-3}
 """How EM runs."""
@@ -114,7 +114,6 @@ class Methods:
             "EM": Way(self.em, em),
             "guide, one start": Way(self.guide, guide, trains_guide=True, kept_as="guide"),
             "guide": Way(self.guide, guide, trains_guide=True, starts=self.guide_restarts),
-            "guide, annealed": Way(self.annealed_guide, guide, trains_guide=True),
             "back-translation": Way(self.back_translation, guide, trains_guide=True),
             "back-translation after EM": Way(
                 self.back_translation_after_em, f"{em}, {guide}", trains_guide=True
@@ -138,11 +137,6 @@ class Methods:
     def guide(self, secret: Secret) -> SubstitutionCipher:
         """The exact ELBO of an amortized guide."""
         return self._trained(secret, ELBO())
-
-    def annealed_guide(self, secret: Secret) -> SubstitutionCipher:
-        """The same, with a KL that counts a tenth at first: then z cannot be ignored."""
-        epochs = max(1, 2 * self._epochs(secret) // 3)
-        return self._trained(secret, ELBO(beta=LinearWarmup(epochs, start=0.1)))
 
     def back_translation(self, secret: Secret) -> SubstitutionCipher:
         """Back-translation from a start at random."""
