@@ -14,11 +14,14 @@ from torch import Tensor
 from translation_pairs import Sizes, Training, trained
 from translation_texts import Texts
 
-from ppl_vae import evaluate
+from ppl_vae import bidirectional_monte_carlo, evaluate
 from ppl_vae.runtime import lengths_of, replacing
 from ppl_vae.stats import Estimate
 
-COLUMNS = ("learned from", "draws", "log p(x)", "less that of the language model", "ESS")
+COLUMNS = (
+    *("learned from", "draws", "log p(x)", "less that of the language model", "ESS"),
+    *("of its own sentences, from", "to"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,24 +58,25 @@ class Bounds:
         lines.head()
         for way in ways:
             for count in draws:
-                log_p, less, ess = [], [], []
+                log_p, less, ess, own = [], [], [], []
                 for seed, language in zip(self.seeds, self.of_language, strict=True):
                     of_rows, ess_of_rows = self._found(way, seed, count)
                     log_p.append(of_rows)
                     less.append(of_rows - language)
                     ess.append(ess_of_rows)
+                    own.append(self._own(way, seed, count))
                     table.step(f"{way}, seed {seed}, {count} draws")
-                # Sums over sentences divided by sums of their tokens: errors are those of a ratio.
-                nats = [
-                    Estimate(torch.stack(each).mean(0) / lengths, weights=lengths)
-                    for each in (log_p, less)
-                ]
-                cells = [str(way), str(count), *(of.numbers() for of in nats)]
-                lines.row([*cells, f"{float(torch.stack(ess).mean()):.1f}"])
+                cells = [str(way), str(count)]
+                cells += [_per_token(torch.stack(each).mean(0), lengths) for each in (log_p, less)]
+                cells.append(f"{float(torch.stack(ess).mean()):.1f}")
+                lower, upper, tokens = torch.cat(own, 1)
+                lines.row([*cells, _per_token(lower, tokens), _per_token(upper, tokens)])
         print(
             f"\nLower bounds on log p(x) by so many draws of z, nats per token, of {len(self.rows)} sentences, "
             "means over seeds with standard errors over sentences: those of a difference are of differences "
-            "sentence by sentence. ESS: so many draws of equal weight would say as much."
+            "sentence by sentence. ESS: so many draws of equal weight would say as much. The last two columns "
+            "show how far below log p(x) such a bound may be: of as many sentences that the model itself writes, "
+            "the same bound, and an upper one by as many draws, from one of which the sentence was written."
         )
 
     def _found(self, way: Training, seed: int, count: int) -> tuple[Tensor, Tensor]:
@@ -83,8 +87,29 @@ class Bounds:
         if not file.exists():
             pair = trained(self.runs, self.texts, way, self.sizes, seed)
             found = evaluate(*pair, self.rows, num_samples=count, seed=seed)
-            told = [each.tolist() for each in (found.log_likelihood.values, found.ess)]
-            with replacing(file) as temporary:
-                Path(temporary).write_text(json.dumps(told))
+            _keep(file, found.log_likelihood.values, found.ess)
         log_p, ess = torch.tensor(json.loads(file.read_text()), dtype=torch.float64)
         return log_p, ess
+
+    def _own(self, way: Training, seed: int, count: int) -> Tensor:
+        """Lower and upper bound of sentences that the model writes, and their tokens, `(3, n)`."""
+        folder = self.sizes.folder(self.runs, way.name, self.texts, seed)
+        file = folder.parent / f"{folder.name},own={len(self.rows)},draws={count}.json"
+        if not file.exists():
+            pair = trained(self.runs, self.texts, way, self.sizes, seed)
+            found = bidirectional_monte_carlo(
+                *pair, self.rows, num_chains=count, num_steps=1, seed=seed
+            )
+            assert isinstance(found.data, Tensor)
+            _keep(file, found.lower.values, found.upper.values, lengths_of(found.data))
+        return torch.tensor(json.loads(file.read_text()), dtype=torch.float64)
+
+
+def _per_token(nats: Tensor, tokens: Tensor) -> str:
+    """All nats over all tokens; the error is that of a ratio."""
+    return Estimate(nats / tokens, weights=tokens).numbers()
+
+
+def _keep(file: Path, *numbers: Tensor) -> None:
+    with replacing(file) as temporary:
+        Path(temporary).write_text(json.dumps([each.tolist() for each in numbers]))

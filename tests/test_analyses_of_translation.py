@@ -57,6 +57,8 @@ def back_translation(folder: Path) -> None:
         assert mean(three["less that of the language model"]) == pytest.approx(less, abs=0.002)
         assert one["ESS"] == "1.0"
         assert 1 <= mean(three["ESS"]) <= 3
+        for row in (one, three):
+            assert mean(row["of its own sentences, from"]) <= mean(row["to"])
     assert "BLEU: nrefs:1" in printed
     again = run("back_translation.py", "translating", *options, cwd=folder)
     assert again == printed  # all of it was kept
@@ -66,12 +68,12 @@ def back_translation(folder: Path) -> None:
     assert words is not None
     assert words.sentences(words.rows(["a dog"])) == ["a dog"]
     kept = {path.name for path in (folder / "translations").glob("*.json")}
-    assert len(kept) == 5 + 10
+    assert len(kept) == 5 + 20
     # Other texts are no reason to take the same numbers.
     other = (*options, "--pairs=[0]", "--difficulty=1", "--num_samples=2")
     other = (*other, "--draws=false", "--bounds=[]")
     another = run("back_translation.py", "translating", *other, cwd=folder)
-    assert len({*(folder / "translations").glob("*.json")}) == 5 + 10 + 2
+    assert len({*(folder / "translations").glob("*.json")}) == 5 + 20 + 2
     row = {row["learned from"]: row for row in rows(another)}["sentences"]
     assert row["log p(x)"] != table["sentences"]["log p(x)"]
 

@@ -12,7 +12,16 @@ import torch
 from test_sentences import LENGTH, WORDS, every_sentence
 from torch import Tensor, nn
 
-from ppl_vae import check, diagnose, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae import (
+    bidirectional_monte_carlo,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    load_run,
+    save_run,
+    to_arviz,
+)
 from ppl_vae.data import Buckets
 from ppl_vae.guides import Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
@@ -242,6 +251,22 @@ def test_memory_does_not_grow_with_sentences_or_draws(monkeypatch: pytest.Monkey
     # All logits at once would be 80 x 12 x 6 x 100, 2.3 MB.
     assert max(largest["evaluate"]) < 2**20, largest
     assert max(largest["translate"]) < 2**16, largest  # all logits of a place: 384 kB
+
+
+def test_the_sandwich_of_sentences_holds_the_sum_over_all(
+    pair: tuple[LatentTranslation, Translator], x: Tensor
+) -> None:
+    """E[exp(lower)] = p(x) and E[exp(-upper)] = 1 / p(x), on sentences that the model writes."""
+    found = bidirectional_monte_carlo(
+        *pair, x[:1].expand(300, -1), num_chains=4, num_steps=1, seed=0
+    )
+    assert isinstance(found.data, Tensor)
+    with torch.no_grad():
+        log_prior, log_x, _ = tables(*pair, found.data)
+    truth = (log_prior[:, None] + log_x).logsumexp(0)
+    for ratio in ((found.lower.values - truth).exp(), (truth - found.upper.values).exp()):
+        assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / len(truth) ** 0.5
+    assert found.lower.mean < float(truth.mean()) < found.upper.mean
 
 
 class Stopped(Exception):

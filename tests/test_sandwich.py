@@ -163,6 +163,96 @@ def test_models_that_cannot_be_simulated_are_refused(model: Any, x: Any, message
         bidirectional_monte_carlo(model, None, x, num_steps=2, seed=0)
 
 
+VALUES = torch.tensor(
+    [[0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 2.0]]
+).double()
+
+
+def of_four_values(x: Tensor, one_by_one: bool = False) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.3, 0.2, 0.1]).double()))
+        assert z.ndim == 1 or not one_by_one
+        pyro.sample("x", dist.Categorical(logits=VALUES[z]), obs=x)
+
+
+def rough(x: Tensor) -> None:
+    logits = torch.tensor(
+        [[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0]]
+    ).double()
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Categorical(logits=logits[x]))
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("guide", [rough, None])
+@pytest.mark.parametrize("num_chains", [1, 2, 5])
+def test_importance_sampling_of_discrete_latents_is_right_from_both_sides(
+    guide: Any, one_by_one: bool, num_chains: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E[exp(lower)] = p(x) and E[exp(-upper)] = 1 / p(x), each within four standard errors."""
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**18)  # several chunks of draws
+
+    def model(x: Tensor) -> None:
+        of_four_values(x, one_by_one)
+
+    x = torch.zeros(200 if one_by_one else 3000, dtype=torch.long)
+    found = bidirectional_monte_carlo(model, guide, x, num_chains=num_chains, num_steps=1, seed=0)
+    shares = torch.tensor([0.4, 0.3, 0.2, 0.1]).double() @ VALUES.softmax(-1)
+    assert isinstance(found.data, Tensor)
+    seen = found.data.bincount(minlength=3) / len(x)
+    error = (shares * (1 - shares) / len(x)).sqrt()
+    assert ((seen - shares).abs() < 4.5 * error).all()
+    truth = shares.log()[found.data]
+    for ratio in ((found.lower.values - truth).exp(), (truth - found.upper.values).exp()):
+        assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / len(x) ** 0.5
+    below, above = Estimate(truth - found.lower.values), Estimate(found.upper.values - truth)
+    for gap in (below, above):
+        assert gap.mean > -2 * gap.standard_error
+    assert found.acceptance.isnan().all()
+    assert "acceptance" not in str(found)
+
+
+def test_the_exact_draw_is_one_of_the_draws_of_the_upper_bound() -> None:
+    """With one draw, the upper bound is log p(x, z) - log q(z | x) of the draw that made the row."""
+    model, _ = pca()
+    guide = narrow_guide(model)
+    one = bidirectional_monte_carlo(
+        model, guide, torch.zeros(40, 10), num_chains=1, num_steps=1, seed=3
+    )
+    assert isinstance(one.data, Tensor)
+    truth = model.log_evidence(one.data).detach().double()
+    # E over p(z | x) of that is log p(x) + KL(posterior, guide), the same for all rows of a linear pair but
+    # for the means.
+    q = dist.Normal(torch.full((4,), 0.7), 0.3).to_event(1)
+    posterior = Exact(model).encode(one.data)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.MultivariateNormal(posterior.mean, posterior.covariance_matrix),
+        torch.distributions.MultivariateNormal(q.mean, torch.diag(q.variance)),
+    )
+    over = Estimate(one.upper.values - truth - kl.detach().double())
+    assert abs(over.mean) < 4 * over.standard_error
+    many = bidirectional_monte_carlo(
+        model, guide, torch.zeros(40, 10), num_chains=200, num_steps=1, seed=3
+    )
+    assert 0 < many.gap.mean < 0.6 * one.gap.mean
+    assert "importance sampling by one draw may miss" in one.warnings[0]
+
+
+def test_importance_sampling_says_what_it_cannot_do() -> None:
+    def shared(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def of_shared(x: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(PairError, match="'loc' belongs to all rows"):
+        bidirectional_monte_carlo(shared, of_shared, torch.zeros(5), num_steps=1, seed=0)
+    with pytest.raises(PairError, match=r"bidirectional_monte_carlo\(num_steps=1\)"):
+        bidirectional_monte_carlo(of_four_values, rough, torch.zeros(5).long(), seed=0)
+
+
 def test_simulate_gives_back_the_latents_that_made_the_rows() -> None:
     from ppl_vae.evaluation.path import PriorGuide
     from ppl_vae.pairs import Pair

@@ -53,8 +53,8 @@ MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may take."""
 
 MANY_OPERATIONS = 256
-"""A pair of more operations takes small ones, and frees most results on its way, as one that writes word by word
-does: its chunks are larger in proportion."""
+"""A pair of more operations takes small ones, and frees most results on its way, as one that writes word by
+word does: its chunks are larger in proportion."""
 
 MOST_BUDGETS = 8
 """How many times the budget such a chunk may take, if nothing were freed."""

@@ -93,7 +93,8 @@ def transform_of(site: Site) -> Transform:
         raise PairError(
             f"latent site '{name}' is discrete: annealed importance sampling moves real numbers along "
             'gradients. Sum the site out in the model (infer={"enumerate": "parallel"}, and no such site '
-            "in the guide), or use evaluate(), which samples"
+            "in the guide), or use evaluate(), which samples, and bidirectional_monte_carlo(num_steps=1), "
+            "which shows how low that is"
         )
     if isinstance(support, MixtureSameFamilyConstraint) and not _varies(support.base_constraint):
         support = support.base_constraint  # what all components have in common

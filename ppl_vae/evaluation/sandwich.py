@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import PairWarning
+from ppl_vae.checks import PairWarning, opened
 from ppl_vae.evaluation.chains import AnnealingSchedule, Chunk, in_chunks
+from ppl_vae.evaluation.conditions import Conditions
+from ppl_vae.evaluation.path import PriorGuide
 from ppl_vae.pairs import (
     Batch,
     DataLike,
+    Layout,
     Pair,
     PairError,
     Program,
+    RowDensities,
     Site,
     Trace,
     as_args,
     first_line,
+    require_no_points,
+    require_proper,
     sample_sites,
     take_rows,
     tensors_of,
@@ -44,7 +52,8 @@ class Sandwich(RowResult):
         lower_error: Monte-Carlo standard error of each lower bound (delta method), `(n,)`.
         upper_error: The same for each upper bound. Its chains share their start, so it is too small where
             chains hardly move.
-        acceptance: Mean acceptance of each row's transitions in both directions, `(n,)`.
+        acceptance: Mean acceptance of each row's transitions in both directions, `(n,)`; NaN with one
+            temperature, where there are none.
         data: The simulated rows, as arguments for the programs.
         num_chains: Chains per row and direction.
         num_steps: Number of temperatures.
@@ -103,15 +112,20 @@ class Sandwich(RowResult):
                 f"distributions that they score{'' if errors > 4 else ', or it is rare chance; use more rows'}"
             )
         elif self.num_rows > 1 and not self.meets(1.0):
+            by, more = f"annealing with {self.num_steps} temperatures", "temperatures"
+            if self.num_steps == 1:
+                draws = "one draw" if self.num_chains == 1 else f"{self.num_chains} draws"
+                by, more = f"importance sampling by {draws}", "draws (num_chains)"
             yield (
-                f"the bounds are {gap} apart: annealing with {self.num_steps} temperatures may miss log p(x) "
-                "by that much; use more temperatures, or start from a better guide"
+                f"the bounds are {gap} apart: {by} may miss log p(x) by that much; use more {more}, or start "
+                "from a better guide"
             )
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
         start = "prior" if self.from_prior else "guide"
         acceptance = float(self.acceptance.double().mean())
+        moves = [("acceptance, mean", f"{acceptance:.2f}")] if self.num_steps > 1 else []
         verdict = (
             "they cross" if self.cross else "they meet" if self.meets() else "they do not meet"
         )
@@ -119,7 +133,7 @@ class Sandwich(RowResult):
             (f"log p(x) >=, from the {start}", str(self.lower)),
             ("log p(x) <=, from the posterior", str(self.upper)),
             ("gap", f"{self.gap}{f' ({verdict})' if self.num_rows > 1 else ''}"),
-            ("acceptance, mean", f"{acceptance:.2f}"),
+            *moves,
         ]
 
 
@@ -142,6 +156,11 @@ def bidirectional_monte_carlo(
     meet, `annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
     "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
+    `num_steps=1` is importance sampling by K = `num_chains` draws, with weights w_k = p(x, z_k) / q(z_k | x).
+    It takes any latents, also discrete ones, along which nothing can be annealed. In the upper bound the exact
+    draw takes the place of one of them, as 1 / mean(w, w_2, ..., w_K) is 1 / p(x) in expectation. It shows how
+    low the importance-weighted bound of `evaluate` is with as many samples.
+
     Args:
         model: Pyro program of p(x, z); its observed sites are sampled.
         guide: Pyro program of q(z | x) to start from; None starts from the prior. It must draw the model's
@@ -149,7 +168,7 @@ def bidirectional_monte_carlo(
         x: Rows that set the number and shape of the simulated ones. Arguments that no site observes
             (covariates) are kept.
         num_chains: Chains per row and direction.
-        num_steps: Number of temperatures.
+        num_steps: Number of temperatures; 1 for importance sampling.
         num_leapfrog: Leapfrog steps between two temperatures.
         seed: Seed for the rows and the chains; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
@@ -173,16 +192,8 @@ def bidirectional_monte_carlo(
 
     def work(chunk: Chunk) -> dict[str, Tensor]:
         batch, latents = simulate(chunk.pair, chunk.batch)
-        draws = chunk.layout.draws
-        strange = [name for name in draws if name not in latents]
-        if strange:
-            raise PairError(
-                f"the guide draws site '{strange[0]}', which the model does not have: its value for a "
-                "simulated row is unknown. Start from the prior (guide=None), or from a guide that draws the "
-                "model's latents themselves"
-            )
+        values = _of_guide(chunk.layout, latents)
         chunk = chunk.on(batch)
-        values = {name: latents[name] for name in draws}
         there, back = StreamingWeights(num_chains), StreamingWeights(num_chains)
         accepted: Any = 0.0
         for chains in chunk.chains:
@@ -202,9 +213,12 @@ def bidirectional_monte_carlo(
         }
         return found | {f"argument {i}": t for i, t in enumerate(tensors_of(batch))}
 
-    found, _, texts = in_chunks(
-        work, model, guide, x, schedule, runs=2, seed=seed, progress=progress, label="sandwich"
-    )
+    if num_steps == 1:
+        found, texts = _by_importance(model, guide, x, num_chains, seed, progress)
+    else:
+        found, _, texts = in_chunks(
+            work, model, guide, x, schedule, runs=2, seed=seed, progress=progress, label="sandwich"
+        )
     arguments = tuple(t for name, t in found.items() if name.startswith("argument "))
     return Sandwich(
         lower=Estimate(found["lower"]),
@@ -219,6 +233,81 @@ def bidirectional_monte_carlo(
         from_prior=guide is None,
         **texts,
     )
+
+
+def _by_importance(
+    model: Program,
+    guide: Program | None,
+    x: DataLike,
+    num_draws: int,
+    seed: int | None,
+    progress: bool | None,
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """The bounds by draws, all but one of which count in both, and the result's texts."""
+    start = PriorGuide(model) if guide is None else guide
+
+    def log_weights(rows: RowDensities) -> Tensor:  # `PriorGuide` does not score its draws
+        return rows.log_likelihood if guide is None else rows.log_weights
+
+    parts: list[dict[str, Tensor]] = []
+    with (
+        pyro.validation_enabled(False),  # before the layout is found: a flow states no support
+        opened(model, start, x, seed=seed, progress=progress) as session,
+    ):
+        conditions = Conditions(session)
+        rows, at_once = session.chunk_sizes(num_draws)
+        for chunk in session.chunks(rows, "sandwich"):
+            layout = session.layouts.of(chunk)
+            if layout.shared:
+                raise PairError(
+                    f"latent site '{layout.shared[0]}' belongs to all rows: the sandwich bounds log p(x) of "
+                    "single rows"
+                )
+            require_proper(layout, "the sandwich", session.pair.model)
+            require_no_points(
+                layout, "the sandwich from the guide (guide=None starts at the prior)"
+            )
+            batch, latents = simulate(session.pair, chunk)
+            values = _of_guide(layout, latents)
+            below, above = StreamingWeights(num_draws), StreamingWeights(num_draws)
+            above.update(log_weights(session.sample(batch, 1, values)))
+            while below.count < num_draws:
+                size = min(at_once, num_draws - below.count)
+                found_now = log_weights(session.sample(batch, size))
+                below.update(found_now)
+                if left := min(size, num_draws - above.count):
+                    above.update(found_now[:left])
+            found = {
+                "lower": below.log_mean_exp,
+                "upper": above.log_mean_exp,
+                "lower_error": below.monte_carlo_error,
+                "upper_error": above.monte_carlo_error,
+                "acceptance": torch.full_like(below.log_mean_exp, math.nan),
+            }
+            found |= {f"argument {i}": t for i, t in enumerate(tensors_of(batch))}
+            parts.append({name: t.cpu() for name, t in found.items()})
+            conditions.add(chunk)
+    texts = {
+        "notes": (*conditions.notes, *session.findings.notes),
+        "cautions": session.findings.doubts,
+    }
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, texts
+
+
+def _of_guide(layout: Layout, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The latents that a row was simulated with, as the guide's draws.
+
+    Raises:
+        PairError: The guide draws others.
+    """
+    strange = [name for name in layout.draws if name not in latents]
+    if strange:
+        raise PairError(
+            f"the guide draws site '{strange[0]}', which the model does not have: its value for a simulated "
+            "row is unknown. Start from the prior (guide=None), or from a guide that draws the model's latents "
+            "themselves"
+        )
+    return {name: latents[name] for name in layout.draws}
 
 
 _FEW = 8
