@@ -75,8 +75,8 @@ class Bounds:
             f"\nLower bounds on log p(x) by so many draws of z, nats per token, of {len(self.rows)} sentences, "
             "means over seeds with standard errors over sentences: those of a difference are of differences "
             "sentence by sentence. ESS: so many draws of equal weight would say as much. The last two columns "
-            "show how far below log p(x) such a bound may be: of as many sentences that the model itself writes, "
-            "the same bound, and an upper one by as many draws, from one of which the sentence was written."
+            "show how far below log p(x) such a bound may be: of as many sentences that the model itself "
+            "writes, the same bound, and an upper one by as many draws, from one of which it was written."
         )
 
     def _found(self, way: Training, seed: int, count: int) -> tuple[Tensor, Tensor]:
