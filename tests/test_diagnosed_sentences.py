@@ -12,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_vae import diagnose
+from ppl_vae import diagnose, fit
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.distributions import Sentences
+from ppl_vae.guides import Translator
+from ppl_vae.models import LatentTranslation
+from ppl_vae.networks import EncoderDecoder
+from ppl_vae.objectives import KnownLatents
 from ppl_vae.runtime import END, PAD
 
 WORDS, LENGTH, N = 14, 6, 200
@@ -54,9 +58,9 @@ class Written:
         return self.tables[:, i]
 
 
-def language(first: int) -> Tensor:
+def language(first: int, others: float = 1e-3) -> Tensor:
     """The end with probability about 1/4, five words, and others now and then, `(1, LENGTH, WORDS)`."""
-    probs = torch.full((WORDS,), 1e-3)
+    probs = torch.full((WORDS,), others)
     probs[END] = 0.25
     probs[first : first + 5] = 0.15
     return probs.log().expand(1, LENGTH, WORDS)
@@ -75,7 +79,9 @@ def sentences(first: int, seed: int) -> Tensor:
 
 
 def pair(
-    decode: Callable[[Tensor], Tensor], encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Tensor],
+    prior: Tensor | None = None,
 ) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
     """Programs whose tables are functions of what they read."""
 
@@ -87,7 +93,8 @@ def pair(
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", Sentences(Written(language(9)), WORDS, LENGTH))
+            own = language(9) if prior is None else prior
+            z = pyro.sample("z", Sentences(Written(own), WORDS, LENGTH))
             pyro.sample("x", of(z, decode), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -117,9 +124,9 @@ def german(rows: Tensor) -> Tensor:
     return language(9)
 
 
-def found(decode: Any, encode: Any, x: Any = None, **options: Any) -> Diagnosis:
+def found(decode: Any, encode: Any, x: Any = None, prior: Tensor | None = None) -> Diagnosis:
     rows = sentences(4, 0) if x is None else x
-    return diagnose(*pair(decode, encode), rows, seed=0, **options)
+    return diagnose(*pair(decode, encode, prior), rows, seed=0)
 
 
 def test_a_translation_is_no_collapse() -> None:
@@ -153,6 +160,105 @@ def test_planted_collapses_are_named(decode: Any, encode: Any, cause: str) -> No
     assert f"Remedy: {diagnosis.remedy}" in printed
     assert ("count_words" in diagnosis.remedy) == (cause == "copied sentence")
     assert diagnosis.to_dict()["of_sentences"]["words"] > 1
+
+
+def copying_some(rows: Tensor) -> Tensor:
+    """A third of the words are those of x, the others of the right language."""
+    return (0.35 * word_by_word(rows, 0, 1.0).exp() + 0.65 * language(9).exp()).log()
+
+
+def copied_back(rows: Tensor) -> Tensor:
+    return word_by_word(rows, 0, 0.5)
+
+
+@pytest.mark.parametrize(("others", "cause"), [(1e-3, "none"), (1e-6, "copied sentence")])
+def test_a_mixture_of_both_languages_is_a_copy_if_it_is_foreign_enough(
+    others: float, cause: str
+) -> None:
+    """What is less likely by log(0.15 / others) for each copied word, about a quarter of all."""
+    diagnosis = found(copied_back, copying_some, prior=language(9, others))
+    use = diagnosis.of_sentences
+    assert use is not None
+    assert use.worth_per_word > 0.1
+    assert 0.2 < use.surplus < 0.4
+    assert use.foreign == pytest.approx(0.23 * math.log(0.15 / others), rel=0.15)
+    assert diagnosis.cause == cause
+    assert diagnosis.remedy.startswith("begin again") == (cause != "none")
+
+
+def test_stock_phrases_are_told() -> None:
+    """All z are nearly the likeliest sentence, of which one word says whether x begins with 4 or 5."""
+    prior = language(9).clone()
+    prior[..., 9] += math.log(3.0)  # 0.45, and the other four words 0.075
+    prior[..., 10:] -= math.log(2.0)
+
+    def stock(rows: Tensor) -> Tensor:
+        z = torch.tensor([9, 9, 9, 9, 10, END]).repeat(len(rows), 1)
+        z[rows[:, 0] <= 5, -2] = 9
+        return word_by_word(z, 0, 1 - 1e-6)
+
+    def decode(z: Tensor) -> Tensor:
+        said = z[:, -2] == 9
+        probs = language(4).exp().repeat(len(z), 1, 1)
+        probs[said, 0, 6:9] = 1e-3
+        probs[~said, 0, 4:6] = 1e-3
+        return probs.log()
+
+    diagnosis = found(decode, stock, prior=prior)
+    use = diagnosis.of_sentences
+    assert use is not None
+    assert diagnosis.cause == "none"
+    assert use.words == 6.0
+    # The last word is 9 in two of five sentences that have a word; the end of the longest is certain.
+    log_z = 4 * math.log(0.45) + 0.4 * math.log(0.45) + 0.6 * math.log(0.075)
+    assert use.log_prior * 6 == pytest.approx(log_z, rel=0.1)
+    (note,) = (note for note in diagnosis.notes if "stock phrases" in note)
+    assert f"{-use.foreign:.1f} nats per word likelier" in note
+    assert "6.0 words where those have 3." in note
+    assert not any("stock phrases" in note for note in found(back, translating).notes)
+
+
+def test_rows_in_the_order_of_their_words_are_worth_as_much() -> None:
+    """Neighbors in a sorted file are alike: the other row is far away."""
+    x = sentences(4, 0)
+    order = [*range(len(x))]
+    order.sort(key=lambda i: x[i].tolist())
+    mixed, ordered = (found(back, translating, each).of_sentences for each in (x, x[order]))
+    assert mixed is not None
+    assert ordered is not None
+    assert ordered.worth == pytest.approx(mixed.worth, rel=0.1)
+    assert ordered.told == pytest.approx(mixed.told, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("lesson", "causes"),
+    [
+        ("copies", {"copied sentence"}),
+        ("others", {"sentence of the prior", "constant posterior"}),
+        pytest.param("translations", {"none"}, marks=pytest.mark.slow),
+    ],
+)
+def test_trained_collapses_are_named(lesson: str, causes: set[str]) -> None:
+    """One network was taught to copy, one that z has nothing to do with x, and one what is right."""
+    torch.manual_seed(0)
+    network = EncoderDecoder(width=16, layers=1, heads=2, dropout=0.0)
+    model = LatentTranslation((LENGTH,), WORDS, network)
+    guide = Translator(model)
+    x, z = torch.cat([sentences(4, i) for i in range(3)]), sentences(9, 7)
+    model.count_words(x, z)
+    model.prior.requires_grad_(False)
+    inside = ((x == PAD) | (x == END) | (x >= 4) & (x <= 8)).all(1)
+    x = x[inside]
+    taught = {
+        "copies": x,
+        "others": sentences(9, 8)[torch.randint(N, (len(x),))],
+        "translations": torch.where(x > END, x + FOREIGN, x),
+    }[lesson]
+    objective = KnownLatents((x, taught), learn_prior=False, elbo_rows=0)
+    options: dict[str, Any] = {"max_epochs": 8, "batch_size": 32, "learning_rate": 0.02, "seed": 0}
+    fit(model, guide, x, objective=objective, **options)
+    diagnosis = diagnose(model, guide, sentences(4, 9), seed=0)
+    assert diagnosis.cause in causes, diagnosis
 
 
 def test_rows_that_are_the_same_have_nothing_to_tell() -> None:

@@ -17,11 +17,15 @@ from ppl_vae.distributions import Sentences
 from ppl_vae.pairs import COLLAPSED, Batch, innermost, num_rows, sample_rows, tensors_of
 from ppl_vae.runtime import FIRST_WORD, holds_sentences, lengths_of
 
-MOST_COPIED = 0.5
-"""Share of the words of z, beyond chance, from which on they are copied, if they are foreign, too."""
-
 FOREIGN = 1.0
 """Nats per word by which z is less likely than what p(z) draws: from there on it is not of its language."""
+
+COPIES = ((0.5, FOREIGN), (0.2, 2 * FOREIGN))
+"""Shares of the words of z, beyond chance, from which on they are copied, each if z is so foreign, too: words
+that both languages have are no copies. A network that has learned to copy by itself had 29 % of them."""
+
+STOCK = 0.5
+"""Nats per word by which z is likelier than what p(z) draws: from there on it is made of stock phrases."""
 
 _MOST_ROWS = 1000
 
@@ -92,8 +96,9 @@ def diagnose_sentences(
         copied_by_chance=total("by_chance"),
         log_prior=total("log_prior") / total("words"),
         log_prior_of_own=total("log_own") / total("own_words"),
+        words_of_own=total("own_words"),
     )
-    copied = use.surplus >= MOST_COPIED and use.foreign >= FOREIGN
+    copied = any(use.surplus >= share and use.foreign >= least for share, least in COPIES)
     is_used = use.worth_per_word >= COLLAPSED and not copied
     causes = (
         {}
@@ -105,6 +110,13 @@ def diagnose_sentences(
         notes = (
             f"the sentences of '{name}' are {use.foreign:.1f} nats per word less likely under p(z) than its "
             "own: they may be no sentences of its language",
+            *notes,
+        )
+    if is_used and use.foreign <= -STOCK:
+        notes = (
+            f"the sentences of '{name}' are {-use.foreign:.1f} nats per word likelier under p(z) than its own, "
+            f"and have {use.words:.1f} words where those have {use.words_of_own:.1f}: stock phrases, of which "
+            f"x tells {use.told:.1f} nats. A smaller beta, or BackTranslation, keeps more of x in z",
             *notes,
         )
     diagnosis = diagnosis_of_wholes(
@@ -123,18 +135,18 @@ def diagnose_sentences(
 
 
 def _look(session: Session, chunk: Batch, name: str) -> _SentenceRows:
-    """What a chunk says; the other row is the one before."""
+    """What a chunk says; the other row is half a chunk away, as neighbors in a file are often alike."""
     rows, n = session.sample(chunk, 1), num_rows(chunk)
     layout = rows.layout
     z, x = rows.latents[name][0], tensors_of(chunk)[0]
     with torch.no_grad():
         if n > 1:
             site = rows.guide_trace.nodes[name]["value"]
-            turned = {name: site.roll(1, site.dim() - 1 + layout.dim)}
+            turned = {name: site.roll(n // 2, site.dim() - 1 + layout.dim)}
             others = sample_rows(session.pair, layout, chunk, 1, values=turned)
             worth = (rows.log_likelihood - others.log_likelihood)[0]
             told = (rows.log_guide - others.log_guide)[0]
-            by_chance = _shared(z, x.roll(1, 0))
+            by_chance = _shared(z, x.roll(n // 2, 0))
         else:
             worth = told = by_chance = rows.log_guide.new_full((n,), math.nan)
         prior = rows.model_trace.nodes[name]["fn"]

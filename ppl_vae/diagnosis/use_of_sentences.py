@@ -19,6 +19,7 @@ class UseOfSentences:
         copied_by_chance: The same with the x of another row.
         log_prior: log p(z) of the guide's z, nats per word.
         log_prior_of_own: log p(z) of sentences that p(z) draws, nats per word: minus its entropy.
+        words_of_own: Mean number of their words, including the end.
     """
 
     words: float
@@ -29,10 +30,11 @@ class UseOfSentences:
     copied_by_chance: float
     log_prior: float
     log_prior_of_own: float
+    words_of_own: float
 
     @property
     def foreign(self) -> float:
-        """How much less likely a word of z is than one that p(z) draws, nats."""
+        """How much less likely a word of z is than one that p(z) draws, nats; below 0 if it is likelier."""
         return self.log_prior_of_own - self.log_prior
 
     @property
@@ -50,7 +52,7 @@ def told_of_sentences(name: str, use: UseOfSentences, is_used: bool) -> str:
         is_used: Whether it is.
 
     Example:
-        >>> told_of_sentences("z", UseOfSentences(8, 20.0, 2.0, 30.0, 0.1, 0.05, -3.0, -2.8), True)
+        >>> told_of_sentences("z", UseOfSentences(8, 20, 2, 30, 0.1, 0.05, -3, -2.8, 9), True)
         'No collapse: z is worth 20.0 nats to the decoder, 2 for each word of it, and x tells 30.0 nats of it.'
     """
     state = "No collapse" if is_used else "Collapse"
@@ -65,7 +67,10 @@ def lines_of_sentences(use: UseOfSentences) -> list[tuple[str, str]]:
     return [
         ("worth of z", f"{use.worth:.2f} nats, {use.worth_per_word:.2g} per word of z"),
         ("what x tells of z", f"{use.told:.2f} nats"),
-        ("words of z", f"{use.words:.1f}, including the end"),
+        (
+            "words of z",
+            f"{use.words:.1f}, including the end (draws of p(z): {use.words_of_own:.1f})",
+        ),
         (
             "copied from x",
             "not defined: x is no sentence"
