@@ -39,7 +39,7 @@ class Sizes:
         dropout: Share of the numbers that are set to 0.
         batch_size: Rows of a step.
         learning_rate: Of Adam, from the second epoch of a phase on; then it falls to 0, as a cosine.
-        language_epochs: Most epochs of a language model, which stops early.
+        language_epochs: Epochs of a language model; the weights of the best one are kept.
         denoising_epochs: Epochs of denoising alone.
         epochs: Epochs of back-translation.
         pair_epochs: Epochs with pairs alone, each of which draws as many as there are sentences.
@@ -139,7 +139,7 @@ class Training:
 
 
 def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -> LanguageModel:
-    """A language model of one side's sentences, trained until held-out sentences of it get worse."""
+    """A language model of one side's sentences, by the weights that are best on held-out ones."""
     folder = sizes.folder(runs, f"language={of}", texts, seed)
     side = 0 if of == "x" else 1
     found = kept(folder, repr(sizes))
@@ -150,7 +150,11 @@ def language_model(runs: Path, texts: Texts, of: str, sizes: Sizes, seed: int) -
     model = LanguageModel((texts.length,), len(texts.words), sizes.network)
     rows = texts.rows((texts.x, texts.z)[side])
     model.count_words(rows)
-    options: dict[str, Any] = {"validation": texts.rows(texts.validation[side]), "patience": 2}
+    # A patience as long as the training: it stops nothing, and keeps the best weights.
+    options: dict[str, Any] = {
+        "validation": texts.rows(texts.validation[side]),
+        "patience": sizes.language_epochs,
+    }
     batches = Buckets(rows, batch_size=sizes.batch_size, trim=False)
     sizes.fit(
         folder.with_suffix(".training"),

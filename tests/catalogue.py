@@ -265,7 +265,7 @@ OBJECTIVES: dict[str, Objective] = {
     "Together": Together(
         [
             BackTranslation(torch.tensor([[4, 5, 1], [8, 1, 0]])),
-            KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]]))),
+            KnownLatents((torch.tensor([[4, 1]]), torch.tensor([[8, 1]])), learn_prior=False),
         ]
     ),
 }

@@ -152,6 +152,35 @@ def test_the_prior_learns_from_real_latents_by_maximum_likelihood(
     assert float((loss - alone + log_prior).detach()) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_fit_moves_along_these_gradients_first_the_model_and_then_the_guide() -> None:
+    """One step of gradient descent on 50 sentences, by hand; greedy, so that nothing is drawn."""
+    model, reader = tables(SENTENCES)
+    x, rate = torch.arange(SENTENCES), 0.5
+    prior, rows, q = (p.detach().clone() for p in (model.prior, model.rows, reader.logits))
+    fit(
+        *(model, reader, x),
+        objective=BackTranslation(lambda n: x, greedy=True),
+        optimizer=torch.optim.SGD,
+        learning_rate=rate,
+        batch_size=SENTENCES,
+        max_epochs=1,
+    )
+
+    def ascended(table: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """The gradient of the mean of log softmax(table)[row, column] is added."""
+        gradient = torch.zeros_like(table)
+        chosen = torch.nn.functional.one_hot(column, SENTENCES) - table.softmax(1)[row]
+        return table + rate * gradient.index_add(0, row, chosen) / SENTENCES
+
+    z = q.argmax(1)[x]
+    rows = ascended(rows, z, x)
+    made = rows.argmax(1)[x]  # by the model that has moved
+    torch.testing.assert_close(model.rows.detach(), rows, atol=1e-12, rtol=0)
+    torch.testing.assert_close(reader.logits.detach(), ascended(q, made, x), atol=1e-12, rtol=0)
+    learned = prior + rate * (1 / SENTENCES - prior.softmax(0))
+    torch.testing.assert_close(model.prior.detach(), learned, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("beta", [1.0, BETA])
 def test_the_score_function_with_a_baseline_is_unbiased_for_whole_rows(beta: float) -> None:
     """Summed over all pairs of draws, its gradient is that of the sum over all values."""
@@ -470,5 +499,9 @@ def test_settings_that_do_not_suit() -> None:
         Together([BackTranslation(z)])
     with pytest.raises(ValueError, match="got two of BackTranslation"):
         Together([BackTranslation(z), BackTranslation(z)])
+    with pytest.raises(
+        ValueError, match=r"learn from BackTranslation and KnownLatents.*learn_prior=False"
+    ):
+        Together([BackTranslation(z), KnownLatents((z, z))])
     with pytest.raises(TypeError, match="must be objectives with turns"):
         Together([BackTranslation(z), ELBO()])  # type: ignore[list-item]

@@ -27,6 +27,7 @@ from ppl_vae.guides import Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
 from ppl_vae.networks import MLP, EncoderDecoder, WordNoise
 from ppl_vae.objectives import (
+    ELBO,
     BackTranslation,
     KnownLatents,
     Objective,
@@ -203,8 +204,8 @@ def test_denoising_is_the_density_given_the_noisy_row(x: Tensor) -> None:
         Together(
             [
                 BackTranslation(every_sentence(), greedy=True),
-                SentenceDenoising(every_sentence(), noise=noise, elbo_rows=0),
-                KnownLatents((every_sentence(), every_sentence())),
+                SentenceDenoising(every_sentence(), noise=noise, learn_prior=False, elbo_rows=0),
+                KnownLatents((every_sentence(), every_sentence()), learn_prior=False),
             ]
         ),
     ],
@@ -253,6 +254,23 @@ def test_memory_does_not_grow_with_sentences_or_draws(monkeypatch: pytest.Monkey
     assert max(largest["translate"]) < 2**16, largest  # all logits of a place: 384 kB
 
 
+def test_one_draw_of_a_sentence_has_no_baseline_and_check_says_so(
+    x: Tensor,
+) -> None:
+    model = LatentTranslation((6,), WORDS, NETWORK)
+    pair = model, Translator(model)
+    report = check(*pair, x, objective=ELBO())
+    (problem,) = report.problems
+    assert "ELBO(num_particles=4)" in problem.message
+    assert problem.site == "z"
+    for objective in (
+        ELBO(num_particles=4),
+        TraceELBO(),
+        BackTranslation(model.prior().sample((9,))),
+    ):
+        assert not check(*pair, x, objective=objective).problems
+
+
 def test_the_sandwich_of_sentences_holds_the_sum_over_all(
     pair: tuple[LatentTranslation, Translator], x: Tensor
 ) -> None:
@@ -295,8 +313,13 @@ def test_a_stopped_training_goes_on_bit_by_bit(
         objective = Together(
             [
                 BackTranslation(every, greedy=True),
-                SentenceDenoising(Buckets(every, batch_size=4), noise=WordNoise(), elbo_rows=0),
-                KnownLatents(Buckets(every, every, batch_size=4)),
+                SentenceDenoising(
+                    Buckets(every, batch_size=4),
+                    noise=WordNoise(),
+                    learn_prior=False,
+                    elbo_rows=0,
+                ),
+                KnownLatents(Buckets(every, every, batch_size=4), learn_prior=False),
             ]
         )
         rows = Buckets(x.clone(), batch_size=6)

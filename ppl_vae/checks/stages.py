@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -427,8 +428,10 @@ def _drawn_elements(subject: Subject) -> Iterator[Problem]:
         try:
             found = elements_of(subject.pair, subject.layout, subject.batch, _MOST_VALUES)
         except Exception:  # a program that cannot be run at other values of z
-            continue
-        if found is not None:
+            found = None
+        if found is None:
+            yield from _without_baseline(subject, name)
+        else:
             yield Problem(
                 "warning",
                 name,
@@ -436,6 +439,22 @@ def _drawn_elements(subject: Subject) -> Iterator[Problem]:
                 "such draws is very noisy. The likelihood seems to take one element at a time: train with "
                 "objective=ppl_vae.objectives.ElementwiseELBO(), which sums over their values exactly",
             )
+
+
+def _without_baseline(subject: Subject, name: str) -> Iterator[Problem]:
+    """A discrete latent of many elements whose gradient has no baseline, as it would have of several draws."""
+    asked = subject.requested_objective
+    if type(subject.objective) is not TraceELBO or asked.num_particles > 1:
+        return
+    several = replace(asked, num_particles=2)
+    if isinstance(several.resolve(subject.pair, subject.batch), ScoreFunctionELBO):
+        yield Problem(
+            "warning",
+            name,
+            f"'{name}' is discrete and is drawn as a whole, once for each row, and the gradient of such draws "
+            "is very noisy. Train with objective=ppl_vae.objectives.ELBO(num_particles=4): several draws are "
+            "baselines of each other",
+        )
 
 
 def _gradients(subject: Subject) -> Iterator[Problem]:

@@ -88,19 +88,19 @@ CAUSES = {
         "z repeats the words of x, and is no sentence of the latents' language",
         "begin again with the words of each language, model.count_words(x, latents); train by "
         "SentenceDenoising, which shows the network what sentences look like, and then by both together, "
-        "Together([BackTranslation(latents), SentenceDenoising(latents, ...)]); some known pairs "
-        "(KnownLatents) help most",
+        "Together([BackTranslation(latents), SentenceDenoising(latents, learn_prior=False, ...)]); some known "
+        "pairs (KnownLatents) help most",
     ),
     "sentence of the prior": Text(
         "z is a draw of p(z), whatever x is",
-        "train by both together, Together([BackTranslation(latents), SentenceDenoising(latents, ...)]), after "
-        "denoising alone; some known pairs (KnownLatents) help most",
+        "train by both together, Together([BackTranslation(latents), SentenceDenoising(latents, "
+        "learn_prior=False, ...)]), after denoising alone; some known pairs (KnownLatents) help most",
     ),
     "ignored sentence": Text(
         "the decoder writes x without looking at z: it is a language model of x",
-        "train by both together, Together([BackTranslation(latents), SentenceDenoising(latents, ...)]), after "
-        "denoising alone, so that the decoder has learned to look at what it is given; some known pairs "
-        "(KnownLatents) help most",
+        "train by both together, Together([BackTranslation(latents), SentenceDenoising(latents, "
+        "learn_prior=False, ...)]), after denoising alone, so that the decoder has learned to look at what it "
+        "is given; some known pairs (KnownLatents) help most",
     ),
     "local optimum": Text(
         "the decoder does not use them, although the data would pay for them: the training has not left its "

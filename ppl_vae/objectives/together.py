@@ -17,22 +17,25 @@ class Together(Alternating):
 
     Back-translation goes with denoising, say, and with pairs that are known:
 
-        Together([BackTranslation(german), SentenceDenoising(german, noise=WordNoise(), elbo_rows=0)])
+        denoising = SentenceDenoising(german, noise=WordNoise(), learn_prior=False, elbo_rows=0)
+        Together([BackTranslation(german), denoising])
 
-    The ELBO that is logged is that of the first turn of the first one.
+    The ELBO that is logged is that of the first turn of the first one. Only one of them may have `learn_prior`:
+    p(z) would take several steps with each batch.
 
     Attributes:
         parts: The objectives, two or more, each with beta = 1.
 
     Raises:
         TypeError: One of them is no objective with turns.
-        ValueError: There are fewer than two, or two of a kind, or one has a beta that is not 1.
+        ValueError: There are fewer than two, or two of a kind, or one has a beta that is not 1, or p(z) learns
+            from two.
 
     Example:
         >>> import torch
         >>> from ppl_vae.objectives import BackTranslation, KnownLatents
         >>> x, z = torch.tensor([0, 1]), torch.tensor([1, 0])
-        >>> len(Together([BackTranslation(z), KnownLatents((x, z))]).parts)
+        >>> len(Together([BackTranslation(z), KnownLatents((x, z), learn_prior=False)]).parts)
         2
     """
 
@@ -64,6 +67,14 @@ class Together(Alternating):
         kinds = Counter(type(part).__name__ for part in self.parts)
         if twice := [name for name, count in kinds.items() if count > 1]:
             raise ValueError(f"Together.parts must be of several kinds, got two of {twice[0]}")
+        of_prior = [
+            type(part).__name__ for part in self.parts if getattr(part, "learn_prior", False)
+        ]
+        if len(of_prior) > 1:
+            raise ValueError(
+                f"Together: p(z) would learn from {' and '.join(of_prior)}, by a step of each with every "
+                "batch: give learn_prior=False to all but one"
+            )
         object.__setattr__(self, "parts", tuple(self.parts))
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
