@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,17 @@ from ppl_vae.tasks import translate
 
 METRICS = (BLEU(), CHRF())
 
-COLUMNS = (
-    *("learned from", "BLEU into x", "chrF into x", "BLEU into z", "chrF into z"),
-    *("log p(x)", "ELBO", "rate", "distortion", "worth of z", "copied", "collapse"),
+TRANSLATIONS = (
+    *("trained on", "BLEU to English", "chrF to English", "BLEU from English", "chrF from English"),
+    "copied",
 )
+PROBABILITIES = (
+    *("trained on", "log p(x)", "ESS", "ELBO", "rate", "-log p(z)", "distortion", "worth of z"),
+    *("words of z", "collapse"),
+)
+
+NATS = ("log_p", "elbo", "rate", "code", "distortion", "worth")
+"""The numbers of `Scores.found` that are in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,17 @@ class Scores:
     """What a way to translate reaches on the test sentences.
 
     Attributes:
-        bleu: Of translations into x, and into z.
+        bleu: Of translations into x, English, and into z.
         chrf: Likewise.
-        nats: Bound on log p(x), ELBO, rate, distortion, in nats per token, and by how much the distortion rises
-            with the z of another row; None without a model.
-        copied: Share of the words of z that are words of its x, beyond chance.
+        found: Of a pair, in nats per token: bound on log p(x), ELBO, rate, -log p(z) of the guide's z,
+            distortion, and by how much that rises with the z of another row; and its ESS, the share of the
+            words of z that are copied from x, beyond chance, and how many words z has. Empty without a pair.
         collapse: The cause of a collapse of z; "none" if it has not collapsed.
     """
 
     bleu: tuple[float, float]
     chrf: tuple[float, float]
-    nats: Sequence[float] | None = None
-    copied: float = math.nan
+    found: Mapping[str, float] = field(default_factory=dict)
     collapse: str = ""
 
     @classmethod
@@ -115,7 +120,7 @@ def translating(
             ways += [
                 Training(then=then, epochs=more_epochs) for then in ("back-translation", "ELBO")
             ]
-    table = Table(COLUMNS, steps=(1 + (1 + len(bounds)) * len(ways)) * len(seeds))
+    table = Table(TRANSLATIONS, steps=(1 + (1 + len(bounds)) * len(ways)) * len(seeds))
     table.head()
     for name, into_x, into_z in _simple_ways(texts, pairs):
         found = Scores.of(into_x(texts.test[1]), into_z(texts.test[0]), texts)
@@ -128,15 +133,16 @@ def translating(
         of_language.append(model.log_evidence(rows).detach().double())
         nats.append(float(of_language[-1].sum() / lengths.sum()))
         table.step(f"language model, seed {seed}")
-    table.row(["language model of x", *[""] * 4, _mean(nats, ".3f"), *[""] * 6])
+    exact = [["language model of x, exactly", _mean(nats, ".3f"), *[""] * 8]]
     if data == INVENTED:
-        exact = float(invented_log_prob(texts.test[0][:bound_rows]).sum() / lengths.sum())
-        table.row(["the grammar itself", *[""] * 4, f"{exact:.3f}", *[""] * 6])
+        known = float(invented_log_prob(texts.test[0][:bound_rows]).sum() / lengths.sum())
+        exact.append(["the grammar itself, exactly", f"{known:.3f}", *[""] * 8])
     signatures = [str(metric.get_signature()) for metric in METRICS]
-    how = (beams, num_samples, bound_rows, texts.test, signatures)
+    how = (beams, num_samples, bound_rows, texts.test, signatures, PROBABILITIES)
     measured = hashlib.sha256(repr(how).encode()).hexdigest()[:10]
+    every: dict[str, list[Scores]] = {}
     for way in ways:
-        scores = []
+        scores = every[str(way)] = []
         for seed in seeds:
             folder = sizes.folder(runs, way.name, texts, seed)
             file = folder.parent / f"{folder.name},{measured}.json"
@@ -148,7 +154,14 @@ def translating(
             scores.append(Scores(**json.loads(file.read_text())))
             table.step(f"{way}, seed {seed}")
         table.row(_cells(str(way), scores))
-    print(_explained(texts, sizes, seeds, num_samples, bound_rows, beams))
+    print(_of_translations(texts, seeds, beams))
+    second = Table(PROBABILITIES, 0)
+    second.head()
+    for cells in exact:
+        second.row(cells)
+    for name, scores in every.items():
+        second.row(_nats(name, scores))
+    print(_of_probabilities(sizes, num_samples, min(bound_rows, len(texts.test[0]))))
     if bounds:
         Bounds(runs, texts, sizes, seeds, rows, of_language).show(ways, bounds, table)
 
@@ -175,28 +188,41 @@ def _measured(
     some = x[:bound_rows]
     found = evaluate(model, guide, some, num_samples=num_samples, seed=seed)
     tokens = float(lengths_of(some).sum())
-    each = (found.log_likelihood, found.elbo, found.rate, found.distortion)
-    nats = [float(of.values.double().sum()) / tokens for of in each]
     diagnosis = diagnose(model, guide, some, seed=seed)
     use = diagnosis.of_sentences
     assert use is not None
-    best = [texts.words.sentences(found.rows[:, 0]) for found in (into_x, into_z)]
-    nats.append(use.worth * len(some) / tokens)
-    told: dict[str, Any] = {"copied": use.surplus, "collapse": diagnosis.cause}
-    return Scores.of(best[0], best[1], texts, nats=nats, **told)
+    sums = {
+        "log_p": float(found.log_likelihood.values.double().sum()),
+        "elbo": float(found.elbo.values.double().sum()),
+        "rate": float(found.rate.values.double().sum()),
+        "distortion": float(found.distortion.values.double().sum()),
+        "code": -use.log_prior * use.words * len(some),
+        "worth": use.worth * len(some),
+    }
+    numbers = {name: total / tokens for name, total in sums.items()}
+    numbers |= {"ess": float(found.ess.double().mean()), "copied": use.surplus, "words": use.words}
+    best = [texts.words.sentences(translated.rows[:, 0]) for translated in (into_x, into_z)]
+    return Scores.of(best[0], best[1], texts, found=numbers, collapse=diagnosis.cause)
 
 
 def _cells(name: str, scores: Sequence[Scores]) -> list[str]:
+    """What the table of translations says of a line."""
     cells = [name]
     for way in range(2):
         cells += [_mean([of.bleu[way] for of in scores], ".1f")]
         cells += [_mean([of.chrf[way] for of in scores], ".1f")]
-    nats = [of.nats for of in scores if of.nats is not None]
-    if not nats:
-        return [*cells, *[""] * 7]
-    cells += [_mean([of[i] for of in nats], ".3f") for i in range(5)]
-    cells.append(_mean([100 * of.copied for of in scores], ".0f") + " %")
-    return [*cells, ", ".join(sorted({of.collapse for of in scores}))]
+    copies = [100 * of.found["copied"] for of in scores if of.found]
+    return [*cells, f"{_mean(copies, '.0f')} %" if copies else ""]
+
+
+def _nats(name: str, scores: Sequence[Scores]) -> list[str]:
+    """What the table of probabilities says of a line."""
+    means = {key: _mean([of.found[key] for of in scores], ".3f") for key in NATS}
+    for key in ("ess", "words"):
+        means[key] = _mean([of.found[key] for of in scores], ".1f")
+    order = ("log_p", "ess", *NATS[1:], "words")
+    collapses = ", ".join(sorted({of.collapse for of in scores}))
+    return [name, *(means[key] for key in order), collapses]
 
 
 def _mean(values: Sequence[float], form: str) -> str:
@@ -206,17 +232,23 @@ def _mean(values: Sequence[float], form: str) -> str:
     return Estimate(torch.tensor(values, dtype=torch.float64)).numbers(form)
 
 
-def _explained(
-    texts: Texts, sizes: Sizes, seeds: Sequence[int], num_samples: int, rows: int, beams: int
-) -> str:
-    each = "Means and standard errors over seeds. " if len(seeds) > 1 else ""
+def _of_translations(texts: Texts, seeds: Sequence[int], beams: int) -> str:
+    each = ", means and standard errors over seeds of the training" if len(seeds) > 1 else ""
     return (
         f"\n{len(texts.x)} English sentences x and as many foreign ones z of {texts.name}, none of which is "
-        f"paired with another but for the pairs that are named; {len(texts.words)} pieces of words; "
-        f"{len(texts.test[0])} test sentences, translations by {beams} beams. {each}BLEU: "
-        f"{METRICS[0].get_signature()}; chrF: {METRICS[1].get_signature()}. log p(x) is a lower bound by "
-        f"{num_samples} draws of z, of {min(rows, len(texts.test[0]))} sentences, in nats per token, a "
-        f"piece of a word; worth of z: what x loses with the z of another row. {sizes}"
+        f"paired with another but for the pairs that are named; {len(texts.test[0])} test sentences, "
+        f"translations by {beams} beams{each}. BLEU: {METRICS[0].get_signature()}; chrF: "
+        f"{METRICS[1].get_signature()}; copied: the share of the words of z that are words of x, beyond "
+        "chance.\n"
+    )
+
+
+def _of_probabilities(sizes: Sizes, num_samples: int, rows: int) -> str:
+    return (
+        f"\nNats per token of {rows} test sentences, a token being a piece of a word, or the end. log p(x): a "
+        f"lower bound by {num_samples} draws of z, if it is not said to be exact; ESS: how many draws of equal "
+        "weight would say as much. -log p(z): of the guide's z; the rate is this less the entropy of q. Worth "
+        f"of z: what x loses with the z of another row. {sizes}"
     )
 
 

@@ -19,7 +19,7 @@ from ppl_vae.runtime import lengths_of, replacing
 from ppl_vae.stats import Estimate
 
 COLUMNS = (
-    *("learned from", "draws", "log p(x)", "less that of the language model", "ESS"),
+    *("trained on", "draws", "log p(x)", "difference from the language model", "ESS"),
     *("of its own sentences, from", "to"),
 )
 

@@ -24,37 +24,40 @@ def back_translation(folder: Path) -> None:
     options = (*tiny, *small, *short, "--pairs=[0,10]", "--num_samples=3", "--bound_rows=4")
     options = (*options, "--draws=true", "--bounds=[1,3]")
     printed = run("back_translation.py", "translating", *options, cwd=folder)
-    first, second = printed.split("| learned from | draws")
-    table = {row["learned from"]: row for row in rows(first)}
+    first, rest = printed.split("| trained on | log p(x)")
+    second, third = rest.split("| trained on | draws")
+    table = {row["trained on"]: row for row in rows(first)}
+    nats = {row["trained on"]: row for row in rows(f"| trained on | log p(x){second}")}
     pairs = ("10 pairs and sentences", "10 pairs alone")
     assert [*table] == [
         *("nothing: copies", "nothing: identical words", "10 pairs: word by word"),
-        *("language model of x", "the grammar itself", "denoising alone", "sentences"),
-        *("sentences, by draws", *pairs),
+        *("denoising alone", "sentences", "sentences, by draws", *pairs),
     ]
+    exact = ("language model of x, exactly", "the grammar itself, exactly")
+    assert [*nats] == [*exact, "denoising alone", "sentences", "sentences, by draws", *pairs]
     # With difficulty 0 both languages are the same.
-    for column in ("BLEU into x", "chrF into z"):
+    for column in ("BLEU to English", "chrF from English"):
         assert table["nothing: copies"][column] == "100.0"
     for name in ("denoising alone", "sentences", *pairs):
-        row = table[name]
+        row = nats[name]
         elbo = -mean(row["rate"]) - mean(row["distortion"])
         assert mean(row["ELBO"]) == pytest.approx(elbo, abs=0.002)
         assert mean(row["ELBO"]) <= mean(row["log p(x)"])
-        assert 0 <= mean(row["BLEU into x"]) <= 100
+        assert mean(row["rate"]) < mean(row["-log p(z)"]) + 0.2  # the entropy is no less than 0
+        assert 0 <= mean(table[name]["BLEU to English"]) <= 100
     # The bounds are far below the truth after one epoch.
-    truth = mean(table["the grammar itself"]["log p(x)"])
-    assert mean(table["language model of x"]["log p(x)"]) < truth < 0
-    assert mean(table["sentences"]["log p(x)"]) < truth
+    language, truth = (mean(nats[name]["log p(x)"]) for name in exact)
+    assert language < truth < 0
+    assert mean(nats["sentences"]["log p(x)"]) < truth
     # What the other table says of as many draws is the same.
-    lines = rows(f"| learned from | draws{second}")
-    bounds = {(row["learned from"], row["draws"]): row for row in lines}
-    language = mean(table["language model of x"]["log p(x)"])
+    lines = rows(f"| trained on | draws{third}")
+    bounds = {(row["trained on"], row["draws"]): row for row in lines}
     assert len(bounds) == 10
     for name in ("denoising alone", "sentences", "sentences, by draws", *pairs):
         one, three = bounds[name, "1"], bounds[name, "3"]
-        assert mean(three["log p(x)"]) == mean(table[name]["log p(x)"])
+        assert mean(three["log p(x)"]) == mean(nats[name]["log p(x)"])
         less = mean(three["log p(x)"]) - language
-        assert mean(three["less that of the language model"]) == pytest.approx(less, abs=0.002)
+        assert mean(three["difference from the language model"]) == pytest.approx(less, abs=0.002)
         assert one["ESS"] == "1.0"
         assert 1 <= mean(three["ESS"]) <= 3
         for row in (one, three):
@@ -74,8 +77,10 @@ def back_translation(folder: Path) -> None:
     other = (*other, "--draws=false", "--bounds=[]")
     another = run("back_translation.py", "translating", *other, cwd=folder)
     assert len({*(folder / "translations").glob("*.json")}) == 5 + 20 + 2
-    row = {row["learned from"]: row for row in rows(another)}["sentences"]
-    assert row["log p(x)"] != table["sentences"]["log p(x)"]
+    _, other_nats = another.split("| trained on | log p(x)")
+    lines = rows(f"| trained on | log p(x){other_nats}")
+    row = {row["trained on"]: row for row in lines}["sentences"]
+    assert row["log p(x)"] != nats["sentences"]["log p(x)"]
 
 
 def test_keys_of_few_sentences_have_the_numbers_of_their_sums(tmp_path: Path) -> None:
