@@ -32,6 +32,10 @@ class Buckets:
     torch's global generator when the epoch begins. So does a `DataLoader`: a training that is resumed goes on
     with the same batches, and several processes read the same ones. Batches have the same sizes in all epochs.
 
+    Rows weigh alike in a training, though a batch of long sentences has few of them: `fit` multiplies the
+    gradient of the mean over n rows by n / `rows_per_batch`, so that the gradients of an epoch add up to those
+    of equal rows. In batches that all have one size, that is 1.
+
     Args:
         x: Sentences, whole numbers `(n, T)`: words, `END`, then `PAD` (`Vocabulary.rows`).
         others: More tensors with n rows, for further arguments of the model. Those that are sentences too are
@@ -101,6 +105,11 @@ class Buckets:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._ends)
+
+    @property
+    def rows_per_batch(self) -> float:
+        """The mean number of rows in a batch, by which `fit` weighs the gradient of each."""
+        return len(self._longest) / len(self)
 
     def __iter__(self) -> Iterator[Any]:
         drawn = int(torch.empty((), dtype=torch.int64).random_())

@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, TensorDataset
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_rows
 from ppl_vae.pairs.errors import PLAIN, PairError, first_line, is_plain
+from ppl_vae.pairs.ours import own_attribute
 from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import (
@@ -162,6 +163,16 @@ class Batches:
             return len(self._iterable)
         except TypeError:
             return None
+
+    @property
+    def rows_per_batch(self) -> float | None:
+        """The mean number of rows in a batch, where batches of unlike sizes are to be weighed by their rows.
+
+        Only `Buckets` say so. None leaves each batch the weight of every other, as is usual: of rows in memory,
+        or of a `DataLoader`, the last one alone may be smaller.
+        """
+        found = own_attribute(self._iterable, "rows_per_batch")
+        return None if found is None else float(found)
 
     def smallest_batch(self, batch_size: int) -> int | None:
         """Rows of the smallest batch of an epoch, usually the last one; None if that is not known."""
