@@ -66,11 +66,15 @@ class Batches:
     library, all of one length, is a list of rows. The same holds for lists of dicts of them. Sparse arrays are
     refused, because dense ones may not fit in memory.
 
+    `Buckets` are an iterable of batches in a training alone. Otherwise they are rows in memory, in the order in
+    which they were given, so that what is found of each row belongs to that row.
+
     Args:
         x: The data.
         pair: The pair that the batches are for.
         name: What to call the data in messages.
         transform: What is done to the first array of a batch before the programs see it.
+        in_batches: Whether `Buckets` give the batches that they make, as in a training, and not rows in order.
 
     Attributes:
         name: What to call the data in messages.
@@ -95,8 +99,11 @@ class Batches:
         pair: Pair,
         name: str = "x",
         transform: Callable[[Tensor], Tensor] | None = None,
+        in_batches: bool = False,
     ) -> None:
         self._arguments, self.name = DataArguments.of(pair), name
+        in_order = None if in_batches else own_attribute(x, "rows_in_order")
+        x = x if in_order is None else in_order
         read = read_data(x, self._arguments, name)
         self._rows = read.rows
         self._iterable: Any = None if self.in_memory else x
