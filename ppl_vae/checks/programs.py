@@ -78,7 +78,7 @@ def check(
         require_count("batch_size", batch_size)
     pair = Pair.of(model, guide)
     with pair.scope(), restored(pair), preserve_random_state(), _kept_generators(x):
-        batches = Batches(x, pair)
+        batches = Batches(x, pair, in_batches=True)  # as a training reads them
         if pair.keeps_rows and batches.in_memory:
             batch = batches.rows
         else:

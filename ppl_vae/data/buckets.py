@@ -27,10 +27,18 @@ _TOKENS = 2048
 class Buckets:
     """Rows of sentences as batches of like length, each as wide as its longest sentence.
 
-    An iterable of batches, as `fit` and `evaluate` take it in the place of a `DataLoader`. In each epoch every
-    row comes once; which rows of one length come together, and the order of the batches, are drawn again, from
-    torch's global generator when the epoch begins. So does a `DataLoader`: a training that is resumed goes on
-    with the same batches, and several processes read the same ones. Batches have the same sizes in all epochs.
+    An iterable of batches, as `fit` takes it in the place of a `DataLoader`. In each epoch every row comes
+    once; which rows of one length come together, and the order of the batches, are drawn again, from torch's
+    global generator when the epoch begins. So does a `DataLoader`: a training that is resumed goes on with the
+    same batches, and several processes read the same ones. Batches have the same sizes in all epochs.
+
+    Rows weigh alike in a training, though a batch of long sentences has few of them: `fit` multiplies the
+    gradient of the mean over n rows by n / `rows_per_batch`, so that the gradients of an epoch add up to those
+    of equal rows. In batches that all have one size, that is 1.
+
+    Whatever reads rows without training on them, such as `evaluate`, `diagnose` or `encode`, takes those of x
+    in their order, as if x had been given, and so does `fit_em`. Held-out rows of `fit` are read in batches:
+    what is found of them are means over all.
 
     Args:
         x: Sentences, whole numbers `(n, T)`: words, `END`, then `PAD` (`Vocabulary.rows`).
@@ -101,6 +109,16 @@ class Buckets:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._ends)
+
+    @property
+    def rows_per_batch(self) -> float:
+        """The mean number of rows in a batch, by which `fit` weighs the gradient of each."""
+        return len(self._longest) / len(self)
+
+    @property
+    def rows_in_order(self) -> Tensor | tuple[Tensor, ...]:
+        """The rows as they were given, `(n, T)`; with `others`, all tensors."""
+        return self._tensors if len(self._tensors) > 1 else self._tensors[0]
 
     def __iter__(self) -> Iterator[Any]:
         drawn = int(torch.empty((), dtype=torch.int64).random_())

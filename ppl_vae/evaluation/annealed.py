@@ -32,6 +32,7 @@ class Annealed(DataResult):
             leave in; one count for each row, `(n,)`, if they differ; 0 if a `pyro.factor` is a part of the
             likelihood, which has no count: bits per dimension are then NaN.
         from_prior: Whether the chains started at the prior rather than at the guide.
+        counted: What such a number is called: a "dimension", or a "token" of sentences.
     """
 
     log_likelihood: Estimate
@@ -43,6 +44,7 @@ class Annealed(DataResult):
     num_leapfrog: int
     num_values: int | Tensor
     from_prior: bool
+    counted: str = "dimension"
 
     @property
     def unreliable(self) -> Tensor:
@@ -159,7 +161,7 @@ def annealed_importance_sampling(
             "acceptance": accepted / num_chains,
         }
 
-    found, num_values, texts = in_chunks(
+    found, sizes, texts = in_chunks(
         work, model, guide, x, schedule, runs=1, seed=seed, progress=progress, label="anneal"
     )
     return Annealed(
@@ -170,7 +172,8 @@ def annealed_importance_sampling(
         num_chains=num_chains,
         num_steps=num_steps,
         num_leapfrog=num_leapfrog,
-        num_values=num_values,
         from_prior=guide is None,
+        num_values=sizes["num_values"],
+        counted=sizes["counted"],
         **texts,
     )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pyro
@@ -177,7 +178,7 @@ def in_chunks(
     seed: int | None,
     progress: bool | None,
     label: str,
-) -> tuple[dict[str, Tensor], int | Tensor, dict[str, tuple[str, ...]]]:
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, tuple[str, ...]]]:
     """Runs `work` on all rows, chunk by chunk, with a progress bar that counts transitions.
 
     Args:
@@ -192,8 +193,8 @@ def in_chunks(
         label: Text of the bar.
 
     Returns:
-        The results of all rows, on the CPU; the numbers of data per row: see `ValueCounts`; and the result's
-        `notes` and `cautions`.
+        The results of all rows, on the CPU; `num_values`, the numbers of data per row, and `counted`, what they
+        are called: see `ValueCounts`; and the result's `notes` and `cautions`.
     """
     start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
@@ -220,7 +221,7 @@ def in_chunks(
         "notes": (*conditions.notes, *session.findings.notes),
         "cautions": session.findings.doubts,
     }
-    return found, counts.num_values, texts
+    return found, {"num_values": counts.num_values, "counted": counts.counted}, texts
 
 
 def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
-from ppl_vae.distributions import Given, Revealed
+from ppl_vae.distributions import Given, Revealed, Sentences
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -21,18 +23,21 @@ from ppl_vae.pairs import (
     shapes_of_rows,
     trace_pair,
 )
+from ppl_vae.runtime import lengths_of
 
 
 class ValueCounts:
     """Counts the observed numbers of each row that masks leave in, chunk by chunk.
 
-    Labels and what a model is given (`Given`, `Revealed`) are beside the data, and do not count.
+    Labels and what a model is given (`Given`, `Revealed`) are beside the data, and do not count. Of a sentence
+    (`Sentences`), each word and the end count, and not what fills up the row: rows of other largest lengths are
+    the same data.
 
     A number in a subsampled plate inside of a row stands for N / n of them, and a number that plates or the
     distribution broadcast counts as often as it is scored. A `pyro.factor` does not say how many numbers it
     scores, so that rows with one have no count. Chunks without masks are counted once for each kind of rows
-    (shapes and sites); with masks, each chunk takes one more run of the programs. The random state does not
-    change.
+    (shapes and sites); with masks or sentences, each chunk takes one more run of the programs. The random state
+    does not change.
 
     Args:
         session: The opened pair.
@@ -43,6 +48,7 @@ class ValueCounts:
         self._of_kind: dict[object, int] = {}
         self._counts: list[Tensor] = []
         self._known = True
+        self._sentences: set[bool] = set()  # whether sites are
 
     def add(self, batch: Batch) -> None:
         """Counts the rows of a chunk. Call it after the work on the chunk, which finds its layout."""
@@ -56,9 +62,16 @@ class ValueCounts:
         if any(isinstance(trace.nodes[name]["fn"], dist.Unit) for name in layout.observed):
             self._known = False
         counts = values_per_row(trace, layout, n)
-        if not any(_is_masked(trace.nodes[name]) for name in layout.observed):
+        sites = [*_of_data(trace, layout)]
+        self._sentences |= set(map(_is_sentence, sites))
+        if not any(_is_masked(site) or _is_sentence(site) for site in sites):
             self._of_kind[kind] = int(counts[0])
         self._counts.append(counts.cpu())
+
+    @property
+    def counted(self) -> str:
+        """What one is called: a "token", if the data are sentences and nothing else; or a "dimension"."""
+        return "token" if self._sentences == {True} else "dimension"
 
     @property
     def num_values(self) -> int | Tensor:
@@ -76,19 +89,29 @@ class ValueCounts:
 def values_per_row(trace: Trace, layout: Layout, n: int) -> Tensor:
     """The observed numbers of each of n rows, `(n,)`, from a trace of the model of a single sample."""
     total = torch.zeros(n, dtype=torch.long)
-    for name in layout.observed:
-        site = trace.nodes[name]
-        if isinstance(innermost(site["fn"]), (Given, Revealed)):  # beside the data
-            continue
+    for site in _of_data(trace, layout):
         scale, shape = inner_scale(site, layout), _scored(site)
-        if _is_masked(site):
+        if _is_sentence(site) or _is_masked(site):
             value = present(site)
+            if _is_sentence(site):
+                value = lengths_of(site["value"]).unsqueeze(-1) * value[..., :1]
+                shape = torch.Size((*shape[:-1], 1))
             value = value.expand(torch.broadcast_shapes(value.shape, shape))
             rows = rows_first({**site, "value": value}, layout, 1, n)[0].reshape(n, -1)
             total = total + (rows.sum(1).cpu() * scale).round().long()
         else:
             total = total + round(shape.numel() // n * scale)
     return total
+
+
+def _of_data(trace: Trace, layout: Layout) -> Iterator[Site]:
+    """The observed sites but those that are beside the data."""
+    sites = (trace.nodes[name] for name in layout.observed)
+    return (site for site in sites if not isinstance(innermost(site["fn"]), (Given, Revealed)))
+
+
+def _is_sentence(site: Site) -> bool:
+    return isinstance(innermost(site["fn"]), Sentences)
 
 
 def _scored(site: Site) -> torch.Size:

@@ -192,6 +192,7 @@ def _evaluate(
         khat=joined["khat"],
         num_samples=num_samples,
         num_values=counts.num_values,
+        counted=counts.counted,
         drawn=drawn_rows if bool(drawn_rows.any()) else None,
         rung=joined["rung"].long() if bool(joined["rung"].any()) else None,
         at_points=undefined.all_points,

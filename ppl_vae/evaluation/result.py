@@ -57,6 +57,7 @@ class DataResult(RowResult):
 
     log_likelihood: Estimate
     num_values: int | Tensor
+    counted: str
 
     derived: ClassVar[tuple[str, ...]] = ("bits_per_dim", "unreliable")
 
@@ -64,15 +65,16 @@ class DataResult(RowResult):
     def bits_per_dim(self) -> Estimate:
         """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
 
-        See `ppl_vae.stats.bits_per_dim`.
+        Of sentences, a dimension is a token: a word (or a piece of one, which the vocabulary decides) or the
+        end. What fills up a row is none. See `ppl_vae.stats.bits_per_dim`.
         """
-        return bits_per_dim(self.log_likelihood, self.num_values)
+        return bits_per_dim(self.log_likelihood, self.num_values, self.counted)
 
     @property
     def bits_line(self) -> tuple[str, str]:
-        """The line of the printed result with the bits per dimension."""
+        """The line of the printed result with the bits per dimension, or per token."""
         bits = self.bits_per_dim
-        return "bits per dimension", bits.missing or f"{bits.mean:.4f}"
+        return bits.unit, bits.missing or f"{bits.mean:.4f}"
 
     @property
     @abstractmethod
@@ -111,6 +113,8 @@ class Evaluation(DataResult):
         at_points: Whether the guide gives a point for every latent, and draws nothing.
         measure: What `elbo` and `rate` are called: of points, and where p(z) of some rows is improper, they are
             none. `rows()`, `to_dict()` and the files of a run have them under these names.
+        counted: What `num_values` counts: a "dimension"; a "token" if the data are sentences, of which each
+            word and the end count.
     """
 
     elbo: Estimate
@@ -127,6 +131,7 @@ class Evaluation(DataResult):
     certain: bool = False
     at_points: bool = False
     measure: Measure = ELBO_MEASURE
+    counted: str = "dimension"
 
     derived: ClassVar = (*DataResult.derived, "method", "unreliable")
     hidden: ClassVar = ("rung",)
@@ -250,9 +255,9 @@ class Evaluation(DataResult):
         if self.measure is DISTORTION:
             bounds = [bounds[2], ("ELBO, rate", str(self.elbo))]  # which says what is missing
         if n == 0 and self.certain:
-            of_elbo = bits_per_dim(self.elbo, self.num_values)
+            of_elbo = bits_per_dim(self.elbo, self.num_values, self.counted)
             most = of_elbo.missing or f"at most {of_elbo.mean:.4f}, by the ELBO"
-            return [*bounds, ("log p(x)", "at least the ELBO"), ("bits per dimension", most)]
+            return [*bounds, ("log p(x)", "at least the ELBO"), (of_elbo.unit, most)]
         if n == 0 and self.measure is DISTORTION:
             return [bounds[0], ("ELBO, log p(x)", "not defined")]
         if n == 0:

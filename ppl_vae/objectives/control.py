@@ -20,6 +20,8 @@ class ControlState:
         rate: Rates of the steps since beta was last set, summed.
         distortion: Distortions of these steps, summed.
         steps: How many they are.
+        weight: The sum of their weights: that of a step is 1, or how many rows it has for one of a batch of
+            mean size, if batches are of unlike sizes.
     """
 
     beta: float
@@ -27,14 +29,15 @@ class ControlState:
     rate: float = 0.0
     distortion: float = 0.0
     steps: int = 0
+    weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Controller(ABC):
     r"""A weight beta of the KL that a controller sets, from the rate and the distortion of the steps so far.
 
-    Every 20 steps it looks at their mean rate R and distortion D, and at an error e, which is positive if beta
-    has to rise, and counts as at most 1:
+    Every 20 steps it looks at their mean rate R and distortion D (over rows, if the batches are `Buckets`), and
+    at an error e, which is positive if beta has to rise, and counts as at most 1:
 
     $$\log \beta = I + k_p e, \qquad I \leftarrow I + k_i e$$
 
@@ -147,12 +150,15 @@ class Controller(ABC):
         """The state ahead of the first step."""
         return ControlState(self.start, math.log(self.start))
 
-    def after(self, state: ControlState, rate: float, distortion: float) -> ControlState:
-        """The state after one more step with this rate and distortion, nats per row."""
-        sums = (state.rate + rate, state.distortion + distortion, state.steps + 1)
-        if sums[2] < self.EVERY:
-            return ControlState(state.beta, state.integral, *sums)
-        means = sums[0] / sums[2], sums[1] / sums[2]
+    def after(
+        self, state: ControlState, rate: float, distortion: float, weight: float = 1.0
+    ) -> ControlState:
+        """The state after one more step with this rate and distortion, nats per row, and this weight."""
+        sums = (state.rate + weight * rate, state.distortion + weight * distortion)
+        steps, total = state.steps + 1, state.weight + weight
+        if steps < self.EVERY:
+            return ControlState(state.beta, state.integral, *sums, steps, total)
+        means = sums[0] / total, sums[1] / total
         if not all(map(math.isfinite, means)):  # the step is about to fail, and says why
             return ControlState(state.beta, state.integral)
         error = min(max(self._checked_error(*means), -1.0), 1.0)

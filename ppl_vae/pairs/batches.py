@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, TensorDataset
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_rows
 from ppl_vae.pairs.errors import PLAIN, PairError, first_line, is_plain
+from ppl_vae.pairs.ours import own_attribute
 from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import (
@@ -65,11 +66,15 @@ class Batches:
     library, all of one length, is a list of rows. The same holds for lists of dicts of them. Sparse arrays are
     refused, because dense ones may not fit in memory.
 
+    `Buckets` are an iterable of batches in a training alone. Otherwise they are rows in memory, in the order in
+    which they were given, so that what is found of each row belongs to that row.
+
     Args:
         x: The data.
         pair: The pair that the batches are for.
         name: What to call the data in messages.
         transform: What is done to the first array of a batch before the programs see it.
+        in_batches: Whether `Buckets` give the batches that they make, as in a training, and not rows in order.
 
     Attributes:
         name: What to call the data in messages.
@@ -94,8 +99,11 @@ class Batches:
         pair: Pair,
         name: str = "x",
         transform: Callable[[Tensor], Tensor] | None = None,
+        in_batches: bool = False,
     ) -> None:
         self._arguments, self.name = DataArguments.of(pair), name
+        in_order = None if in_batches else own_attribute(x, "rows_in_order")
+        x = x if in_order is None else in_order
         read = read_data(x, self._arguments, name)
         self._rows = read.rows
         self._iterable: Any = None if self.in_memory else x
@@ -162,6 +170,16 @@ class Batches:
             return len(self._iterable)
         except TypeError:
             return None
+
+    @property
+    def rows_per_batch(self) -> float | None:
+        """The mean number of rows in a batch, where batches of unlike sizes are to be weighed by their rows.
+
+        Only `Buckets` say so. None leaves each batch the weight of every other, as is usual: of rows in memory,
+        or of a `DataLoader`, the last one alone may be smaller.
+        """
+        found = own_attribute(self._iterable, "rows_per_batch")
+        return None if found is None else float(found)
 
     def smallest_batch(self, batch_size: int) -> int | None:
         """Rows of the smallest batch of an epoch, usually the last one; None if that is not known."""

@@ -86,11 +86,13 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
         "distortion",
         "What it then costs to tell the row to someone who knows z: −E log p(x | z).",
     )
+    tokens = found.get("counted") == "token"
     yield from _estimate(
         found,
         "bits_per_dim",
-        "bits per dimension",
-        "−log p(x) in bits, by the numbers of a row: to compare with models of the same data. Lower is better.",
+        "bits per token" if tokens else "bits per dimension",
+        f"−log p(x) in bits, by the {'words of a sentence and its end' if tokens else 'numbers of a row'}: to "
+        "compare with models of the same data. Lower is better.",
         unit="bits",
     )
     if certain:

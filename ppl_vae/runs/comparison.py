@@ -144,13 +144,16 @@ class Comparison(Result):
 
     def table(self) -> list[list[str]]:
         """One line per run."""
-        head = ["run", "ELBO", "rate", "distortion", "log p(x)", "unreliable", "bits/dim", "active"]
+        tokens = [each.get("counted") == "token" for each in self.evaluations]  # of sentences
+        bits = "bits/token" if all(tokens) else "bits/dim"
+        head = ["run", "ELBO", "rate", "distortion", "log p(x)", "unreliable", bits, "active"]
         head += ["Δ ELBO", "Δ log p(x)"]
         rows = [head]
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
             row = [name]
             for quantity in (*_QUANTITIES, "bits_per_dim"):
-                row.append(_in_words(e, quantity))
+                other = quantity == "bits_per_dim" and tokens[i] and not all(tokens)
+                row.append(_in_words(e, quantity) + other * " per token")
                 if quantity == "log_likelihood":
                     row.append(self._unreliable(i))
             row.append(self.active_units[i])
@@ -232,6 +235,8 @@ def _in_words(evaluation: Mapping[str, Any], quantity: str) -> str:
     if not _is_bound(evaluation) or (quantity == "bits_per_dim" and not size):
         return "not defined"
     elbo = evaluation["elbo"]["mean"]
+    if quantity != "log_likelihood" and isinstance(size, Mapping):  # rows differ in their numbers
+        return "not known"
     if quantity == "log_likelihood":
         return f"≥ {elbo:.2f}"
     return f"≤ {-elbo / math.log(2) / float(size or 1):.4f}"

@@ -99,7 +99,9 @@ class Estimate:
         return html.escape(str(self))
 
 
-def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate:
+def bits_per_dim(
+    log_likelihood: Estimate, num_values: int | Tensor, counted: str = "dimension"
+) -> Estimate:
     """Bits per dimension: - log2 p(x_i) / D_i for row i of D_i numbers.
 
     If rows differ in their numbers, the mean is that over all numbers, sum_i - log2 p(x_i) / sum_i D_i: a row
@@ -109,6 +111,7 @@ def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate
         log_likelihood: log p(x) of each row, nats.
         num_values: D, the same for all rows, or one for each, `(n,)`; 0 for all rows if it is not known, which
             gives NaN.
+        counted: What a number is called in the unit: "token" of sentences.
 
     Example:
         >>> import torch
@@ -119,7 +122,7 @@ def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate
         >>> found.values, round(found.mean, 3)  # 16 nats for 10 numbers
         (tensor([1.4427, 5.7708]), 2.308)
     """
-    unit, missing = "bits per dimension", log_likelihood.missing
+    unit, missing = f"bits per {counted}", log_likelihood.missing
     if isinstance(num_values, int):
         if num_values == 0:
             missing = missing or _NO_COUNT

@@ -304,8 +304,10 @@ def fit(
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
         pair = Pair(model, guide)
-        batches = Batches(x, pair, transform=transform)
-        held_out = None if validation is None else Batches(validation, pair, "validation")
+        batches = Batches(x, pair, transform=transform, in_batches=True)
+        held_out = (
+            None if validation is None else Batches(validation, pair, "validation", in_batches=True)
+        )
         requested_objective = as_objective(objective)
         if processes is None:
             processes = Processes(make_fabric(device_for(pair, batches, device)))

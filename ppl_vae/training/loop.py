@@ -229,6 +229,7 @@ class Training:
             folder,
             turns,
             keeps_some=len(parameters) < of_pair,
+            rows_per_batch=batches.rows_per_batch,
         )
         self.strides = Strides.of(self.step, self.rows)
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
@@ -442,12 +443,14 @@ class Training:
         """Where the controller of beta stands, if there is one."""
         if self.progress.control is None:
             return None
-        *numbers, steps = self.progress.control
-        beta, integral, rate, distortion = numbers
-        return ControlState(beta, integral, rate, distortion, int(steps))
+        beta, integral, rate, distortion, steps, *weight = self.progress.control
+        # Checkpoints of earlier versions, in which each step had weight 1, do not have it.
+        return ControlState(
+            beta, integral, rate, distortion, int(steps), weight[0] if weight else steps
+        )
 
-    def _control(self, metrics: Mapping[str, float], rows: int) -> None:
-        """Tells the controller of beta of a step."""
+    def _control(self, metrics: Mapping[str, float], rows: int, of_all: int) -> None:
+        """Tells the controller of beta of a step, on so many rows of this process, and of all processes."""
         state, controller = self._controlled, self.objective.requested.beta
         if state is None or not isinstance(controller, Controller):
             return
@@ -455,7 +458,9 @@ class Training:
             {name: metrics.get(name, 0.0) for name in ("rate", "distortion")}, rows
         )
         rate, distortion = means["rate"], means["distortion"]
-        state = controller.after(state, rate, distortion)
+        per_batch = self.step.rows_per_batch
+        weight = 1.0 if per_batch is None else of_all / per_batch
+        state = controller.after(state, rate, distortion, weight)
         self.progress.control = [*astuple(state)]
 
     def _mean_over_rows(self, means: Mapping[str, float], rows: int) -> dict[str, float]:
@@ -481,7 +486,7 @@ class Training:
         self.agreement.add(metrics, beta)
         counted = 0 if batch is None else num_rows(batch)
         progress.count_step(metrics, counted)
-        self._control(metrics, counted)
+        self._control(metrics, counted, rows)
         if self._aggression is not None:
             loss = self._mean_over_rows({"loss": metrics.get("loss", 0.0)}, counted)["loss"]
             progress.aggression = [*astuple(self._aggression.after_step(loss))]
@@ -512,7 +517,7 @@ class Training:
         for metrics in found:
             self.agreement.add(metrics, self._beta(self.progress.step_in_epoch))
             self.progress.count_step(metrics, self.rows.batch_size)
-            self._control(metrics, self.rows.batch_size)
+            self._control(metrics, self.rows.batch_size, self.rows.batch_size)
         return len(found)
 
     def _end_of_epoch(self) -> dict[str, float]:

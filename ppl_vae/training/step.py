@@ -194,6 +194,8 @@ class Step:
         folder: The run folder, for the message of a divergence.
         turns: Several losses, each of which moves its own parameters; None for one loss.
         keeps_some: Whether the objective leaves trainable parameters as they are.
+        rows_per_batch: The mean number of rows in a batch, if batches are weighed by their rows: the gradient
+            of n rows counts n / `rows_per_batch` times.
         has_moved: Whether a batch has had a gradient. A batch in whose loss no trainable parameter enters has
             none: it counts in the metrics alone.
     """
@@ -209,6 +211,7 @@ class Step:
     folder: RunFolder | None
     turns: Turns | None = None
     keeps_some: bool = False
+    rows_per_batch: float | None = None
     has_moved: bool = False
 
     def __post_init__(self) -> None:
@@ -314,7 +317,10 @@ class Step:
     def _gradients(
         self, batch: Batch, rows: int, beta: float, progress: Progress, turn: Turn | None
     ) -> Gradients:
-        """The gradients of a batch, times its share of all rows: by a recording, or by Pyro."""
+        """The gradients of a batch, times its share of all rows: by a recording, or by Pyro.
+
+        Its share is that of the rows of the global batch, or of a batch of mean size.
+        """
         loss: Loss | None = None
         with self.processes.fabric.autocast(), self._explained(batch, progress):
             metrics = {} if self.captured is None else self.captured(batch, beta, progress.step)
@@ -334,7 +340,7 @@ class Step:
                 )
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
-        share = num_rows(batch) / rows
+        share = num_rows(batch) / (self.rows_per_batch or rows)
         if share != 1.0:
             for leaf in self.leaves:
                 if leaf.grad is not None:
