@@ -23,6 +23,7 @@ from ppl_vae import (
     to_arviz,
 )
 from ppl_vae.data import Buckets
+from ppl_vae.distributions import Sentences
 from ppl_vae.guides import Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
 from ppl_vae.networks import MLP, EncoderDecoder, WordNoise
@@ -167,6 +168,63 @@ def test_gradients_are_those_of_sums_over_all_sentences(
     assert exact.shape == mean.shape
     assert bool(((mean - exact).abs() < 6 * error + 1e-9).all())
     assert float((mean - exact).norm()) < 0.4 * float(exact.norm())
+
+
+@pytest.mark.parametrize("loss", ["elbo", "model", "guide"])
+def test_sums_over_all_draws_are_exactly_those_gradients(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirteen sentences: every draw, or every pair of draws, counts by its probability; nothing is random."""
+    length = 3
+    torch.manual_seed(1)
+    model = LatentTranslation((length,), WORDS, NETWORK).double().eval()
+    guide, every = Translator(model).eval(), every_sentence(WORDS, length)
+    x = every[7:8].repeat(2, 1)  # one row, twice
+    leaves = list(model.network.parameters())
+    both = Pair(model, guide)
+    log_prior = model.prior().log_prob(every).detach()
+    log_x = model.decode(every).log_prob(x[0].expand(len(every), -1))
+    log_q = guide.encode(x[:1].expand(len(every), -1)).log_prob(every)
+    if loss == "elbo":
+        objective: Any = ScoreFunctionELBO(num_particles=2)
+        exact = (log_q.exp() * (log_q - log_prior - log_x)).sum()
+        draws: list[tuple[int, ...]] = [
+            (i, j) for i in range(len(every)) for j in range(len(every))
+        ]
+        weights = [float((log_q[i] + log_q[j]).detach().exp()) for i, j in draws]
+    else:  # of the guide, x stands for a real latent
+        objective = BackTranslation(lambda n: x[:n], learn_prior=False)
+        draws = [(i,) for i in range(len(every))]
+        log_p = log_q
+        exact = -(log_q.exp().detach() * log_x).sum()
+        if loss == "guide":
+            log_p = model.decode(x[:1].expand(len(every), -1)).log_prob(every)
+            log_back = guide.encode(every).log_prob(x[0].expand(len(every), -1))
+            exact = -(log_p.exp().detach() * log_back).sum()
+        weights = log_p.detach().exp().tolist()
+    wanted = torch.autograd.grad(exact, leaves, allow_unused=True)
+
+    given: list[tuple[int, ...]] = []
+
+    def sample(self: Sentences, shape: Any = ()) -> Tensor:
+        batch = torch.Size(shape) + self.batch_shape
+        return every[[*given[-1]]].unsqueeze(1).expand(-1, 2, -1).reshape(*batch, length)
+
+    with both.scope():
+        layout = find_layout(both, x)
+        monkeypatch.setattr(Sentences, "sample", sample)
+        turns = [] if loss == "elbo" else objective.turns(both)
+        run = next((turn.loss for turn in turns if turn.name == loss), objective)
+        total = [torch.zeros_like(leaf) for leaf in leaves]
+        for drawn, weight in zip(draws, weights, strict=True):
+            given.append(drawn)
+            found = torch.autograd.grad(run(both, layout, x, 1.0).loss, leaves, allow_unused=True)
+            for sums, gradient in zip(total, found, strict=True):
+                sums += 0 if gradient is None else weight * gradient
+    for sums, gradient in zip(total, wanted, strict=True):
+        right = torch.zeros_like(sums) if gradient is None else gradient
+        torch.testing.assert_close(sums, right, atol=1e-10, rtol=1e-7)
+    assert max(float(sums.abs().max()) for sums in total) > 1e-3
 
 
 def noise(rows: Tensor) -> Tensor:
