@@ -314,7 +314,12 @@ def test_what_is_no_text(
         (("en.txt", "--draws", "--seed", "9" * 30), 1, "seed must be at most 9,223,372,036"),
         (("en.txt", "--too_long", "skip"), 2, "--too_long: invalid choice: 'skip'"),
         (("en.txt", "--device", "abacus"), 1, "device='abacus': expected 'auto', 'cpu'"),
-        (("en.txt", "-o", "en.txt"), 1, "en.txt is there already: choose another --output, or"),
+        (("en.txt", "-o", "en.txt"), 2, "--output: en.txt is read and would be lost: choose"),
+        (
+            ("en.txt", "-o", "other.txt"),
+            1,
+            "other.txt is there already: choose another --output, or",
+        ),
         (("en.txt", "-o", "no/de.txt"), 1, "--output no/de.txt: there is no folder no"),
         (("en.txt", "-o", "run"), 1, "run is a folder, but a file is to be written there"),
         (("en.txt", "-o", "run/vocabulary.json"), 2, "vocabulary.json belongs to a run, and would"),
@@ -325,6 +330,7 @@ def test_what_is_no_text(
 def test_mistakes_are_told_in_a_line(
     arguments: tuple[str, ...], code: int, told: str, said: Said, run: Path
 ) -> None:
+    Path("other.txt").write_text("precious")
     before = {file.name for file in Path().iterdir()}
     out, err = said(*arguments, code=code)
     assert out == ""
@@ -384,8 +390,30 @@ def test_a_file_is_replaced_if_that_is_wanted(said: Said) -> None:
     assert Path("de.txt").read_text() == "precious"
     said("en.txt", "-o", "de.txt", "--overwrite")
     assert Path("de.txt").read_text() == GERMAN
-    said("en.txt", "-o", "en.txt", "--overwrite")  # of itself
-    assert Path("en.txt").read_text() == GERMAN
+
+
+def test_the_text_that_is_read_is_not_replaced(
+    said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By any of its names, and before anything is translated."""
+    monkeypatch.setattr(module, "load_run", None)
+    Path("folder").mkdir()
+    Path("link.txt").symlink_to("en.txt")
+    Path("hard.txt").hardlink_to("en.txt")
+    spellings = ["en.txt", "folder/../en.txt", str(tmp_path / "en.txt"), "link.txt", "hard.txt"]
+    for given, output in itertools.product(spellings, repeat=2):
+        for overwrite in ((), ("--overwrite",)):
+            out, err = said(given, "-o", output, *overwrite, code=2)
+            assert out == ""
+            same = "" if output == given else f"the same file as {given}, which is "
+            assert f"--output: {output} is {same}read and would be lost: choose another" in err
+    with open("en.txt") as opened:
+        monkeypatch.setattr(sys, "stdin", opened)
+        told = "en.txt is the same file as standard input, which is read and would be lost"
+        assert told in said("-", "-o", "en.txt", "--overwrite", code=2)[1]
+    assert Path("en.txt").read_text() == TEXT
+    assert Path("link.txt").is_symlink()
+    assert not list(Path().glob("*.part"))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import as_line, counted, say, show, show_lines
-from ppl_vae.cli.output_files import output_file, require_no_data
+from ppl_vae.cli.output_files import output_file, require_no_data, require_not_read
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.text_source import STANDARD_INPUT, TextSource
 from ppl_vae.data import Vocabulary, each_sentence
@@ -50,7 +50,7 @@ def translate(parser: ArgumentParser, given: Namespace) -> int:
             long: the message says which.
     """
     options = _options(parser, given)
-    output = None if options.output is None else output_file(options)
+    output = _output(options)
     total = None if options.file == STANDARD_INPUT else sum(1 for _ in each_sentence(options.file))
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     if output is not None:
@@ -111,6 +111,24 @@ def _options(parser: ArgumentParser, given: Namespace) -> Namespace:
     if options.file == STANDARD_INPUT and getattr(sys.stdin, "buffer", None) is None:
         raise UsageError("FILE is -, but standard input is closed")
     return options
+
+
+def _output(options: Namespace) -> Path | None:
+    """The file that is written, which is not the text; None for standard output.
+
+    Raises:
+        UsageError: It is the text.
+    """
+    if options.output is None:
+        return None
+    read: dict[str, Path | int] = {}
+    if options.file != STANDARD_INPUT:
+        read[options.file] = Path(options.file).expanduser()
+    else:
+        with suppress(OSError):  # it may be no file
+            read["standard input"] = sys.stdin.fileno()
+    require_not_read("--output", [Path(options.output)], read)
+    return output_file(options)
 
 
 def _longest(run: Run, back: bool) -> int:
