@@ -132,20 +132,26 @@ def test_scores_are_log_probabilities(back: bool, said: Said, run: Path) -> None
     out, _ = said("text", "--scores", "--num", "3", *options)
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == [*"111", "2", *"333", "4", *"555", *"666"]
-    assert [line[1:] for line in lines if line[0] in "24"] == [["", ""], ["", ""]]
+    assert [line[1:] for line in lines if line[0] in "24"] == [["", "", ""], ["", "", ""]]
     sources = text.splitlines()
     found = [
-        (int(n), float(log_p), [sources[int(n) - 1], text]) for n, log_p, text in lines if log_p
+        (int(n), float(log_p), float(per_token), [sources[int(n) - 1], text])
+        for n, log_p, per_token, text in lines
+        if log_p
     ]
-    exact = densities([pair for _, _, pair in found], run, back)
-    torch.testing.assert_close(
-        torch.tensor([log_p for _, log_p, _ in found]), exact, atol=1e-3, rtol=1e-4
-    )
+    exact = densities([pair for *_, pair in found], run, back)
+    printed = torch.tensor([log_p for _, log_p, _, _ in found])
+    torch.testing.assert_close(printed, exact, atol=1e-3, rtol=1e-4)
+    tokens = torch.tensor([len(WORDS.rows([pair[1]])[0]) for *_, pair in found])
+    per_token = torch.tensor([each for _, _, each, _ in found])
+    torch.testing.assert_close(per_token, exact / tokens, atol=1e-3, rtol=1e-4)
     for number in (1, 3, 5, 6):
-        each = [pair[1] for n, _, pair in found if n == number]
+        each = [pair[1] for n, _, _, pair in found if n == number]
         assert len({*each}) == 3
+        ranks = [per_token for n, _, per_token, _ in found if n == number]
+        assert ranks == sorted(ranks, reverse=True)
     single, _ = said("text", "--scores", *options)
-    assert [line.split("\t")[2] for line in single.splitlines()] == (
+    assert [line.split("\t")[3] for line in single.splitlines()] == (
         TEXT.replace(" \t", "") if back else GERMAN
     ).splitlines()
 
@@ -156,6 +162,21 @@ def test_several_translations_have_the_number_of_their_line(said: Said) -> None:
     assert [line[0] for line in lines] == [*"11", "2", *"33", "4", *"55", *"66"]
     assert [text for _, text in lines][::2][:1] == ["Hund Katze"]
     assert all(len(line) == 2 for line in lines)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 3.0])
+def test_the_best_come_first_by_log_p_and_length(penalty: float, said: Said) -> None:
+    Path("dog").write_text("dog")
+    options = ("--num", "30", "--length_penalty", str(penalty), "--scores")
+    lines = [line.split("\t") for line in said("dog", *options)[0].splitlines()]
+    log_p, per_token = (torch.tensor([float(line[i]) for line in lines]) for i in (1, 2))
+    tokens = (log_p / per_token).round()
+    assert len(tokens.unique()) > 1
+    scores = log_p / tokens**penalty
+    assert bool((scores.diff() <= 1e-3).all())
+    # Of other penalties the order is another one.
+    others = [log_p / tokens**other for other in (0.0, 0.5, 1.0, 3.0) if other != penalty]
+    assert all(bool((other.diff() > 1e-3).any()) for other in others)
 
 
 def test_where_there_are_few_sentences_each_comes_once(said: Said, run: Path) -> None:
@@ -179,8 +200,8 @@ def test_draws_have_a_seed(said: Said, run: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     lines = [line.split("\t") for line in one.splitlines() if line[0] in "1356"]
     assert len(lines) == 16
-    pairs = [[TEXT.splitlines()[int(n) - 1], text] for n, _, text in lines]
-    found = torch.tensor([float(log_p) for _, log_p, _ in lines])
+    pairs = [[TEXT.splitlines()[int(n) - 1], text] for n, _, _, text in lines]
+    found = torch.tensor([float(log_p) for _, log_p, _, _ in lines])
     torch.testing.assert_close(found, densities(pairs, run), atol=1e-3, rtol=1e-4)
 
 
@@ -309,6 +330,7 @@ def test_what_is_no_text(
         (("en.txt", "--beams", "0"), 2, "--beams must be at least 1, got 0"),
         (("en.txt", "--beams", "many"), 2, "--beams: expected int, got many"),
         (("en.txt", "--length_penalty", "inf"), 2, "expected a finite number, got inf"),
+        (("en.txt", "--length_penalty", "-1"), 2, "--length_penalty must be at least 0, got -1"),
         (("en.txt", "--draws", "--beams", "3"), 2, "--beams is of the search, and with --draws"),
         (("en.txt", "--draws", "--length_penalty", "0"), 2, "--length_penalty is of the search"),
         (("en.txt", "--draws", "--seed", "9" * 30), 1, "seed must be at most 9,223,372,036"),

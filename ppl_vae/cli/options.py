@@ -343,11 +343,17 @@ def _translate(options: Options) -> None:
     options.add_argument("--num", type=int, default=1, help=what)
     what = "beginnings of each sentence that the search for the likeliest keeps, at most 1000"
     options.add_argument("--beams", type=int, default=5, help=what)
-    what = "the search compares log p / (number of words)^length_penalty: with 0 short ones are preferred"
+    what = (
+        "the search compares log p / tokens^length_penalty, and the best come first: with 0 short ones are "
+        "preferred"
+    )
     options.add_argument("--length_penalty", type=float, default=1.0, help=what)
     _add_flag(options, "--draws", "draw translations, in place of the likeliest ones")
     _add_seed_of_draws(options)
-    what = "print number of the line, log p of the translation in nats, and translation, with tabs between them"
+    what = (
+        "print number of the line, log p of the translation in nats, log p per token, and translation, with "
+        "tabs between them"
+    )
     _add_flag(options, "--scores", what)
     what = "what happens to sentences with more numbers than the model reads: an error, or the end is left out"
     options.add_argument("--too_long", choices=("error", "cut"), default="error", help=what)

@@ -103,6 +103,8 @@ def _options(parser: ArgumentParser, given: Namespace) -> Namespace:
             require_count(f"--{name}", options[name], most=MOST)
         except ValueError as error:
             raise UsageError(str(error)) from error
+    if options.length_penalty < 0:
+        raise UsageError(f"--length_penalty must be at least 0, got {options.length_penalty:g}")
     for name in ("beams", "length_penalty"):
         if options.draws and given.get(name) is not None:
             raise UsageError(
@@ -179,16 +181,16 @@ def _translated(
     found = iter(_of_rows(run, words, given, options) if given else ())
     numbered = options.scores or options.num > 1
     for number, row in enumerate(rows, before + 1):
-        for log_p, text in [("", "")] if row is None else next(found):
+        for *scores, text in [("", "", "")] if row is None else next(found):
             columns = [str(number)] if numbered else []
-            columns += [log_p] if options.scores else []
+            columns += scores if options.scores else []
             yield "\t".join([*columns, as_line(text)])
 
 
 def _of_rows(
     run: Run, words: Vocabulary, given: list[Tensor], options: Namespace
-) -> Iterator[list[tuple[str, str]]]:
-    """log p and text of the translations of each row, the best first."""
+) -> Iterator[list[tuple[str, str, str]]]:
+    """log p, log p per token and text of the translations of each row, the best first."""
     search: dict[str, Any] = {name: options[name] for name in ("beams", "length_penalty")}
     found: Translations = translate_rows(
         run.model,
@@ -204,10 +206,12 @@ def _of_rows(
         raise ValueError(
             f"{run.path}: the probabilities of sentences are NaN: its training has diverged"
         )
-    for each, log_p in zip(found.rows, found.log_probs.tolist(), strict=True):
-        there = [i for i, value in enumerate(log_p) if value > -torch.inf]  # short rows have few
-        texts = words.sentences(each[there])
-        yield [(f"{log_p[i]:.4f}", text) for i, text in zip(there, texts, strict=True)]
+    for rows, log_p, per_token in zip(
+        found.rows, found.log_probs, found.log_probs_per_word, strict=True
+    ):
+        there = log_p > -torch.inf  # short rows have few
+        numbers = [[f"{each:.4f}" for each in of[there].tolist()] for of in (log_p, per_token)]
+        yield [*zip(*numbers, words.sentences(rows[there]), strict=True)]
 
 
 @contextmanager
