@@ -108,6 +108,13 @@ def test_each_line_is_translated(said: Said) -> None:
     assert said("en.txt", "--quiet") == (GERMAN, "")
 
 
+def test_the_search_keeps_at_least_as_many_beginnings_as_translations(said: Said) -> None:
+    few, _ = said("en.txt", "--num", "7", "--beams", "2")
+    assert few == said("en.txt", "--num", "7", "--beams", "7")[0]
+    told = " ".join(said("--help", with_run=False)[0].split())
+    assert "that the search for the likeliest keeps, at least --num and at most 1000" in told
+
+
 def test_there_and_back(said: Said) -> None:
     Path("all.txt").write_text("".join(f"{each}\n" for each in SENTENCES))
     out, err = said("all.txt", "-o", "de.txt")
@@ -333,6 +340,7 @@ def test_what_is_no_text(
         (("en.txt", "--length_penalty", "-1"), 2, "--length_penalty must be at least 0, got -1"),
         (("en.txt", "--draws", "--beams", "3"), 2, "--beams is of the search, and with --draws"),
         (("en.txt", "--draws", "--length_penalty", "0"), 2, "--length_penalty is of the search"),
+        (("en.txt", "--seed", "1"), 2, "--seed is of draws, and without --draws there are none"),
         (("en.txt", "--draws", "--seed", "9" * 30), 1, "seed must be at most 9,223,372,036"),
         (("en.txt", "--too_long", "skip"), 2, "--too_long: invalid choice: 'skip'"),
         (("en.txt", "--device", "abacus"), 1, "device='abacus': expected 'auto', 'cpu'"),

@@ -341,7 +341,10 @@ def _translate(options: Options) -> None:
         "translations of each sentence, at most 1000; of several, each has the number of its line"
     )
     options.add_argument("--num", type=int, default=1, help=what)
-    what = "beginnings of each sentence that the search for the likeliest keeps, at most 1000"
+    what = (
+        "beginnings of each sentence that the search for the likeliest keeps, at least --num and at most 1000: "
+        "less than --num counts as --num"
+    )
     options.add_argument("--beams", type=int, default=5, help=what)
     what = (
         "the search compares log p / tokens^length_penalty, and the best come first: with 0 short ones are "
@@ -349,7 +352,7 @@ def _translate(options: Options) -> None:
     )
     options.add_argument("--length_penalty", type=float, default=1.0, help=what)
     _add_flag(options, "--draws", "draw translations, in place of the likeliest ones")
-    _add_seed_of_draws(options)
+    options.add_argument("--seed", type=int, default=0, help="random seed of --draws")
     what = (
         "print number of the line, log p of the translation in nats, log p per token, and translation, with "
         "tabs between them"

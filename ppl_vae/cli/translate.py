@@ -105,6 +105,10 @@ def _options(parser: ArgumentParser, given: Namespace) -> Namespace:
             raise UsageError(str(error)) from error
     if options.length_penalty < 0:
         raise UsageError(f"--length_penalty must be at least 0, got {options.length_penalty:g}")
+    if given.get("seed") is not None and not options.draws:
+        raise UsageError(
+            "--seed is of draws, and without --draws there are none: leave it out, or draw"
+        )
     for name in ("beams", "length_penalty"):
         if options.draws and given.get(name) is not None:
             raise UsageError(
