@@ -321,6 +321,21 @@ def test_what_is_no_text(
     assert f"standard input{',' if 'line ' in told else ''} {told}" in said("-", code=1)[1]
 
 
+def test_what_another_command_writes_is_standard_input(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said of <(zcat en.txt.gz), as the text is read more than once."""
+    reading, writing = os.pipe()
+    with open(writing, "w") as pipe:
+        pipe.write(TEXT)
+    with open(reading) as pipe:
+        _, err = said(f"/dev/fd/{reading}", code=2)
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert said("-", "--quiet")[0] == GERMAN
+    told = f"/dev/fd/{reading} is a pipe or a device; expected a file of text. What another command"
+    assert f"{told} writes is read by: COMMAND | ppl-vae translate - --run run" in err
+
+
 # -- what is refused -------------------------------------------------------------------------------------
 
 
@@ -330,7 +345,7 @@ def test_what_is_no_text(
         ((), 2, "FILE is missing: give a text file with one sentence a line, or - for standard"),
         (("nowhere.txt",), 1, "nowhere.txt does not exist"),
         (("run",), 1, "run is a folder; expected a file of text"),
-        (("/dev/null",), 1, "/dev/null is a pipe or a device; expected a file of text"),
+        (("/dev/null",), 2, "/dev/null is a pipe or a device; expected a file of text"),
         (("en.txt", "more.txt"), 2, "unrecognized arguments: more.txt"),
         (("en.txt", "--num", "0"), 2, "--num must be at least 1, got 0"),
         (("en.txt", "--num", "1e4"), 2, "--num must be at most 1,000, got 10,000"),

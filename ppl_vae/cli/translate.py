@@ -98,6 +98,12 @@ def _options(parser: ArgumentParser, given: Namespace) -> Namespace:
         raise UsageError("--run is missing: give the folder of a run of LatentTranslation")
     options = parser.get_defaults()
     options.update(given)
+    file = Path(options.file).expanduser()
+    if options.file != STANDARD_INPUT and file.exists() and not (file.is_file() or file.is_dir()):
+        raise UsageError(  # the text is read more than once
+            f"{file} is a pipe or a device; expected a file of text. What another command writes is read by: "
+            f"COMMAND | ppl-vae translate {STANDARD_INPUT} --run {options.run}"
+        )
     for name in ("num", "beams"):
         try:
             require_count(f"--{name}", options[name], most=MOST)
