@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import os
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from ppl_vae import evaluate, load_run, save_run
 from ppl_vae.cli import main, translate as module
-from ppl_vae.cli.output import show_lines
+from ppl_vae.cli.output import as_line, show_lines
 from ppl_vae.data import Vocabulary
 from ppl_vae.guides import MeanField, NoLatent, Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
 from ppl_vae.networks import MLP, EncoderDecoder
-from ppl_vae.tasks import Translations, translate
+from ppl_vae.tasks import Translations, sample, translate
 
 ENGLISH = {"dog": "Hund", "cat": "Katze", "cow": "Kuh"}
 SENTENCES = [" ".join(words) for n in (1, 2) for words in itertools.product(ENGLISH, repeat=n)]
@@ -521,11 +522,63 @@ def test_nothing_is_lost_on_a_full_disk(
 
 
 def test_commands_that_need_data_say_so(said: Said, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("evaluate", "diagnose"):
+    for command in ("evaluate", "diagnose", "gaps", "export"):
         assert main([command, "run"]) == 1
-        assert "config.yaml names no data: it was saved from Python" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert (
+            "config.yaml names no data: it was saved from Python, and its rows are sentences"
+            in told
+        )
+        assert "evaluate(run.model, run.guide, run.vocabulary.rows(sentences))" in told
+    found = load_run("run")  # as is advised
+    assert found.vocabulary is not None
+    rows = found.vocabulary.rows(SENTENCES)
+    evaluation = evaluate(found.model, found.guide, rows, num_samples=2, seed=0, progress=False)
+    assert len(evaluation.elbo.values) == len(SENTENCES)
     assert main(["report", "run"]) == 0
     assert "LatentTranslation with Translator" in Path("run/report.html").read_text()
+
+
+def test_sentences_are_drawn_without_data(
+    said: Said, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["sample", "run", "--num", "7", "--quiet"]) == 0
+    told = capsys.readouterr()
+    model = load_run("run").model
+    drawn = sample(model, 7, seed=0, progress=False)
+    assert told == ("".join(f"{as_line(text)}\n" for text in WORDS.sentences(drawn)), "")
+    assert main(["sample", "run", "--num", "7", "--seed", "1", "--what", "draws", "--quiet"]) == 0
+    other = capsys.readouterr().out
+    assert other != told.out
+    line = ["sample", "run", "--num", "7", "-o", "drawn.txt"]
+    assert main(line) == 0
+    assert capsys.readouterr().out == "drawn.txt\n"
+    assert Path("drawn.txt").read_text(encoding="utf-8") == told.out
+    assert main([*line, "--seed", "1"]) == 1
+    assert "drawn.txt is there already" in capsys.readouterr().err
+    assert main([*line, "--seed", "1", "--overwrite"]) == 0
+    assert Path("drawn.txt").read_text(encoding="utf-8") == other
+    capsys.readouterr()
+    for options, error in (
+        (("--label", "1"), "--label 1: LatentTranslation writes sentences, which have no labels"),
+        (
+            ("--what", "means"),
+            "--what means: LatentTranslation writes sentences, which have no means",
+        ),
+        (("--num", "0"), "--num must be at least 1, got 0"),
+        (("-o", "run/vocabulary.json"), "vocabulary.json belongs to a run, and would be lost"),
+    ):
+        assert main(["sample", "run", *options]) == 2
+        assert error in capsys.readouterr().err
+    for name in ("drawn.npz", "drawn.png"):  # what the rows of data are drawn into
+        assert main(["sample", "run", "-o", name]) == 1
+        assert "config.yaml names no data" in capsys.readouterr().err
+    text = "one\ntwo \x1b[2J\r"
+    module_of_samples = importlib.import_module("ppl_vae.cli.samples")
+    monkeypatch.setattr(module_of_samples, "sample_pair", lambda *_, **__: WORDS.rows([text]))
+    assert main(["sample", "run", "--num", "1"]) == 0
+    assert capsys.readouterr().out == "one\\ntwo \\x1b[2J\\r\n"
+    assert "samples.png" not in {file.name for file in Path("run").iterdir()}
 
 
 def test_equal_draws_of_a_sentence_are_no_exact_log_p(

@@ -521,8 +521,11 @@ def _sample(options: Options) -> None:
     options.add_argument("--label", type=str, metavar="N,N", help=what)
     what = "draws of x, the means of p(x | z), which look smoother, or both, for the same z"
     options.add_argument("--what", choices=("both", "draws", "means"), default="both", help=what)
-    what = "a picture (.png, .pdf, .svg) or arrays z, x (draws), mean and label (.npz)"
-    _add_output(options, what, "RUN/samples.png")
+    what = (
+        "a picture (.png, .pdf, .svg) or arrays z, x (draws), mean and label (.npz); of a model of sentences, "
+        "which was saved with its vocabulary, a text"
+    )
+    _add_output(options, what, "RUN/samples.png; of sentences, standard output")
 
 
 def _compare(options: Options) -> None:
