@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +108,21 @@ def test_words_one_by_one_are_those_that_go_together(monkeypatch: pytest.MonkeyP
     assert translate(["ein haus", "das buch neu", ""]) == ["a house", "the book neu", ""]
     keeps = baselines.identical_words(["in a park", "taxi"])
     assert keeps(["ein taxi in berlin"]) == ["taxi in"]
+
+
+def test_no_more_pairs_than_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is told before anything is printed or made."""
+    told = "--pairs has 41, and there are 40 sentences of each language: lower it, or raise --size"
+    printed = io.StringIO()
+    options = ("--size=40", "--pairs=[0,41,10]")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        run("back_translation.py", "translating", *options, cwd=tmp_path, printed=printed)
+    assert printed.getvalue() == ""
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = importlib.import_module("back_translation")
+    with pytest.raises(ValueError, match="--pairs has -1, which is no number of pairs"):
+        script.translating(pairs=(0, -1), size=40)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {"back_translation.py": back_translation}
