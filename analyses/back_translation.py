@@ -109,7 +109,18 @@ def translating(
         bound_rows: Test sentences of the bound.
         beams: Beginnings that are kept in the search for a translation.
         runs: Folder that keeps the trained pairs; an interrupted training continues.
+
+    Raises:
+        ValueError: There are not so many pairs, or the texts have not so many sentences.
     """
+    for count in pairs:
+        if count < 0:
+            raise ValueError(f"--pairs has {count}, which is no number of pairs")
+        if count > size:
+            raise ValueError(
+                f"--pairs has {count}, and there are {size} sentences of each language: lower it, or raise "
+                "--size"
+            )
     texts = Texts.of(data, size, vocabulary, test_rows, difficulty)
     ways = [Training(by="denoising")]
     for count in pairs:

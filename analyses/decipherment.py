@@ -76,11 +76,16 @@ def main(
         runs: Folder that keeps the scores.
         output: Where to save the picture.
         overwrite: Whether a picture that is there is replaced.
+
+    Raises:
+        ValueError: A file is too short.
     """
     require_output(output, overwrite=overwrite)
     ways = Methods(restarts, guide_restarts, max_steps, hidden).ways()
     chosen = chosen_rows(rows, ways)
     language = Language.invented(seed) if plain is None else Language.of_file(plain, secret)
+    for length in lengths:
+        language.require_texts(length)
     scores = Scores(
         runs / "scores.csv",
         {name: f"{way.made_of}, {language.digest}" for name, way in ways.items()},

@@ -67,15 +67,41 @@ class Language:
 
     @classmethod
     def of_file(cls, plain: Path, secret: Path | None) -> Language:
-        """The bigrams of a file, and the texts of another one, or of its second half."""
+        """The bigrams of a file, and the texts of another one, or of its second half.
+
+        Raises:
+            ValueError: There are too few letters to count.
+        """
         known = lines_of(plain)
         hidden = lines_of(secret) if secret is not None else known[len(known) // 2 :]
         if secret is None:
             known = known[: len(known) // 2]
         rows = numbers_of(known)
+        if len(rows) < ROW:
+            part = "" if secret is not None else " in the first half of its lines"
+            raise ValueError(
+                f"{plain} has {len(rows)} letters{part}, and at least {ROW} are needed to count pairs of them: "
+                "give a longer text of the language"
+            )
         rows = rows[: len(rows) // ROW * ROW].reshape(-1, ROW)
         bigrams = SubstitutionCipher.bigrams_of(rows, len(ALPHABET))
         return cls(bigrams, rows, numbers_of(hidden), entropy_of(bigrams))
+
+    def require_texts(self, length: int) -> None:
+        """Raises an error unless there are texts of this length.
+
+        Raises:
+            ValueError: They have less than a row, or more letters than there are.
+        """
+        if length < ROW:
+            raise ValueError(
+                f"--lengths has {length}, and a text has at least {ROW} letters, a row"
+            )
+        if self.hidden is not None and length > len(self.hidden):
+            raise ValueError(
+                f"--lengths has {length}, and the secret texts are pieces of {len(self.hidden)} letters: give "
+                "a longer --secret (without one, they are the second half of --plain), or lower --lengths"
+            )
 
 
 def lines_of(file: Path) -> list[str]:
@@ -88,7 +114,7 @@ def lines_of(file: Path) -> list[str]:
 def numbers_of(lines: list[str]) -> Tensor:
     """The letters of all lines, one after the other, as numbers."""
     number = {letter: i for i, letter in enumerate(ALPHABET)}
-    return torch.tensor([number[letter] for letter in " ".join(lines)])
+    return torch.tensor([number[letter] for letter in " ".join(lines)], dtype=torch.long)
 
 
 def drawn(bigrams: tuple[list[float], list[list[float]]], length: int, seed: int) -> Tensor:
@@ -124,13 +150,19 @@ class Secret:
 
     @classmethod
     def of(cls, language: Language, length: int, seed: int) -> Secret:
-        """A piece of the language, and a key at random."""
+        """A piece of the language, and a key at random.
+
+        Raises:
+            ValueError: There is no text of this length.
+        """
+        language.require_texts(length)
         generator = torch.Generator().manual_seed(seed)
         key = torch.randperm(language.letters, generator=generator)
         if language.hidden is None:
             text = drawn(language.bigrams, length, seed + 1)
         else:
-            at = int(torch.randint(len(language.hidden) - length, (), generator=generator))
+            most = max(1, len(language.hidden) - length)
+            at = int(torch.randint(most, (), generator=generator))
             text = language.hidden[at : at + length]
         return cls(language, text[: length // ROW * ROW].reshape(-1, ROW), key, seed)
 

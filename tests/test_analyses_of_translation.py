@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripts import ROOT, mean, rows, run
 
 from ppl_vae import load_run
+from ppl_vae.data import Disguise
 
 
 def back_translation(folder: Path) -> None:
@@ -21,7 +25,14 @@ def back_translation(folder: Path) -> None:
         "--sizes.epochs=1",
         "--sizes.pair_epochs=1",
     )
-    options = (*tiny, *small, *short, "--pairs=[0,10]", "--num_samples=3", "--bound_rows=4")
+    options: tuple[str, ...] = (
+        *tiny,
+        *small,
+        *short,
+        "--pairs=[0,10]",
+        "--num_samples=3",
+        "--bound_rows=4",
+    )
     options = (*options, "--draws=true", "--bounds=[1,3]")
     printed = run("back_translation.py", "translating", *options, cwd=folder)
     first, rest = printed.split("| trained on | log p(x)")
@@ -73,7 +84,7 @@ def back_translation(folder: Path) -> None:
     kept = {path.name for path in (folder / "translations").glob("*.json")}
     assert len(kept) == 5 + 20
     # Other texts are no reason to take the same numbers.
-    other = (*options, "--pairs=[0]", "--difficulty=1", "--num_samples=2")
+    other: tuple[str, ...] = (*options, "--pairs=[0]", "--difficulty=1", "--num_samples=2")
     other = (*other, "--draws=false", "--bounds=[]")
     another = run("back_translation.py", "translating", *other, cwd=folder)
     assert len({*(folder / "translations").glob("*.json")}) == 5 + 20 + 2
@@ -111,6 +122,112 @@ def test_words_one_by_one_are_those_that_go_together(monkeypatch: pytest.MonkeyP
     assert translate(["ein haus", "das buch neu", ""]) == ["a house", "the book neu", ""]
     keeps = baselines.identical_words(["in a park", "taxi"])
     assert keeps(["ein taxi in berlin"]) == ["taxi in"]
+
+
+def test_no_more_pairs_than_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is told before anything is printed or made."""
+    told = "--pairs has 41, and there are 40 sentences of each language: lower it, or raise --size"
+    printed = io.StringIO()
+    options = ("--size=40", "--pairs=[0,41,10]")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        run("back_translation.py", "translating", *options, cwd=tmp_path, printed=printed)
+    assert printed.getvalue() == ""
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    script = importlib.import_module("back_translation")
+    with pytest.raises(ValueError, match="--pairs has -1, which is no number of pairs"):
+        script.translating(pairs=(0, -1), size=40)
+
+
+ENGLISH = [
+    *("house", "tree", "river", "cloud", "bridge", "garden"),
+    *("window", "kitchen", "mountain", "engine", "yellow", "pocket"),
+]
+GERMAN = [
+    *("Haus", "Baum", "Fluss", "Wolke", "Brücke", "Garten"),
+    *("Fenster", "Küche", "Gebirge", "Motor", "gelb", "Tasche"),
+]
+HELD_OUT = {"val": ("squirrel", "Eichhörnchen"), "test": ("umbrella", "Schirm")}
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    """A folder as that of Multi30k, of 12 pairs, with a word that is in one line alone, twice."""
+    for i, (ending, start) in enumerate((("en", "the"), ("de", "das"))):
+        lines = {"train": [f"{start} {each} {each}" for each in (ENGLISH, GERMAN)[i]]}
+        lines |= {name: [f"{start} {each[i]} {each[i]}", start] for name, each in HELD_OUT.items()}
+        for name, texts in lines.items():
+            content = "".join(f"{text}\n" for text in texts)
+            (tmp_path / f"{name}.{ending}").write_text(content, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def texts_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    found: Callable[..., Any] = importlib.import_module("translation_texts").Texts.of
+    return found
+
+
+def test_no_sentence_of_a_folder_is_seen_in_both_languages(
+    captions: Path, texts_of: Callable[..., Any]
+) -> None:
+    texts = texts_of(str(captions), size=5)
+    assert texts.x == [f"the {each} {each}" for each in ENGLISH[:5]]
+    assert texts.z == [f"das {each} {each}" for each in GERMAN[5:10]]
+    assert texts.pairs == (texts.x, [f"das {each} {each}" for each in GERMAN[:5]])
+    assert texts.validation == (
+        ["the squirrel squirrel", "the"],
+        ["das Eichhörnchen Eichhörnchen", "das"],
+    )
+    assert texts.test == (["the umbrella umbrella", "the"], ["das Schirm Schirm", "das"])
+    assert texts_of(str(captions), size=5, test_rows=1).test == (
+        texts.test[0][:1],
+        texts.test[1][:1],
+    )
+    # The end is a number of its own.
+    pieces = {each: len(texts.words.rows([each])[0]) - 1 for each in (*ENGLISH, *GERMAN)}
+    held_out = [len(texts.words.rows([word])[0]) - 1 for pair in HELD_OUT.values() for word in pair]
+    seen = [*ENGLISH[:5], *GERMAN[5:10]]
+    assert {pieces.pop(each) for each in seen} == {1}
+    assert min(*pieces.values(), *held_out) > 1
+    # As long as the longest of those that are trained on, and of validation: longer ones are cut.
+    longest = max(
+        len(texts.words.rows([each])[0]) for each in (*texts.pairs[1], *texts.validation[1])
+    )
+    assert texts.length == longest
+    rows = texts.rows(["the tree", "umbrella " * 40])
+    assert rows.shape == (2, longest)
+    assert texts.words.sentences(rows)[0] == "the tree"
+
+
+def test_a_disguise_is_that_of_the_other_lines(
+    captions: Path, texts_of: Callable[..., Any]
+) -> None:
+    for file in captions.glob("*.de"):
+        file.unlink()
+    data = f"disguised:{captions}"
+    texts = texts_of(data, size=5, difficulty=0.5, seed=3)
+    disguise = Disguise(difficulty=0.5, seed=3)
+    english = [f"the {each} {each}" for each in ENGLISH]
+    assert texts.x == english[:5]
+    assert texts.z == disguise(english[5:10])
+    assert texts.z != english[5:10]
+    assert texts.pairs == (english[:5], disguise(english[:5]))
+    held_out = ["the umbrella umbrella", "the"]
+    assert texts.test == (held_out, disguise(held_out))
+    assert texts_of(data, size=5, difficulty=0.0).test == (held_out, held_out)
+    # Other texts, other keys of what is kept.
+    every = [texts, texts_of(data, size=5, difficulty=0.5, seed=4), texts_of(data, size=6)]
+    assert len({each.digest for each in every}) == 3
+
+
+def test_too_few_lines_are_told(captions: Path, texts_of: Callable[..., Any]) -> None:
+    assert len(texts_of(str(captions), size=6).z) == 6
+    for data in (str(captions), f"disguised:{captions}"):
+        told = f"{data} has 12 pairs of sentences, and 2 x 7 are asked for: lower --size"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            texts_of(data, size=7)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {"back_translation.py": back_translation}

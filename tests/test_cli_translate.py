@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import os
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from ppl_vae import evaluate, load_run, save_run
 from ppl_vae.cli import main, translate as module
-from ppl_vae.cli.output import show_lines
+from ppl_vae.cli.output import as_line, show_lines
 from ppl_vae.data import Vocabulary
 from ppl_vae.guides import MeanField, NoLatent, Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
 from ppl_vae.networks import MLP, EncoderDecoder
-from ppl_vae.tasks import Translations, translate
+from ppl_vae.tasks import Translations, sample, translate
 
 ENGLISH = {"dog": "Hund", "cat": "Katze", "cow": "Kuh"}
 SENTENCES = [" ".join(words) for n in (1, 2) for words in itertools.product(ENGLISH, repeat=n)]
@@ -108,6 +109,13 @@ def test_each_line_is_translated(said: Said) -> None:
     assert said("en.txt", "--quiet") == (GERMAN, "")
 
 
+def test_the_search_keeps_at_least_as_many_beginnings_as_translations(said: Said) -> None:
+    few, _ = said("en.txt", "--num", "7", "--beams", "2")
+    assert few == said("en.txt", "--num", "7", "--beams", "7")[0]
+    told = " ".join(said("--help", with_run=False)[0].split())
+    assert "that the search for the likeliest keeps, at least --num and at most 1000" in told
+
+
 def test_there_and_back(said: Said) -> None:
     Path("all.txt").write_text("".join(f"{each}\n" for each in SENTENCES))
     out, err = said("all.txt", "-o", "de.txt")
@@ -132,20 +140,26 @@ def test_scores_are_log_probabilities(back: bool, said: Said, run: Path) -> None
     out, _ = said("text", "--scores", "--num", "3", *options)
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == [*"111", "2", *"333", "4", *"555", *"666"]
-    assert [line[1:] for line in lines if line[0] in "24"] == [["", ""], ["", ""]]
+    assert [line[1:] for line in lines if line[0] in "24"] == [["", "", ""], ["", "", ""]]
     sources = text.splitlines()
     found = [
-        (int(n), float(log_p), [sources[int(n) - 1], text]) for n, log_p, text in lines if log_p
+        (int(n), float(log_p), float(per_token), [sources[int(n) - 1], text])
+        for n, log_p, per_token, text in lines
+        if log_p
     ]
-    exact = densities([pair for _, _, pair in found], run, back)
-    torch.testing.assert_close(
-        torch.tensor([log_p for _, log_p, _ in found]), exact, atol=1e-3, rtol=1e-4
-    )
+    exact = densities([pair for *_, pair in found], run, back)
+    printed = torch.tensor([log_p for _, log_p, _, _ in found])
+    torch.testing.assert_close(printed, exact, atol=1e-3, rtol=1e-4)
+    tokens = torch.tensor([len(WORDS.rows([pair[1]])[0]) for *_, pair in found])
+    per_token = torch.tensor([each for _, _, each, _ in found])
+    torch.testing.assert_close(per_token, exact / tokens, atol=1e-3, rtol=1e-4)
     for number in (1, 3, 5, 6):
-        each = [pair[1] for n, _, pair in found if n == number]
+        each = [pair[1] for n, _, _, pair in found if n == number]
         assert len({*each}) == 3
+        ranks = [per_token for n, _, per_token, _ in found if n == number]
+        assert ranks == sorted(ranks, reverse=True)
     single, _ = said("text", "--scores", *options)
-    assert [line.split("\t")[2] for line in single.splitlines()] == (
+    assert [line.split("\t")[3] for line in single.splitlines()] == (
         TEXT.replace(" \t", "") if back else GERMAN
     ).splitlines()
 
@@ -156,6 +170,21 @@ def test_several_translations_have_the_number_of_their_line(said: Said) -> None:
     assert [line[0] for line in lines] == [*"11", "2", *"33", "4", *"55", *"66"]
     assert [text for _, text in lines][::2][:1] == ["Hund Katze"]
     assert all(len(line) == 2 for line in lines)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 3.0])
+def test_the_best_come_first_by_log_p_and_length(penalty: float, said: Said) -> None:
+    Path("dog").write_text("dog")
+    options = ("--num", "30", "--length_penalty", str(penalty), "--scores")
+    lines = [line.split("\t") for line in said("dog", *options)[0].splitlines()]
+    log_p, per_token = (torch.tensor([float(line[i]) for line in lines]) for i in (1, 2))
+    tokens = (log_p / per_token).round()
+    assert len(tokens.unique()) > 1
+    scores = log_p / tokens**penalty
+    assert bool((scores.diff() <= 1e-3).all())
+    # Of other penalties the order is another one.
+    others = [log_p / tokens**other for other in (0.0, 0.5, 1.0, 3.0) if other != penalty]
+    assert all(bool((other.diff() > 1e-3).any()) for other in others)
 
 
 def test_where_there_are_few_sentences_each_comes_once(said: Said, run: Path) -> None:
@@ -179,8 +208,8 @@ def test_draws_have_a_seed(said: Said, run: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     lines = [line.split("\t") for line in one.splitlines() if line[0] in "1356"]
     assert len(lines) == 16
-    pairs = [[TEXT.splitlines()[int(n) - 1], text] for n, _, text in lines]
-    found = torch.tensor([float(log_p) for _, log_p, _ in lines])
+    pairs = [[TEXT.splitlines()[int(n) - 1], text] for n, _, _, text in lines]
+    found = torch.tensor([float(log_p) for _, log_p, _, _ in lines])
     torch.testing.assert_close(found, densities(pairs, run), atol=1e-3, rtol=1e-4)
 
 
@@ -293,6 +322,21 @@ def test_what_is_no_text(
     assert f"standard input{',' if 'line ' in told else ''} {told}" in said("-", code=1)[1]
 
 
+def test_what_another_command_writes_is_standard_input(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said of <(zcat en.txt.gz), as the text is read more than once."""
+    reading, writing = os.pipe()
+    with open(writing, "w") as pipe:
+        pipe.write(TEXT)
+    with open(reading) as pipe:
+        _, err = said(f"/dev/fd/{reading}", code=2)
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert said("-", "--quiet")[0] == GERMAN
+    told = f"/dev/fd/{reading} is a pipe or a device; expected a file of text. What another command"
+    assert f"{told} writes is read by: COMMAND | ppl-vae translate - --run run" in err
+
+
 # -- what is refused -------------------------------------------------------------------------------------
 
 
@@ -302,19 +346,26 @@ def test_what_is_no_text(
         ((), 2, "FILE is missing: give a text file with one sentence a line, or - for standard"),
         (("nowhere.txt",), 1, "nowhere.txt does not exist"),
         (("run",), 1, "run is a folder; expected a file of text"),
-        (("/dev/null",), 1, "/dev/null is a pipe or a device; expected a file of text"),
+        (("/dev/null",), 2, "/dev/null is a pipe or a device; expected a file of text"),
         (("en.txt", "more.txt"), 2, "unrecognized arguments: more.txt"),
         (("en.txt", "--num", "0"), 2, "--num must be at least 1, got 0"),
         (("en.txt", "--num", "1e4"), 2, "--num must be at most 1,000, got 10,000"),
         (("en.txt", "--beams", "0"), 2, "--beams must be at least 1, got 0"),
         (("en.txt", "--beams", "many"), 2, "--beams: expected int, got many"),
         (("en.txt", "--length_penalty", "inf"), 2, "expected a finite number, got inf"),
+        (("en.txt", "--length_penalty", "-1"), 2, "--length_penalty must be at least 0, got -1"),
         (("en.txt", "--draws", "--beams", "3"), 2, "--beams is of the search, and with --draws"),
         (("en.txt", "--draws", "--length_penalty", "0"), 2, "--length_penalty is of the search"),
+        (("en.txt", "--seed", "1"), 2, "--seed is of draws, and without --draws there are none"),
         (("en.txt", "--draws", "--seed", "9" * 30), 1, "seed must be at most 9,223,372,036"),
         (("en.txt", "--too_long", "skip"), 2, "--too_long: invalid choice: 'skip'"),
         (("en.txt", "--device", "abacus"), 1, "device='abacus': expected 'auto', 'cpu'"),
-        (("en.txt", "-o", "en.txt"), 1, "en.txt is there already: choose another --output, or"),
+        (("en.txt", "-o", "en.txt"), 2, "--output: en.txt is read and would be lost: choose"),
+        (
+            ("en.txt", "-o", "other.txt"),
+            1,
+            "other.txt is there already: choose another --output, or",
+        ),
         (("en.txt", "-o", "no/de.txt"), 1, "--output no/de.txt: there is no folder no"),
         (("en.txt", "-o", "run"), 1, "run is a folder, but a file is to be written there"),
         (("en.txt", "-o", "run/vocabulary.json"), 2, "vocabulary.json belongs to a run, and would"),
@@ -325,6 +376,7 @@ def test_what_is_no_text(
 def test_mistakes_are_told_in_a_line(
     arguments: tuple[str, ...], code: int, told: str, said: Said, run: Path
 ) -> None:
+    Path("other.txt").write_text("precious")
     before = {file.name for file in Path().iterdir()}
     out, err = said(*arguments, code=code)
     assert out == ""
@@ -384,8 +436,30 @@ def test_a_file_is_replaced_if_that_is_wanted(said: Said) -> None:
     assert Path("de.txt").read_text() == "precious"
     said("en.txt", "-o", "de.txt", "--overwrite")
     assert Path("de.txt").read_text() == GERMAN
-    said("en.txt", "-o", "en.txt", "--overwrite")  # of itself
-    assert Path("en.txt").read_text() == GERMAN
+
+
+def test_the_text_that_is_read_is_not_replaced(
+    said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By any of its names, and before anything is translated."""
+    monkeypatch.setattr(module, "load_run", None)
+    Path("folder").mkdir()
+    Path("link.txt").symlink_to("en.txt")
+    Path("hard.txt").hardlink_to("en.txt")
+    spellings = ["en.txt", "folder/../en.txt", str(tmp_path / "en.txt"), "link.txt", "hard.txt"]
+    for given, output in itertools.product(spellings, repeat=2):
+        for overwrite in ((), ("--overwrite",)):
+            out, err = said(given, "-o", output, *overwrite, code=2)
+            assert out == ""
+            same = "" if output == given else f"the same file as {given}, which is "
+            assert f"--output: {output} is {same}read and would be lost: choose another" in err
+    with open("en.txt") as opened:
+        monkeypatch.setattr(sys, "stdin", opened)
+        told = "en.txt is the same file as standard input, which is read and would be lost"
+        assert told in said("-", "-o", "en.txt", "--overwrite", code=2)[1]
+    assert Path("en.txt").read_text() == TEXT
+    assert Path("link.txt").is_symlink()
+    assert not list(Path().glob("*.part"))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -448,11 +522,63 @@ def test_nothing_is_lost_on_a_full_disk(
 
 
 def test_commands_that_need_data_say_so(said: Said, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("evaluate", "diagnose"):
+    for command in ("evaluate", "diagnose", "gaps", "export"):
         assert main([command, "run"]) == 1
-        assert "config.yaml names no data: it was saved from Python" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert (
+            "config.yaml names no data: it was saved from Python, and its rows are sentences"
+            in told
+        )
+        assert "evaluate(run.model, run.guide, run.vocabulary.rows(sentences))" in told
+    found = load_run("run")  # as is advised
+    assert found.vocabulary is not None
+    rows = found.vocabulary.rows(SENTENCES)
+    evaluation = evaluate(found.model, found.guide, rows, num_samples=2, seed=0, progress=False)
+    assert len(evaluation.elbo.values) == len(SENTENCES)
     assert main(["report", "run"]) == 0
     assert "LatentTranslation with Translator" in Path("run/report.html").read_text()
+
+
+def test_sentences_are_drawn_without_data(
+    said: Said, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["sample", "run", "--num", "7", "--quiet"]) == 0
+    told = capsys.readouterr()
+    model = load_run("run").model
+    drawn = sample(model, 7, seed=0, progress=False)
+    assert told == ("".join(f"{as_line(text)}\n" for text in WORDS.sentences(drawn)), "")
+    assert main(["sample", "run", "--num", "7", "--seed", "1", "--what", "draws", "--quiet"]) == 0
+    other = capsys.readouterr().out
+    assert other != told.out
+    line = ["sample", "run", "--num", "7", "-o", "drawn.txt"]
+    assert main(line) == 0
+    assert capsys.readouterr().out == "drawn.txt\n"
+    assert Path("drawn.txt").read_text(encoding="utf-8") == told.out
+    assert main([*line, "--seed", "1"]) == 1
+    assert "drawn.txt is there already" in capsys.readouterr().err
+    assert main([*line, "--seed", "1", "--overwrite"]) == 0
+    assert Path("drawn.txt").read_text(encoding="utf-8") == other
+    capsys.readouterr()
+    for options, error in (
+        (("--label", "1"), "--label 1: LatentTranslation writes sentences, which have no labels"),
+        (
+            ("--what", "means"),
+            "--what means: LatentTranslation writes sentences, which have no means",
+        ),
+        (("--num", "0"), "--num must be at least 1, got 0"),
+        (("-o", "run/vocabulary.json"), "vocabulary.json belongs to a run, and would be lost"),
+    ):
+        assert main(["sample", "run", *options]) == 2
+        assert error in capsys.readouterr().err
+    for name in ("drawn.npz", "drawn.png"):  # what the rows of data are drawn into
+        assert main(["sample", "run", "-o", name]) == 1
+        assert "config.yaml names no data" in capsys.readouterr().err
+    text = "one\ntwo \x1b[2J\r"
+    module_of_samples = importlib.import_module("ppl_vae.cli.samples")
+    monkeypatch.setattr(module_of_samples, "sample_pair", lambda *_, **__: WORDS.rows([text]))
+    assert main(["sample", "run", "--num", "1"]) == 0
+    assert capsys.readouterr().out == "one\\ntwo \\x1b[2J\\r\n"
+    assert "samples.png" not in {file.name for file in Path("run").iterdir()}
 
 
 def test_equal_draws_of_a_sentence_are_no_exact_log_p(

@@ -236,6 +236,20 @@ def test_apply_writes_colorings_of_the_size_of_the_photo(
     assert torch.equal(read_photo(out / "large.mean.png"), full.rgb(full.mean))
 
 
+def test_apply_replaces_no_photo_that_it_reads(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(tmp_path / name) for name in ("cat.png", "cat.mean.png", "contact_sheet.png")]
+    for name in names:
+        photo((20, 20), 7).save(name)
+    options = ["--run", str(run), "--out", str(tmp_path), "--overwrite", "--quiet"]
+    for given, lost in ((names[:2], names[1]), (names[::2], names[2])):
+        assert main(["colorize", "apply", *given, *options]) == 2
+        told = f"--out: {lost} is read and would be lost: choose another --out"
+        assert told in capsys.readouterr().err
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(names)
+
+
 def test_a_large_picture_is_colored_at_a_small_size(run: Path) -> None:
     """The luma stays; the chroma is that of the reduced picture, enlarged."""
     model = load_run(run).model

@@ -488,6 +488,12 @@ def test_translations_are_the_likeliest_sentences_or_draws(
     ):
         with pytest.raises(ValueError, match=told):
             translate(*pair, wrong)
+    for penalty in (-0.5, torch.inf, torch.nan):
+        for rows in (x, x[:0]):
+            with pytest.raises(
+                ValueError, match="length_penalty must be finite and at least 0, got"
+            ):
+                translate(*pair, rows, length_penalty=penalty)
     with pytest.raises(PairError, match="translate needs a method encode"):
         translate(model, lambda x: guide(x), x)
     with pytest.raises(PairError, match="needs distributions of sentences, and decode of"):

@@ -837,6 +837,14 @@ def test_what_cannot_be_read_is_named_and_left_out(
         (["decompress", "a.png", "--run", "RUN"], "--out is missing"),
         (["compress", "a.png", "--run", "RUN", "--out", "more"], "more/a.vq is there already"),
         (
+            ["compress", "more/a.vq", "--run", "RUN", "--out", "more", "--overwrite"],
+            "--out: more/a.vq is read and would be lost: choose another --out",
+        ),
+        (
+            ["decompress", "a.png", "--run", "RUN", "--out", ".", "--overwrite"],
+            "--out: a.png is read and would be lost: choose another --out",
+        ),
+        (
             ["compress", "a.png", "--run", "RUN", "--out", "out", "--overlap", "1"],
             "--overlap must be",
         ),

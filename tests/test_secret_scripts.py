@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
@@ -116,7 +117,7 @@ def test_a_method_depends_on_its_own_settings(script: Any) -> None:
         return {name for name in before if before[name].made_of != after[name].made_of}
 
     guides = {name for name, way in methods(1, 1, 1, 1).ways().items() if way.trains_guide}
-    assert len(guides) == 5
+    assert len(guides) == 4
     assert changed(guide_restarts=4) == set()  # those that are known are the first ones
     assert changed(restarts=19) == {"EM", "back-translation after EM"}
     assert changed(max_steps=801) == changed(hidden=31) == guides
@@ -145,6 +146,48 @@ def test_languages_are_told_apart(script: Any, tmp_path: Path) -> None:
     every += [drawn.digest, replace(drawn, plain=torch.zeros(2, 25)).digest]
     every += [replace(drawn, bigrams=([0.5, 0.5], [[0.5, 0.5], [0.9, 0.1]])).digest]
     assert len({*every}) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [("", 0), ("123 456\n\n7\n", 0), ("one line, however long" * 9, 0), ("abc, d!\n" * 12, 35)],
+    ids=["empty", "no letters", "no second half", "35 letters"],
+)
+def test_files_that_are_too_short_are_told(
+    text: str, letters: int, script: Any, tmp_path: Path
+) -> None:
+    """A line has its letters, a space between words, and one before the next line: 6 x 5 + 5 are 35."""
+    plain, output = tmp_path / "plain.txt", tmp_path / "a.png"
+    plain.write_text(text, encoding="utf-8")
+    main = partial(script.main, plain, runs=tmp_path / "runs", output=output)
+    if letters:
+        told = "--lengths has 50, and the secret texts are pieces of 35 letters: give a"
+    else:
+        told = f"{plain} has 0 letters in the first half of its lines, and at least 25 are needed"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        main(lengths=(25, 50))
+    assert {*tmp_path.iterdir()} == {plain}
+
+
+def test_secret_files_that_are_too_short_are_told(script: Any, tmp_path: Path) -> None:
+    texts = importlib.import_module("secret_texts")
+    plain, secret = tmp_path / "plain", tmp_path / "secret"
+    plain.write_text("der fuchs springt\n" * 20, encoding="utf-8")
+    for text, letters in (("", 0), ("12\n", 0), ("ein hund", 8), ("x" * 29, 29)):
+        secret.write_text(text, encoding="utf-8")
+        told = f"--lengths has 30, and the secret texts are pieces of {letters} letters"
+        with pytest.raises(ValueError, match=told):
+            script.main(plain, secret, lengths=(30,), output=tmp_path / "a.png")
+        with pytest.raises(ValueError, match=told):
+            texts.Secret.of(texts.Language.of_file(plain, secret), 30, seed=0)
+    secret.write_text("x" * 30, encoding="utf-8")  # of which there is one piece
+    found = texts.Secret.of(texts.Language.of_file(plain, secret), 30, seed=0)
+    assert found.plain.tolist() == [[texts.ALPHABET.index("x")] * 25]
+
+
+def test_a_text_has_at_least_a_row(script: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--lengths has 24, and a text has at least 25 letters"):
+        script.main(lengths=(100, 24), output=tmp_path / "a.png", runs=tmp_path)
 
 
 def test_the_picture_shows_means_and_names_that_do_not_overlap(script: Any) -> None:

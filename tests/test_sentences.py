@@ -124,6 +124,16 @@ def test_a_search_with_room_for_all_finds_the_likeliest(
     torch.testing.assert_close(of_few, p.log_prob(few.movedim(1, 0)).T.detach())
 
 
+@pytest.mark.parametrize("length_penalty", [-1.0, -1e-9, torch.inf, torch.nan])
+def test_length_penalties_of_no_meaning_are_refused(
+    network: SentenceNetwork, length_penalty: float
+) -> None:
+    """Below 0, short sentences would be preferred by more than their probability."""
+    told = "length_penalty must be finite and at least 0, got"
+    with pytest.raises(ValueError, match=told):
+        translated(network, SOURCE).beam(3, length_penalty)
+
+
 def test_what_fills_up_and_what_is_beside_a_row_changes_nothing(network: SentenceNetwork) -> None:
     x = torch.tensor([[5, END, PAD, PAD], [4, 5, END, PAD], [END, PAD, PAD, PAD]])
     together = translated(network, SOURCE).log_prob(x)

@@ -23,6 +23,7 @@ from ppl_vae.cli.finish import dark_folder, told_of_training
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import actions_of
 from ppl_vae.cli.output import show, warn
+from ppl_vae.cli.output_files import require_not_read
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import write_report
 from ppl_vae.cli.setup import Setup, checked, load_rows
@@ -258,9 +259,11 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
     model = cast(colorization.SegmentedColors, run.model)
     files = distinct_names([Path(name) for name in options.photos])
     written = [out / f"{stem}.{name}.png" for stem in files for name in _files(options.draws)]
+    written += _sheets(out, len(files))
+    require_not_read("--out", written, {str(file): file for file in files.values()})
     out.parent.mkdir(parents=True, exist_ok=True)
     own_folder(out)
-    for file in (*written, *_sheets(out, len(files))):
+    for file in written:
         require_file(file)
         if file.exists() and not options.overwrite:
             raise UsageError(f"{file} is there already: choose another --out, or pass --overwrite")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ppl_vae.cli.common import distinct_names
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import show, warn
+from ppl_vae.cli.output_files import require_not_read
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.compression import compress_photo, decompress_photo, photo_error
 from ppl_vae.data import read_photo
@@ -50,7 +51,7 @@ def compress(parser: ArgumentParser, given: Namespace) -> int:
         raise UsageError(f"--overlap must be at least 0 and less than 1, got {options.overlap}")
     model, guide = _pair(options, given)
     written = {stem: out / f"{stem}{ENDING}" for stem in files}
-    _make_room(out, written.values(), options.overwrite)
+    _make_room(out, written, files, options.overwrite)
     table = [("photo", "pixels", "bytes", "bits per pixel", "PSNR")]
 
     def one(stem: str, path: Path) -> None:
@@ -83,7 +84,7 @@ def decompress(parser: ArgumentParser, given: Namespace) -> int:
         raise UsageError(f"--most_numbers must be at least 1, got {options.most_numbers}")
     model, _ = _pair(options, given)
     written = {stem: out / f"{stem}.png" for stem in files}
-    _make_room(out, written.values(), options.overwrite)
+    _make_room(out, written, files, options.overwrite)
 
     def one(stem: str, path: Path) -> None:
         try:
@@ -122,10 +123,13 @@ def _pair(options: Namespace, given: Namespace) -> tuple[nn.Module, nn.Module]:
     return cast(nn.Module, run.model), cast(nn.Module, run.guide)
 
 
-def _make_room(out: Path, files: Any, overwrite: bool) -> None:
+def _make_room(
+    out: Path, written: Mapping[str, Path], files: Mapping[str, Path], overwrite: bool
+) -> None:
+    require_not_read("--out", written.values(), {str(file): file for file in files.values()})
     out.parent.mkdir(parents=True, exist_ok=True)
     own_folder(out)
-    for file in files:
+    for file in written.values():
         require_file(file)
         if file.exists() and not overwrite:
             raise UsageError(f"{file} is there already: choose another --out, or pass --overwrite")

@@ -341,13 +341,22 @@ def _translate(options: Options) -> None:
         "translations of each sentence, at most 1000; of several, each has the number of its line"
     )
     options.add_argument("--num", type=int, default=1, help=what)
-    what = "beginnings of each sentence that the search for the likeliest keeps, at most 1000"
+    what = (
+        "beginnings of each sentence that the search for the likeliest keeps, at least --num and at most 1000: "
+        "less than --num counts as --num"
+    )
     options.add_argument("--beams", type=int, default=5, help=what)
-    what = "the search compares log p / (number of words)^length_penalty: with 0 short ones are preferred"
+    what = (
+        "the search compares log p / tokens^length_penalty, and the best come first: with 0 short ones are "
+        "preferred"
+    )
     options.add_argument("--length_penalty", type=float, default=1.0, help=what)
     _add_flag(options, "--draws", "draw translations, in place of the likeliest ones")
-    _add_seed_of_draws(options)
-    what = "print number of the line, log p of the translation in nats, and translation, with tabs between them"
+    options.add_argument("--seed", type=int, default=0, help="random seed of --draws")
+    what = (
+        "print number of the line, log p of the translation in nats, log p per token, and translation, with "
+        "tabs between them"
+    )
     _add_flag(options, "--scores", what)
     what = "what happens to sentences with more numbers than the model reads: an error, or the end is left out"
     options.add_argument("--too_long", choices=("error", "cut"), default="error", help=what)
@@ -512,8 +521,11 @@ def _sample(options: Options) -> None:
     options.add_argument("--label", type=str, metavar="N,N", help=what)
     what = "draws of x, the means of p(x | z), which look smoother, or both, for the same z"
     options.add_argument("--what", choices=("both", "draws", "means"), default="both", help=what)
-    what = "a picture (.png, .pdf, .svg) or arrays z, x (draws), mean and label (.npz)"
-    _add_output(options, what, "RUN/samples.png")
+    what = (
+        "a picture (.png, .pdf, .svg) or arrays z, x (draws), mean and label (.npz); of a model of sentences, "
+        "which was saved with its vocabulary, a text"
+    )
+    _add_output(options, what, "RUN/samples.png; of sentences, standard output")
 
 
 def _compare(options: Options) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,35 @@ def require_no_data(output: Path, config: Mapping[str, Any]) -> None:
                 f"--output {output} is {'in ' if data.is_dir() else ''}the data of the run ({config['data']}), "
                 "which would be other data then: choose another name"
             )
+
+
+def require_not_read(
+    option: str, outputs: Iterable[Path], read: Mapping[str, str | Path | int]
+) -> None:
+    """Raises an error if an output is one of the files that a command reads, by whatever name.
+
+    Args:
+        option: The option that says where they are written.
+        outputs: What is written.
+        read: What is read, by what it is called: paths, or numbers of open files.
+
+    Raises:
+        UsageError: It is one.
+    """
+    inputs = {_identity(file): name for name, file in read.items()}
+    inputs.pop(None, None)
+    for output in outputs:
+        if name := inputs.get(_identity(output)):
+            same = "" if name == str(output) else f"the same file as {name}, which is "
+            raise UsageError(
+                f"{option}: {output} is {same}read and would be lost: choose another {option}"
+            )
+
+
+def _identity(file: str | Path | int) -> tuple[int, int] | None:
+    """What all names of a file have in common; None if it is not there, so that it cannot be lost."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):  # or no path
+        return None
+    return found.st_dev, found.st_ino

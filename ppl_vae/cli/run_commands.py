@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from ppl_vae.cli.common import (
     writing,
 )
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.output import say, show
+from ppl_vae.cli.output import counted, say, show, show_lines
 from ppl_vae.cli.output_files import output_file, require_no_data
 from ppl_vae.cli.overfitting import with_remedies
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.results import with_levels
-from ppl_vae.cli.samples import as_pictures, sampled
+from ppl_vae.cli.samples import as_pictures, sampled, sampled_sentences
 from ppl_vae.cli.setup import checked, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import Gaps, diagnose as diagnose_pair, inference_gaps
@@ -49,6 +50,7 @@ from ppl_vae.runs import (
     PLOTS_DARK,
     POSTERIOR,
     SAMPLES,
+    VOCABULARY,
     WEIGHTS_KEY,
     Comparison,
     Run,
@@ -189,11 +191,15 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
 
 def sample(parser: ArgumentParser, given: Namespace) -> int:
     """Draws from a run's model."""
-    options, run, data = _open_run(parser, given)
+    options, run = _options_and_run(parser, given)
     try:
         require_count("--num", options.num, most=MOST_SAMPLED)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    writes = isinstance(getattr(run.model, "words", None), int) and run.vocabulary is not None
+    if writes and not _names(options.output, (*PICTURES, ".npz")):
+        return _write_sentences(run, options)
+    data = _rows_of_run(options, run)
     output = output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
     like = without_observed(run.model, take_rows(data.test, slice(MOST_ROWS)))
@@ -219,6 +225,28 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     say(f"{options.num} samples from the prior: {told}")
     show(output)
     return 0
+
+
+def _write_sentences(run: Run, options: Namespace) -> int:
+    """Draws sentences, which need no data."""
+    output = None if options.output is None else output_file(options)
+    if output is not None:
+        require_no_data(output, run.config)
+    lines = sampled_sentences(run, options)
+    if output is None:
+        show_lines(lines)
+        return 0
+    content = "".join(f"{line}\n" for line in lines).encode()
+    with writing(run, output, ELSEWHERE):
+        write_bytes(output, content, overwrite=options.overwrite)
+    say(f"{counted(len(lines), 'sentence')} drawn from the model")
+    show(output)
+    return 0
+
+
+def _names(output: str | None, kinds: Collection[str]) -> bool:
+    """Whether an output is named, and is one of these kinds."""
+    return output is not None and Path(output).suffix.lower() in kinds
 
 
 def compare(parser: ArgumentParser, given: Namespace) -> int:
@@ -266,13 +294,23 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data[Any]]:
     """The options of a command that takes a run, the run, and its data."""
+    options, run = _options_and_run(parser, given)
+    return options, run, _rows_of_run(options, run)
+
+
+def _options_and_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run]:
     options = _complete_options(parser, given)
-    run = load_run(options.run, trust=trust_of(given, options.run), results=False)
+    return options, load_run(options.run, trust=trust_of(given, options.run), results=False)
+
+
+def _rows_of_run(options: Namespace, run: Run) -> Data[Any]:
+    """The data of a run that may be written, or of which nothing is."""
     if options.get("output") is None:
         require_writable(run.path, ELSEWHERE if "output" in options else None)
-    data = load_rows(checked(run.path, run.config), options.data_dir)
+    sentences = (run.path / VOCABULARY).is_file()
+    data = load_rows(checked(run.path, run.config), options.data_dir, sentences=sentences)
     warn_of_other_rows(run.path, data)
-    return options, run, data
+    return data
 
 
 def _require_results(options: Namespace, *files: Path) -> None:

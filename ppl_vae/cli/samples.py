@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.output import warn
+from ppl_vae.cli.output import as_line, warn
 from ppl_vae.cli.setup import of_photos
 from ppl_vae.colors import possible_chroma, to_rgb
 from ppl_vae.networks import Labels
@@ -49,6 +49,25 @@ def sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], 
     same = " of the same z" if len(told) > 1 else ""
     words = f"{' and '.join(told)}{same}{_of_labels(options, like, bool(given))}"
     return {name: value.numpy() for name, value in arrays.items()}, words
+
+
+def sampled_sentences(run: Run, options: Namespace) -> list[str]:
+    """Draws of x of a run that has a vocabulary, a line each.
+
+    Raises:
+        UsageError: An option asks for what sentences do not have.
+    """
+    name, words = type(run.model).__name__, run.vocabulary
+    assert words is not None
+    if options.label is not None:
+        raise UsageError(
+            f"--label {options.label:.60}: {name} writes sentences, which have no labels"
+        )
+    if options.what == "means":
+        raise UsageError(f"--what means: {name} writes sentences, which have no means")
+    progress = False if options.quiet else None
+    rows = sample_pair(run.model, options.num, seed=options.seed, progress=progress)
+    return [as_line(text) for text in words.sentences(rows)]
 
 
 def as_pictures(arrays: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -118,8 +118,16 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     return plain
 
 
-def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[Any]:
-    """The data that a configuration names."""
+def load_rows(
+    config: Mapping[str, Any], data_dir: str | None = None, *, sentences: bool = False
+) -> Data[Any]:
+    """The data that a configuration names; `sentences`: whether its run has a vocabulary, for the message."""
+    if "data" not in config and sentences:
+        raise ValueError(
+            "the run's config.yaml names no data: it was saved from Python, and its rows are sentences, which "
+            "the functions of Python take: ppl_vae.evaluate(run.model, run.guide, "
+            "run.vocabulary.rows(sentences)), with run = ppl_vae.load_run(RUN), and likewise ppl_vae.diagnose"
+        )
     if "data" not in config:
         raise ValueError(
             "the run's config.yaml names no data: it was saved from Python, so that only load_run can use it "

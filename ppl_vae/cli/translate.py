@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import as_line, counted, say, show, show_lines
-from ppl_vae.cli.output_files import output_file, require_no_data
+from ppl_vae.cli.output_files import output_file, require_no_data, require_not_read
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.text_source import STANDARD_INPUT, TextSource
 from ppl_vae.data import Vocabulary, each_sentence
@@ -50,7 +50,7 @@ def translate(parser: ArgumentParser, given: Namespace) -> int:
             long: the message says which.
     """
     options = _options(parser, given)
-    output = None if options.output is None else output_file(options)
+    output = _output(options)
     total = None if options.file == STANDARD_INPUT else sum(1 for _ in each_sentence(options.file))
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     if output is not None:
@@ -98,11 +98,23 @@ def _options(parser: ArgumentParser, given: Namespace) -> Namespace:
         raise UsageError("--run is missing: give the folder of a run of LatentTranslation")
     options = parser.get_defaults()
     options.update(given)
+    file = Path(options.file).expanduser()
+    if options.file != STANDARD_INPUT and file.exists() and not (file.is_file() or file.is_dir()):
+        raise UsageError(  # the text is read more than once
+            f"{file} is a pipe or a device; expected a file of text. What another command writes is read by: "
+            f"COMMAND | ppl-vae translate {STANDARD_INPUT} --run {options.run}"
+        )
     for name in ("num", "beams"):
         try:
             require_count(f"--{name}", options[name], most=MOST)
         except ValueError as error:
             raise UsageError(str(error)) from error
+    if options.length_penalty < 0:
+        raise UsageError(f"--length_penalty must be at least 0, got {options.length_penalty:g}")
+    if given.get("seed") is not None and not options.draws:
+        raise UsageError(
+            "--seed is of draws, and without --draws there are none: leave it out, or draw"
+        )
     for name in ("beams", "length_penalty"):
         if options.draws and given.get(name) is not None:
             raise UsageError(
@@ -111,6 +123,24 @@ def _options(parser: ArgumentParser, given: Namespace) -> Namespace:
     if options.file == STANDARD_INPUT and getattr(sys.stdin, "buffer", None) is None:
         raise UsageError("FILE is -, but standard input is closed")
     return options
+
+
+def _output(options: Namespace) -> Path | None:
+    """The file that is written, which is not the text; None for standard output.
+
+    Raises:
+        UsageError: It is the text.
+    """
+    if options.output is None:
+        return None
+    read: dict[str, Path | int] = {}
+    if options.file != STANDARD_INPUT:
+        read[options.file] = Path(options.file).expanduser()
+    else:
+        with suppress(OSError):  # it may be no file
+            read["standard input"] = sys.stdin.fileno()
+    require_not_read("--output", [Path(options.output)], read)
+    return output_file(options)
 
 
 def _longest(run: Run, back: bool) -> int:
@@ -161,16 +191,16 @@ def _translated(
     found = iter(_of_rows(run, words, given, options) if given else ())
     numbered = options.scores or options.num > 1
     for number, row in enumerate(rows, before + 1):
-        for log_p, text in [("", "")] if row is None else next(found):
+        for *scores, text in [("", "", "")] if row is None else next(found):
             columns = [str(number)] if numbered else []
-            columns += [log_p] if options.scores else []
+            columns += scores if options.scores else []
             yield "\t".join([*columns, as_line(text)])
 
 
 def _of_rows(
     run: Run, words: Vocabulary, given: list[Tensor], options: Namespace
-) -> Iterator[list[tuple[str, str]]]:
-    """log p and text of the translations of each row, the best first."""
+) -> Iterator[list[tuple[str, str, str]]]:
+    """log p, log p per token and text of the translations of each row, the best first."""
     search: dict[str, Any] = {name: options[name] for name in ("beams", "length_penalty")}
     found: Translations = translate_rows(
         run.model,
@@ -186,10 +216,12 @@ def _of_rows(
         raise ValueError(
             f"{run.path}: the probabilities of sentences are NaN: its training has diverged"
         )
-    for each, log_p in zip(found.rows, found.log_probs.tolist(), strict=True):
-        there = [i for i, value in enumerate(log_p) if value > -torch.inf]  # short rows have few
-        texts = words.sentences(each[there])
-        yield [(f"{log_p[i]:.4f}", text) for i, text in zip(there, texts, strict=True)]
+    for rows, log_p, per_token in zip(
+        found.rows, found.log_probs, found.log_probs_per_word, strict=True
+    ):
+        there = log_p > -torch.inf  # short rows have few
+        numbers = [[f"{each:.4f}" for each in of[there].tolist()] for of in (log_p, per_token)]
+        yield [*zip(*numbers, words.sentences(rows[there]), strict=True)]
 
 
 @contextmanager

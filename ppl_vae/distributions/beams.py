@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -55,7 +56,12 @@ def beam_search(
 
     Returns:
         Rows and log-probabilities. Where a row has fewer sentences, the others have log p = -inf.
+
+    Raises:
+        ValueError: The length penalty is negative or not finite.
     """
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(f"length_penalty must be finite and at least 0, got {length_penalty}")
     state = writing.begun(n)
     logits = state.step(None, 0)
     device, words = logits.device, logits.shape[-1]

@@ -169,11 +169,14 @@ class Sentences(dist.TorchDistribution):
 
         Args:
             beams: How many beginnings are kept at a time, and how many sentences are returned.
-            length_penalty: What counts is log p / (number of words)^length_penalty.
+            length_penalty: What counts is log p / (number of words)^length_penalty, at least 0.
 
         Returns:
             Sentences, `(*batch, beams, T)`, and log p of each, in nats, `(*batch, beams)`; -inf where there are
             not so many.
+
+        Raises:
+            ValueError: The length penalty is negative or not finite.
         """
         batch = self.batch_shape
         writing = self._of_batch(batch, self._writing)

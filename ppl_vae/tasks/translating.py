@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class Translations:
     """What `translate` returns.
 
     Attributes:
-        rows: Sentences, `(n, num, T)`, the best first; draws are in their order.
+        rows: Sentences, `(n, num, T)`, the best first, by log p / tokens^length_penalty, where the end is a
+            token, too: by `log_probs_per_word` if the penalty is 1, by `log_probs` if it is 0. Draws are in
+            their order.
         log_probs: Of each sentence given the one that it translates, in nats, `(n, num)`; -inf where there are
             not so many sentences.
     """
@@ -75,8 +78,8 @@ def translate(
         back: Whether latents are translated into rows.
         num: Translations of each sentence.
         beams: Beginnings that are kept; `num` if that is more.
-        length_penalty: What counts is log p / (number of words)^length_penalty: with 0 short sentences are
-            preferred.
+        length_penalty: What counts, and gives the order, is log p / tokens^length_penalty: with 0 short
+            sentences are preferred.
         draws: Whether translations are drawn, in place of the likeliest ones.
         seed: Seed of the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows it on a terminal.
@@ -102,6 +105,8 @@ def translate(
     require_count("beams", beams, 1)
     require_flags(back=back, draws=draws)
     require_number("length_penalty", length_penalty)
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(f"length_penalty must be finite and at least 0, got {length_penalty}")
     density = _density(model, "decode") if back else _density(guide, "encode")
     x = x.long() if x.is_floating_point() else x
     require_sentences("x", x)
