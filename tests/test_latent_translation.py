@@ -330,14 +330,18 @@ def test_one_draw_of_a_sentence_has_no_baseline_and_check_says_so(
         assert not check(*pair, x, objective=objective).problems
 
 
+@pytest.mark.parametrize("width", [LENGTH, 2])
 def test_the_sandwich_of_sentences_holds_the_sum_over_all(
-    pair: tuple[LatentTranslation, Translator], x: Tensor
+    width: int, pair: tuple[LatentTranslation, Translator], x: Tensor
 ) -> None:
-    """E[exp(lower)] = p(x) and E[exp(-upper)] = 1 / p(x), on sentences that the model writes."""
-    found = bidirectional_monte_carlo(
-        *pair, x[:1].expand(300, -1), num_chains=4, num_steps=1, seed=0
-    )
+    """E[exp(lower)] = p(x) and E[exp(-upper)] = 1 / p(x), on sentences that the model writes.
+
+    They are as wide as the model says, also in the place of narrower rows, which it fills up.
+    """
+    rows = x[(x != PAD).sum(1) <= 2][:1, :width].expand(300, -1)
+    found = bidirectional_monte_carlo(*pair, rows, num_chains=4, num_steps=1, seed=0)
     assert isinstance(found.data, Tensor)
+    assert found.data.shape == (300, LENGTH)
     with torch.no_grad():
         log_prior, log_x, _ = tables(*pair, found.data)
     truth = (log_prior[:, None] + log_x).logsumexp(0)

@@ -28,7 +28,7 @@ SHORTER = [
     (r"\bmax_epochs=[\d_]+", "max_epochs=2"),
     (r"\bmax_iterations=[\d_]+", "max_iterations=3"),
     (r"\bnum_samples=[\d_]+", "num_samples=50"),
-    (r"\bnum_steps=[\d_]+", "num_steps=10"),
+    (r"\bnum_steps=(?!1\b)[\d_]+", "num_steps=10"),
     (r"\"num_samples\": [\d_]+", '"num_samples": 50'),
     (r"\"max_steps\": [\d_]+", '"max_steps": 30'),
     (r"\bhidden=\([\d, ]+\)", "hidden=(16,)"),

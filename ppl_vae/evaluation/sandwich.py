@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import PairWarning, opened
+from ppl_vae.distributions import Sentences
 from ppl_vae.evaluation.chains import AnnealingSchedule, Chunk, in_chunks
 from ppl_vae.evaluation.conditions import Conditions
 from ppl_vae.evaluation.path import PriorGuide
@@ -30,6 +31,7 @@ from ppl_vae.pairs import (
     Trace,
     as_args,
     first_line,
+    innermost,
     require_no_points,
     require_proper,
     sample_sites,
@@ -341,7 +343,8 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
     for name, site in observed.items():
         i = _argument_of(name, site, args, alone=len(observed) == 1)
         value: Any = drawn.nodes[name]["value"]
-        arguments[i] = value.reshape(args[i].shape).to(args[i].dtype)
+        shape = args[i].shape if value.numel() == args[i].numel() else value.shape
+        arguments[i] = value.reshape(shape).to(args[i].dtype)
     latents = {n: s["value"] for n, s in sample_sites(drawn).items() if n not in observed}
     found = with_tensors(batch, arguments)
     again = poutine.trace(poutine.condition(pair.model, data=latents)).get_trace(*as_args(found))
@@ -381,6 +384,8 @@ def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -
     fits = [i for i, x in enumerate(args) if x.numel() == value.numel()]
     # The program may cast its arguments.
     same = [i for i in fits if torch.equal(args[i].reshape(value.shape).to(value.dtype), value)]
+    if isinstance(innermost(site["fn"]), Sentences):  # which the program may fill up
+        same += [i for i, x in enumerate(args) if i not in fits and _is_filled_up(x, value)]
     for found in (same, fits if alone else []):
         if len(found) == 1:
             return found[0]
@@ -388,6 +393,14 @@ def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -
         f"none of the model's arguments, or more than one, is what site '{name}' observes: it is unclear which "
         "one a simulated value replaces. Pass the observed tensor itself to the model as an argument"
     )
+
+
+def _is_filled_up(x: Tensor, sentences: Tensor) -> bool:
+    """Whether sentences are those of an argument, filled up to a larger width."""
+    if x.dim() != 2 or sentences.dim() != 2 or x.shape[1] >= sentences.shape[1]:
+        return False
+    missing = sentences.shape[1] - x.shape[1]
+    return torch.equal(torch.nn.functional.pad(x.to(sentences.dtype), (0, missing)), sentences)
 
 
 def _require_same(name: str, drawn: Trace, again: Trace) -> None:
