@@ -119,6 +119,7 @@ def test_check_says_why_an_objective_does_not_suit(name: str, objective: str, wo
         for o in SUITED
     ],
 )
+@pytest.mark.filterwarnings("ignore:'z' is discrete and is drawn as a whole")
 def test_every_parameter_is_trained(objective: str, name: str) -> None:
     model, guide, x = PAIRS[name]()
     pair = Pair(model, guide)
@@ -160,6 +161,7 @@ LIKE_OTHERS = (
         *(pytest.param(name, True, id=f"{name}-every", marks=pytest.mark.slow) for name in PAIRS),
     ],
 )
+@pytest.mark.filterwarnings("ignore:'z' is discrete and is drawn as a whole")
 def test_evaluates_saves_loads_and_exports(name: str, every: bool, tmp_path: Path) -> None:
     model, guide, x = PAIRS[name]()
     fit(model, guide, x, max_epochs=1, seed=0, capture=False)

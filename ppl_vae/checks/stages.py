@@ -47,6 +47,7 @@ from ppl_vae.pairs import (
     first_line,
     is_certain,
     is_enumerated,
+    is_posterior,
     is_weighted,
     latent_sites,
     mean_field_violations,
@@ -445,6 +446,8 @@ def _without_baseline(subject: Subject, name: str) -> Iterator[Problem]:
     """A discrete latent of many elements whose gradient has no baseline, as it would have of several draws."""
     asked = subject.requested_objective
     if type(subject.objective) is not TraceELBO or asked.num_particles > 1:
+        return
+    if is_posterior(subject.pair.model, subject.pair.guide):  # all draws have the same reward
         return
     several = replace(asked, num_particles=2)
     if isinstance(several.resolve(subject.pair, subject.batch), ScoreFunctionELBO):
