@@ -103,7 +103,7 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
 
 
 _HOW_LOW = (
-    "bidirectional_monte_carlo(num_steps=1) shows how low it may be, on rows that the model draws"
+    "(bidirectional_monte_carlo(num_steps=1) shows how low it may be, on rows that the model draws)"
 )
 
 
@@ -122,14 +122,14 @@ def notes_on_discrete(
         text = (
             f"latents {names} are discrete and are drawn, from a guide that can draw all of their values: if "
             "the posterior has several modes, log p(x) is too low without those that it hardly ever draws, and "
-            f"k-hat does not see them. {_HOW_LOW}"
+            f"k-hat does not see them {_HOW_LOW}"
         )
         return (), (text,) if latents else ()
     if finite is None:
         text = (
             f"latents {names} are discrete and are drawn, as their values are too many to sum over, or not "
             "the same ones in both programs: log p(x) leaves out what the guide does not draw, and k-hat does "
-            f"not see it. {_HOW_LOW}"
+            f"not see it {_HOW_LOW}"
         )
         return (), (text,) if latents else ()
     what = (
