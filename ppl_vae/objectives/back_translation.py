@@ -145,9 +145,7 @@ class BackTranslation(Alternating):
             self._translated(pair, layout, batch, samples)
             for _ in range(self.num_particles // samples)
         ]
-        rows, prior, guide = (
-            torch.cat(found) for found in zip(*(e[:3] for e in each), strict=True)
-        )
+        rows = torch.cat([each_rows for each_rows, _, _ in each])
         loss = -rows.mean()
         if self.learn_prior:
             values, part = self._real(n, layout, batch)
@@ -156,25 +154,31 @@ class BackTranslation(Alternating):
             loss = loss - real.mean()
         if self.greedy:  # which is no draw
             return replace(elbo_of_rows(pair, layout, batch, self.elbo_rows), loss=loss)
-        distortion, rate = -rows.detach().mean(), (guide - prior).mean()
-        return Loss(loss, -(distortion + rate), rate, distortion, [e[3] for e in each])
+        distortion = -rows.detach().mean()
+        rate = torch.cat([each_rate for _, each_rate, _ in each]).mean()
+        return Loss(loss, -(distortion + rate), rate, distortion, [traces for *_, traces in each])
 
     def _translated(
         self, pair: Pair, layout: Layout, batch: Batch, samples: int
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Trace, Trace]]:
-        """log p(x | z) with its gradient, log p(z) and log q(z | x) at draws of the guide, `(samples, n)`."""
+    ) -> tuple[Tensor, Tensor, tuple[Trace, Trace]]:
+        """log p(x | z) with its gradient and log q(z | x) - log p(z) at draws of the guide, `(samples, n)`.
+
+        The likeliest values have no rate: it is 0 there, and a language model p(z) does not run.
+        """
         n = num_rows(batch)
         with many_samples(layout, samples):
             with _quietly(pair), self._drawing():
                 guide = trace_guide(pair.guide, *as_args(batch))
-                log_q = density_of_rows(guide, layout.guide_sites, layout, samples, n)
             replayed = poutine.replay(pair.model, trace=detached_draws(guide))
             model = poutine.trace(replayed).get_trace(*as_args(batch))
         layout.require(model, guide)
-        with _quietly(pair):
-            log_prior = density_of_rows(model, layout.latents, layout, samples, n)
         rows = density_of_rows(model, layout.observed, layout, samples, n)
-        return rows, log_prior, log_q, (model, guide)
+        rate = torch.zeros_like(rows)
+        if not self.greedy:
+            with _quietly(pair):
+                rate = density_of_rows(guide, layout.guide_sites, layout, samples, n)
+                rate -= density_of_rows(model, layout.latents, layout, samples, n)
+        return rows, rate, (model, guide)
 
     def _guide(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
         """The guide's turn: real latents from what the model makes of them."""
