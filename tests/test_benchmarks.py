@@ -106,9 +106,19 @@ def colorize(folder: Path) -> None:
     assert memory[1]["torch by hand, without tiles"].startswith("left out")
 
 
+def translation(folder: Path) -> None:
+    few = ("--size=60", "--vocabulary=300", "--batch_size=20", "--rounds=1")
+    small = ("--width=16", "--layers=1", "--heads=2")
+    # A RuntimeError would say that torch's own transformer and the library's network are not the same.
+    table = rows(run_alone(str(BENCHMARKS / "translation.py"), *few, *small, cwd=folder))
+    assert [float(row["`fit` takes, of its time"]) for row in table][-1] == 1.0
+    assert len({row["first loss, nats per row"][:5] for row in table}) == 1
+    assert all(mean(row["sentences per second"]) > 0 for row in table)
+
+
 SLOW = [
     pytest.param(check, marks=pytest.mark.slow)
-    for check in (training, evaluation, live, colorize, em)
+    for check in (training, evaluation, live, colorize, em, translation)
 ]
 
 
