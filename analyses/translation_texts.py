@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vae.data import Disguise, Vocabulary, invented_sentences, read_sentences
 
 INVENTED = "invented"
+DISGUISED = "disguised:"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,12 @@ class Texts:
             difficulty: Of the disguise.
             seed: Of invented sentences and of the disguise.
         """
-        invented, _, folder = data.partition(":")
+        disguised = data.startswith(DISGUISED)
+        folder = data.removeprefix(DISGUISED)
+        if ":" in folder and not Path(folder).is_dir():
+            raise ValueError(
+                f"--data is {INVENTED!r}, a folder, or {DISGUISED}FOLDER, got {data!r}"
+            )
         if data == INVENTED:
             found = invented_sentences(3 * size + 4000, seed=seed)
             texts, rest = found[:size], found[size:]
@@ -83,9 +89,9 @@ class Texts:
             new = [each for each in dict.fromkeys(rest) if each not in seen | {*others}]
             parts = [[*texts, *others], new[:500], new[500:1000]]
         else:
-            where = Path(folder or data)
+            where = Path(folder)
             parts = [read_sentences(where / f"{name}.en") for name in ("train", "val", "test")]
-        if data == INVENTED or invented == "disguised":
+        if data == INVENTED or disguised:
             disguise = Disguise(difficulty=difficulty, seed=seed)
             foreign = [disguise(part) for part in parts]
         else:

@@ -236,3 +236,10 @@ CHECKS: dict[str, Callable[[Path], None]] = {"back_translation.py": back_transla
 @pytest.mark.parametrize("script", CHECKS)
 def test_script(script: str, tmp_path: Path) -> None:
     CHECKS[script](tmp_path)
+
+
+def test_a_misspelled_prefix_is_told(captions: Path, texts_of: Callable[..., Any]) -> None:
+    """It would be trained on the folder's own second language."""
+    told = f"--data is 'invented', a folder, or disguised:FOLDER, got 'disguise:{captions}'"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        texts_of(f"disguise:{captions}", size=6)

@@ -269,6 +269,32 @@ def test_a_draw_in_training_mode_has_the_density_of_what_drew_it(network: Senten
     assert not torch.allclose(p.log_prob(z.clone()).detach(), remembered)  # of given rows it is
 
 
+def test_draws_of_nan_have_a_density_of_nan(network: SentenceNetwork) -> None:
+    """A pair that has diverged: its draws are words, and their density says what is wrong."""
+    with torch.no_grad():
+        network.bias.fill_(torch.nan)
+    p = translated(network, SOURCE)
+    drawn = p.sample()
+    assert bool((drawn < WORDS).all())
+    assert bool(p.log_prob(drawn).isnan().all())
+
+
+def test_no_rows_have_no_densities(network: SentenceNetwork) -> None:
+    p = translated(network, SOURCE[:0])
+    none = SOURCE.new_zeros(0, 3)
+    assert p.log_prob(none).shape == (0,)
+    assert p.log_prob_of_words(none).shape == (0, 3)
+
+
+@pytest.mark.parametrize("row", [[4, WORDS, 1], [4, 0, 1], [4, 4, 4, 4, 4, 4, 4, 1], [4, 4, 4]])
+def test_words_of_what_is_no_sentence(network: SentenceNetwork, row: list[int]) -> None:
+    """Another vocabulary, a hole, too long, without an end."""
+    p = translated(network, SOURCE[:1])
+    assert p.length < 8
+    with pytest.raises(ValueError, match="log_prob_of_words: a row is outside of the support"):
+        p.log_prob_of_words(torch.tensor([row]))
+
+
 def test_draws_of_one_source(network: SentenceNetwork) -> None:
     p = Sentences(network.writing(1, network.read(SOURCE[:1], 0)), WORDS, LENGTH)
     drawn = p.sample((64,))

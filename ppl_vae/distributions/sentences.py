@@ -19,10 +19,14 @@ _FEWER = 0.8
 
 
 def _drawn(logits: Tensor) -> Tensor:
-    """A word for each row of logits, by its probability: from one uniform number, which is quick."""
+    """A word for each row of logits, by its probability: from one uniform number, which is quick.
+
+    Logits that are NaN give the last word: its log p is NaN, too, which whoever asks for it will see.
+    """
     below = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
     at = torch.rand(len(logits), 1, dtype=below.dtype, device=below.device) * below[:, -1:]
-    return torch.searchsorted(below, at, right=True).squeeze(-1)
+    found = torch.searchsorted(below, at, right=True).squeeze(-1)
+    return found.clamp(max=logits.shape[-1] - 1)
 
 
 class _Sentence(constraints.Constraint):
@@ -135,13 +139,23 @@ class Sentences(dist.TorchDistribution):
         """log p(x_t | x_1, ..., x_{t-1}) of each word and of the end, `(*batch, T)`; 0 for PAD.
 
         `value` may be shorter than T; what is returned is as long as it.
+
+        Raises:
+            ValueError: A row is not in the support.
         """
+        missing = max(0, self.length - value.shape[-1])
+        inside = self.support.check(torch.nn.functional.pad(value, (0, missing), value=PAD))
+        if not bool(inside.all()):
+            wrong = value.reshape(-1, value.shape[-1])[~inside.reshape(-1)][0].tolist()
+            raise ValueError(
+                f"log_prob_of_words: a row is outside of the support, {self.support}: {wrong}"
+            )
         return self._log_prob_of_words(value, self._writing)
 
     def _log_prob_of_words(self, value: Tensor, writing: WritesWords) -> Tensor:
         batch = self._batch_of(value)
-        rows = value.long().expand(*batch, -1).reshape(batch.numel(), -1)
-        width = rows.shape[-1]
+        width = value.shape[-1]
+        rows = value.long().expand(*batch, -1).reshape(batch.numel(), width)
         rows = trimmed(rows).clamp(0, self.words - 1)
         there = rows != PAD
         states = self._of_batch(batch, writing).states(rows)
