@@ -351,5 +351,8 @@ def test_the_numbers_are_those_of_the_tables() -> None:
 
 def test_one_row_says_little() -> None:
     diagnosis = found(back, translating, sentences(4, 0)[:1])
-    assert "One row was given" in str(diagnosis)
+    assert "One row was given: whether a sentence z is used" in str(diagnosis)
+    assert "collapsed" not in str(diagnosis)
     assert diagnosis.causes == {}
+    assert not bool(diagnosis.collapsed.any())
+    assert not bool(diagnosis.active.any())

@@ -185,6 +185,11 @@ class Diagnosis(Result):
         return "\n".join(lines)
 
     def _of_dimensions(self) -> str:
+        if self.num_rows == 1 and self.of_sentences is not None:
+            return (
+                "One row was given: whether a sentence z is used shows with the z of another row; diagnose "
+                "with more rows."
+            )
         if self.num_rows == 1:
             return (
                 "One row was given: whether a latent dimension is active shows in how its mean varies "

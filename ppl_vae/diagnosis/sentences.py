@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -131,6 +131,8 @@ def diagnose_sentences(
         notes=notes,
         cautions=session.findings.doubts,
     )
+    if len(rate) == 1:  # neither is known
+        diagnosis = replace(diagnosis, collapsed=torch.zeros(1, dtype=torch.bool))
     return diagnosis, torch.cat([rows.elbo for rows in found])
 
 
