@@ -17,6 +17,8 @@ from trainings import same, weights
 
 from ppl_vae import evaluate, fit
 from ppl_vae.data import Buckets
+from ppl_vae.guides import Exact, Recurrent
+from ppl_vae.models import SubstitutionCipher
 from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runtime import END, FIRST_WORD, PAD, lengths_of
 from ppl_vae.training import checkpoints
@@ -388,3 +390,124 @@ def test_draws_are_bounded_and_their_mean_is_right() -> None:
         means.append(sum(each) / len(each))
     assert sum(means) / len(means) == pytest.approx(float(lengths_of(x).double().mean()), abs=0.1)
     assert len(Buckets(x, batch_size=3).draw(6)) == 6
+
+
+# -- sequences that say their lengths --------------------------------------------------------------------
+
+
+STEPS = torch.tensor([5, 2, 2, 7, 3, 2, 4, 3, 3, 7])
+FRAMES = torch.randn(
+    10, 8, 3, generator=torch.Generator().manual_seed(0)
+)  # the last step is nobody's
+THERE = torch.arange(8) < STEPS[:, None]
+
+
+def test_sequences_with_lengths_are_trimmed_with_what_ends_where_they_do() -> None:
+    """Of the others, those with nothing but zeros behind the lengths; noise there may mean something."""
+    rows = torch.arange(10)
+    square = torch.ones(10, 8)
+    kept: dict[int, tuple[int, ...]] = {}
+    for x, there, lengths, own, i, back in Buckets(
+        FRAMES, THERE, STEPS, square, rows, FRAMES * THERE[..., None], lengths=STEPS, tokens=14
+    ):
+        longest = int(STEPS[i].max())
+        assert x.shape == back.shape == (len(i), longest, 3)
+        assert x.shape[0] * longest <= 14
+        assert torch.equal(x, FRAMES[i, :longest])
+        assert torch.equal(there, THERE[i, :longest])
+        assert torch.equal(lengths, STEPS[i])
+        assert torch.equal(own, square[i])
+        kept |= {int(row): tuple(x.shape) for row in i}
+    assert sorted(kept) == rows.tolist()
+    whole = Buckets(FRAMES, lengths=STEPS, batch_size=3, trim=False)
+    assert {tuple(x.shape[1:]) for x in whole} == {(8, 3)}
+    assert repr(whole) != repr(
+        Buckets(FRAMES, lengths=STEPS.clamp(max=6), batch_size=3, trim=False)
+    )
+
+
+class Walk(nn.Module):
+    """Frames around a level: z ~ N(0, I_3), each frame ~ N(z, I_3), as many as the row has."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1))
+            there = torch.arange(x.shape[1]) < lengths[:, None]
+            frames = dist.Normal(z[:, None].expand(x.shape), 1.0).mask(there[..., None])
+            pyro.sample("x", frames.to_event(2), obs=x)
+
+
+class Level(nn.Module):
+    """q(z | x) = N(a times the sum of the frames, S^2 / (1 + length))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.a = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> None:
+        there = (torch.arange(x.shape[1]) < lengths[:, None])[..., None]
+        precision = 1.0 + lengths[:, None]
+        mean = self.a * (x * there).sum(1) / precision
+        scale = (self.log_scale.exp() / precision.sqrt()).expand(len(x), 3)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(mean, scale).to_event(1))
+
+
+def test_a_pair_of_a_stranger_with_lengths() -> None:
+    """The posterior is N(sum / (1 + n), 1 / (1 + n)): the guide finds a = S = 1, and log p(x) is known."""
+    model, guide = Walk(), Level()
+    rows = Buckets(FRAMES, STEPS, lengths=STEPS, batch_size=3)
+    fit(model, guide, rows, max_epochs=300, learning_rate=0.01, seed=0)
+    assert guide.a.item() == pytest.approx(1, abs=0.1)
+    assert guide.log_scale.item() == pytest.approx(0, abs=0.1)
+    with torch.no_grad():
+        guide.a.fill_(1)
+        guide.log_scale.fill_(0)
+    found = evaluate(model, guide, rows, num_samples=2, seed=0)
+    exact = []
+    for x, n in zip(FRAMES, STEPS.tolist(), strict=True):
+        normal = dist.MultivariateNormal(torch.zeros(n), torch.eye(n) + torch.ones(n, n))
+        exact.append(normal.log_prob(x[:n].T).sum())
+    torch.testing.assert_close(found.log_likelihood.values, torch.stack(exact))
+
+
+def test_ciphers_of_unlike_lengths_are_trained_in_batches() -> None:
+    plain = torch.randint(3, (10, 8), generator=torch.Generator().manual_seed(1))
+    model = SubstitutionCipher((8,), *SubstitutionCipher.bigrams_of(plain, letters=3))
+    guide = Recurrent((8,), 3, hidden=4, symbols=3, whole=True)
+    rows = Buckets(plain * THERE, STEPS, lengths=STEPS, batch_size=3)
+    before = evaluate(model, Exact(model), rows, num_samples=1, seed=0).log_likelihood.mean
+    fit(model, guide, rows, max_epochs=3, learning_rate=0.05, seed=0)
+    found = evaluate(model, Exact(model), rows, num_samples=1, seed=0)
+    alone = [
+        evaluate(model, Exact(model), row[None, :n], num_samples=1, seed=0).log_likelihood.values
+        for row, n in zip(plain, STEPS.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(found.log_likelihood.values, torch.cat(alone))
+    assert found.log_likelihood.mean > before
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: Buckets(FRAMES), TypeError, "For other sequences, give lengths="),
+        (lambda: Buckets(FRAMES, lengths=[5]), TypeError, "lengths must be a tensor"),  # type: ignore[arg-type]
+        (lambda: Buckets(FRAMES, lengths=STEPS.float()), TypeError, "lengths must hold whole"),
+        (lambda: Buckets(STEPS, lengths=STEPS), ValueError, r"x must have the shape \(n, T, \*\)"),
+        (
+            lambda: Buckets(FRAMES, lengths=STEPS[:3]),
+            ValueError,
+            r"lengths must .* \(10,\).* \(3,\)",
+        ),
+        (lambda: Buckets(FRAMES, lengths=STEPS * 2), ValueError, "from 1 to the 8 .* row 0, .* 10"),
+        (lambda: Buckets(FRAMES, lengths=STEPS - 2), ValueError, "from 1 to .* row 1, .* has 0"),
+        (lambda: Buckets(FRAMES[:0], lengths=STEPS[:0]), ValueError, "at least one row, got"),
+        (lambda: Buckets(torch.tensor(1)), ValueError, "x must have rows, got a single number"),
+    ],
+)
+def test_what_is_refused_of_lengths(
+    make: Callable[[], Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        make()

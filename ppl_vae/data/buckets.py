@@ -1,4 +1,4 @@
-"""Sentences in batches of like length, so that little of a batch is filled up."""
+"""Sequences in batches of like length, so that little of a batch is filled up."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from ppl_vae.runtime import (
     require_flags,
     require_seed,
     require_sentences,
-    trimmed,
 )
 
 _TOKENS = 2048
 
 
 class Buckets:
-    """Rows of sentences as batches of like length, each as wide as its longest sentence.
+    """Sentences, or other sequences, as batches of like length, each as wide as its longest row.
 
     An iterable of batches, as `fit` takes it in the place of a `DataLoader`. In each epoch every row comes
     once; which rows of one length come together, and the order of the batches, are drawn again, from torch's
@@ -41,11 +40,16 @@ class Buckets:
     what is found of them are means over all.
 
     Args:
-        x: Sentences, whole numbers `(n, T)`: words, `END`, then `PAD` (`Vocabulary.rows`).
+        x: Sentences, whole numbers `(n, T)`: words, `END`, then `PAD` (`Vocabulary.rows`). With `lengths`, any
+            sequences `(n, T, *)`.
         others: More tensors with n rows, for further arguments of the model. Those that are sentences too are
-            trimmed as well, and batches are of like length in all of them.
+            trimmed as well, and batches are of like length in all of them. With `lengths`, those that have
+            T steps too, and nothing but zeros behind each row's length, are trimmed with x.
+        lengths: How many of its T steps each row has, `(n,)`, of sequences that do not say so themselves, such
+            as frames. If the model takes them too, as `SubstitutionCipher` does, they are among the `others` as
+            well: `Buckets(x, lengths, lengths=lengths)`.
         tokens: Most numbers in a batch, its rows times its longest sentence; 2048 unless `batch_size` is given.
-            This bounds the memory.
+            This bounds the memory. Of sequences `(n, T, *)`, a step counts as one number.
         batch_size: Most rows in a batch, instead.
         trim: Whether batches are as wide as their longest sentence. If not, all are as wide as x. That costs
             nothing with models that trim sentences themselves, as ours do, and then all batches
@@ -54,8 +58,9 @@ class Buckets:
 
     Raises:
         TypeError: x is no tensor of whole numbers, one of the others no tensor, or an option no whole number.
-        ValueError: A row of x is no sentence, or has more than `tokens` numbers; tensors have different numbers
-            of rows, or none; or `tokens` and `batch_size` are both given.
+        ValueError: A row of x is no sentence and there are no `lengths`, or these are not from 1 to T; a row
+            has more than `tokens` numbers; tensors have different numbers of rows, or none; or `tokens` and
+            `batch_size` are both given.
 
     Example:
         >>> x = torch.tensor([[4, 1, 0, 0], [4, 5, 6, 1], [7, 1, 0, 0], [7, 8, 1, 0]])
@@ -64,18 +69,31 @@ class Buckets:
         (2, [(2, 2), (2, 4)])
         >>> batches.draw(1).shape[0]
         1
+
+        Frames of two numbers, with a mask that is cut with them:
+
+        >>> frames, lengths = torch.randn(4, 5, 2), torch.tensor([5, 2, 2, 5])
+        >>> mask = torch.arange(5) < lengths[:, None]
+        >>> batches = Buckets(frames, mask, lengths=lengths, batch_size=2)
+        >>> sorted((tuple(x.shape), tuple(there.shape)) for x, there in batches)
+        [((2, 2, 2), (2, 2)), ((2, 5, 2), (2, 5))]
     """
 
     def __init__(
         self,
         x: Tensor,
         *others: Tensor,
+        lengths: Tensor | None = None,
         tokens: int | None = None,
         batch_size: int | None = None,
         trim: bool = True,
         seed: int = 0,
     ) -> None:
         _require_rows(x, others)
+        if lengths is None:
+            _require_sentences(x)
+        else:
+            _require_lengths(x, lengths)
         require_flags(**{"Buckets.trim": trim})
         require_seed(seed)
         if tokens is not None and batch_size is not None:
@@ -88,15 +106,11 @@ class Buckets:
         else:
             require_count("batch_size", batch_size, 1)
         self._tensors = (x, *others)
-        self._are_sentences = (True, *map(holds_sentences, others))
         self._seed, self._trim = seed, trim
-        lengths = [
-            lengths_of(rows).cpu()
-            for rows, are in zip(self._tensors, self._are_sentences, strict=True)
-            if are
-        ]
-        longest = torch.stack(lengths).amax(0)
-        self._groups = _Groups.of(torch.stack([longest, *lengths], 1))
+        self._lengths = _lengths_of_all(self._tensors, lengths)
+        known = [of for of in self._lengths if of is not None]
+        longest = torch.stack(known).amax(0)
+        self._groups = _Groups.of(torch.stack([longest, *known], 1))
         if tokens is not None and longest.max() > tokens:
             row = int(longest.argmax())
             raise ValueError(
@@ -130,7 +144,7 @@ class Buckets:
 
     def __repr__(self) -> str:
         told = f"<{len(self)} batches of {len(self._groups.order)} rows of like length"
-        return f"{told}, {digest(self._tensors)[:10]}>"
+        return f"{told}, {digest((*self._tensors, self._longest))[:10]}>"
 
     def draw(self, n: int) -> Any:
         """Rows of like length, drawn from torch's global generator with equal probability.
@@ -171,10 +185,11 @@ class Buckets:
         return self._batch(drawn)
 
     def _batch(self, chosen: Tensor) -> Tensor | tuple[Tensor, ...]:
-        found = (rows[chosen.to(rows.device)] for rows in self._tensors)
         batch = tuple(
-            trimmed(rows) if are and self._trim else rows
-            for rows, are in zip(found, self._are_sentences, strict=True)
+            rows[chosen.to(rows.device)]
+            if lengths is None or not self._trim
+            else rows[chosen.to(rows.device), : int(lengths[chosen].max())]
+            for rows, lengths in zip(self._tensors, self._lengths, strict=True)
         )
         return batch[0] if len(batch) == 1 else batch
 
@@ -234,13 +249,64 @@ def _ends(lengths: Tensor, tokens: int | None, batch_size: int | None) -> list[i
     return ends[::-1]
 
 
+def _lengths_of_all(
+    tensors: tuple[Tensor, ...], lengths: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """How many steps the rows of each tensor have, on the CPU; None for those that are not trimmed."""
+    if lengths is None:
+        return tuple(lengths_of(rows).cpu() if holds_sentences(rows) else None for rows in tensors)
+    steps = tensors[0].shape[1]
+    lengths = lengths.cpu().long()
+    behind = torch.arange(steps) >= lengths[:, None]
+
+    def is_cut(rows: Tensor) -> bool:
+        if rows.dim() < 2 or rows.shape[1] != steps:
+            return False
+        return not bool(rows[behind.to(rows.device)].any())
+
+    return (lengths, *(lengths if is_cut(rows) else None for rows in tensors[1:]))
+
+
 def _require_rows(x: Tensor, others: tuple[Tensor, ...]) -> None:
     for name, rows in [("x", x), *((f"tensor {i}", rows) for i, rows in enumerate(others, 1))]:
         if not isinstance(rows, Tensor):
             raise TypeError(f"Buckets: {name} must be a tensor, got {described(rows)}")
-        if rows.dim() == 0 or len(rows) == 0 or len(rows) != len(x):
+        if rows.dim() == 0:
+            raise ValueError(f"Buckets: {name} must have rows, got a single number")
+        if len(rows) != len(x):
             raise ValueError(
-                f"Buckets: {name} must have as many rows as x, and at least one: it has the shape "
-                f"{tuple(rows.shape)}, and x {tuple(x.shape)}"
+                f"Buckets: {name} must have as many rows as x: it has the shape {tuple(rows.shape)}, and x "
+                f"{tuple(x.shape)}"
             )
-    require_sentences("Buckets: x", x)
+    if len(x) == 0:
+        raise ValueError(f"Buckets: x must have at least one row, got the shape {tuple(x.shape)}")
+
+
+def _require_sentences(x: Tensor) -> None:
+    try:
+        require_sentences("Buckets: x", x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{error}. For other sequences, give lengths=, how many steps each row has"
+        ) from None
+
+
+def _require_lengths(x: Tensor, lengths: Tensor) -> None:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"Buckets.lengths must be a tensor, got {described(lengths)}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"Buckets.lengths must hold whole numbers, got {lengths.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"Buckets: x must have the shape (n, T, *), got {tuple(x.shape)}")
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(
+            f"Buckets.lengths must have the shape {tuple(x.shape[:1])}, one for each row of x, got "
+            f"{tuple(lengths.shape)}"
+        )
+    wrong = ((lengths < 1) | (lengths > x.shape[1])).nonzero()[:, 0]
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"Buckets.lengths must be from 1 to the {x.shape[1]} steps of x; row {row}, counted from 0, has "
+            f"{int(lengths[row])}"
+        )
