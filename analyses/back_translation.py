@@ -74,6 +74,7 @@ def translating(
     size: int = 2000,
     vocabulary: int = 500,
     difficulty: float = 1.0,
+    plurals: bool = False,
     seeds: tuple[int, ...] = (0,),
     sizes: Sizes = Sizes(width=64),  # noqa: B008 (frozen)
     draws: bool = False,
@@ -97,6 +98,7 @@ def translating(
         size: Sentences of each language.
         vocabulary: Size of the vocabulary.
         difficulty: Of the disguise, from 0 to 1.
+        plurals: Whether plurals are endings there, from difficulty 3/8 on.
         seeds: Of the trainings: scores are means, with standard errors if there are several.
         sizes: Network and training.
         draws: Whether back-translation without pairs is also tried with draws of q(z | x), as its formula has
@@ -121,7 +123,7 @@ def translating(
                 f"--pairs has {count}, and there are {size} sentences of each language: lower it, or raise "
                 "--size"
             )
-    texts = Texts.of(data, size, vocabulary, test_rows, difficulty)
+    texts = Texts.of(data, size, vocabulary, test_rows, difficulty, plurals=plurals)
     ways = [Training(by="denoising")]
     for count in pairs:
         ways += [Training(count), *([Training(count, "pairs")] if count else [])]

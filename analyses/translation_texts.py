@@ -62,6 +62,7 @@ class Texts:
         test_rows: int | None = None,
         difficulty: float = 1.0,
         seed: int = 0,
+        plurals: bool = False,
     ) -> Texts:
         """The texts of a folder, or invented ones.
 
@@ -74,6 +75,7 @@ class Texts:
             test_rows: How many test sentences; None for all.
             difficulty: Of the disguise.
             seed: Of invented sentences and of the disguise.
+            plurals: Of the disguise.
         """
         disguised = data.startswith(DISGUISED)
         folder = data.removeprefix(DISGUISED)
@@ -92,7 +94,7 @@ class Texts:
             where = Path(folder)
             parts = [read_sentences(where / f"{name}.en") for name in ("train", "val", "test")]
         if data == INVENTED or disguised:
-            disguise = Disguise(difficulty=difficulty, seed=seed)
+            disguise = Disguise(difficulty, seed, plurals)
             foreign = [disguise(part) for part in parts]
         else:
             foreign = [read_sentences(where / f"{name}.de") for name in ("train", "val", "test")]

@@ -140,7 +140,7 @@ def test_no_more_pairs_than_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 ENGLISH = [
-    *("house", "tree", "river", "cloud", "bridge", "garden"),
+    *("house", "trees", "river", "cloud", "bridge", "garden"),
     *("window", "kitchen", "mountain", "engine", "yellow", "pocket"),
 ]
 GERMAN = [
@@ -217,6 +217,9 @@ def test_a_disguise_is_that_of_the_other_lines(
     held_out = ["the umbrella umbrella", "the"]
     assert texts.test == (held_out, disguise(held_out))
     assert texts_of(data, size=5, difficulty=0.0).test == (held_out, held_out)
+    fused = texts_of(data, size=5, difficulty=0.5, seed=3, plurals=True).pairs[1]
+    assert fused == Disguise(0.5, 3, plurals=True)(english[:5])
+    assert fused[1].count("ï") == 2  # the trees trees
     # Other texts, other keys of what is kept.
     every = [texts, texts_of(data, size=5, difficulty=0.5, seed=4), texts_of(data, size=6)]
     assert len({each.digest for each in every}) == 3

@@ -261,9 +261,10 @@ def test_phrases(there: Order, text: str, moved: str) -> None:
 DIFFICULTIES = [0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
 
 
+@pytest.mark.parametrize("plurals", [False, True])
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_every_invented_sentence_comes_back(difficulty: float) -> None:
-    disguise = Disguise(difficulty, seed=2)
+def test_every_invented_sentence_comes_back(difficulty: float, plurals: bool) -> None:
+    disguise = Disguise(difficulty, seed=2, plurals=plurals)
     found = disguise(SENTENCES)
     assert disguise.undisguise(found) == SENTENCES
     assert len({*found}) == len({*SENTENCES})
@@ -290,6 +291,20 @@ WORDS_AND_OTHERS = [
         ]
     ),
     *(["ë", "ëë", "aë", "Ö", "x-ray", "10", "The", "MAN", ".", ",", "'"]),
+    *(
+        [
+            "dogs",
+            "Women",
+            "people",
+            "ladies",
+            "glasses",
+            "t-shirts",
+            "GIRLS",
+            "1990s",
+            "naïves",
+            "dogï",
+        ]
+    ),
     "",
     "\n",
     "\t",
@@ -302,12 +317,13 @@ TEXTS = st.text() | st.lists(
 ).map(" ".join)
 
 
-@given(TEXTS, st.sampled_from(DIFFICULTIES))
-@example("the ë, a ëë dog. an ëdog two dogë", 1.0)
-@example("a man" + " the in" * 150, 1.0)
+@given(TEXTS, st.sampled_from(DIFFICULTIES), st.booleans())
+@example("the ë, a ëë dog. an ëdog two dogë", 1.0, False)
+@example("the ïs, a ïï dogs. an ëdogs two dogïës ïëï", 1.0, True)
+@example("a man" + " the in" * 150, 1.0, False)
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_every_text_comes_back(text: str, difficulty: float) -> None:
-    disguise = Disguise(difficulty)
+def test_every_text_comes_back(text: str, difficulty: float, plurals: bool) -> None:
+    disguise = Disguise(difficulty, plurals=plurals)
     assert disguise.undisguise(disguise([text])) == [text]
     if difficulty == 0:
         assert disguise([text]) == [text]
@@ -341,6 +357,25 @@ def test_what_is_done_at_which_difficulty() -> None:
     assert order(0.88) == order(1.0) == "manëa young guitarëthe plays parkëthe in, today."
 
 
+def test_plurals_are_their_singulars_with_an_ending() -> None:
+    words = "dog man woman child person foot lady glass shoe beach horse box key toy t-shirt"
+    many = "dogs men women children people feet ladies glasses shoes beaches horses boxes keys toys t-shirts"
+    no_plurals = (
+        "grass bus man's tennis this his is wears eats as its has dress gas was PARKS mans s ss es"
+    )
+    disguise = Disguise(plurals=True)
+    assert disguise(many.split()) == [f"{one}ï" for one in disguise(words.split())]
+    assert disguise(no_plurals.split()) == Disguise()(no_plurals.split())
+    (said,) = disguise(["the two dogs, some dogs"])
+    name = WordCipher()("dog")
+    assert said.split()[1:] == [
+        f"{name}ïë{WordCipher()('two')},",
+        f"{name}ïë{WordCipher()('some')}",
+    ]
+    for difficulty, ends in ((0.37, False), (0.38, True)):
+        assert ("ï" in Disguise(difficulty, plurals=True)(["dogs"])[0]) == ends
+
+
 def test_marks_stay_in_their_places() -> None:
     (said,) = Disguise()(["a man, red; plays the guitar: two dogs! why?"])
     assert re.findall("[^ëa-z]", said) == re.findall("[^a-z]", "man, red; guitar plays: dogs! why?")
@@ -359,7 +394,7 @@ def test_a_disguise_is_its_settings() -> None:
     disguise = Disguise(0.5, seed=4)
     disguise(SENTENCES[:1])
     assert disguise == Disguise(0.5, seed=4) != Disguise(0.5)
-    assert repr(disguise) == "Disguise(difficulty=0.5, seed=4)"
+    assert repr(disguise) == "Disguise(difficulty=0.5, seed=4, plurals=False)"
     for other in (copy.deepcopy(disguise), pickle.loads(pickle.dumps(disguise))):
         assert other(SENTENCES[:9]) == disguise(SENTENCES[:9])
     assert Disguise(seed=1)(SENTENCES[:9]) != Disguise(seed=2)(SENTENCES[:9])
@@ -380,6 +415,7 @@ def test_a_disguise_is_its_settings() -> None:
             r"Disguise\.difficulty must be a number, got the string 'hard'",
         ),
         ({"seed": 0.5}, TypeError, "seed must be a whole number"),
+        ({"plurals": "yes"}, TypeError, r"Disguise\.plurals must be True or False"),
     ],
 )
 def test_bad_settings(arguments: Any, error: type[Exception], told: str) -> None:

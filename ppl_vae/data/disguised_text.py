@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from ppl_vae.data.plural_forms import plural_of, singular_of
 from ppl_vae.data.sentences import checked_texts
 from ppl_vae.data.word_cipher import WordCipher
 from ppl_vae.data.word_order import (
@@ -20,13 +21,14 @@ from ppl_vae.data.word_order import (
     verbs_before,
     verbs_behind,
 )
-from ppl_vae.runtime import require_number, require_seed
+from ppl_vae.runtime import require_flags, require_number, require_seed
 
 _TOKEN = re.compile("(.*?)([.,;:!?]*)", re.DOTALL)
 _JOINT = "ë"
 """Joins a word and its ending; doubled where a text has it."""
 
-_PARTS = re.compile(f"({_JOINT}{_JOINT}|{_JOINT})")
+_PLURAL = "ï"
+"""The ending of plurals; doubled where a text has it."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Disguise:
     2. A preposition goes behind what belongs to it: `in the park` becomes `the park in`.
     3. Adjectives go behind their noun: `small dog` becomes `dog small`.
     4. Each word becomes another one of its length that can be spoken as well; an article or a number becomes
-       the ending of the word behind it.
+       the ending of the word behind it. So does the -s of a plural, with `plurals`.
 
     Words stay between the commas and full stops where they were. No two texts become the same, so that log p of
     a disguised sentence is that of the sentence, and `undisguise` gives it back: the cipher exchanges words in
-    pairs; an ending begins with `ë`, which is doubled where a text has it; and an order that rules 1 and 2
-    would give to two texts is given to one of them, and to the other one that is left.
+    pairs; an ending begins with `ë` or is `ï`, which are doubled where a text has them; and an order that rules
+    1 and 2 would give to two texts is given to one of them, and to the other one that is left.
 
     Some of the made-up words are English by chance, as `gift` is German.
 
@@ -55,9 +57,12 @@ class Disguise:
             another one: the share of the words that are exchanged. Adjectives go behind nouns from 1/8 on,
             articles are endings from 3/8 on, verbs move from 5/8 on, and prepositions from 7/8 on.
         seed: Another seed gives other words.
+        plurals: Whether a plural is the name of its singular with the ending `ï`, from difficulty 3/8 on. If
+            not, it is a word with a name of its own. Plurals are known by their letters, so that `looks` is
+            one, too; `man`, `child`, `person`, `foot`, `tooth` and `mouse` have theirs.
 
     Raises:
-        TypeError: A number is of another type.
+        TypeError: An argument is of another type.
         ValueError: `difficulty` is not from 0 to 1.
 
     Example:
@@ -66,12 +71,16 @@ class Disguise:
         ['zygëi oeyls hiowaqëkri shuot qollëkri og.', 'larfëtwe puq.']
         >>> disguise.undisguise(disguise(["two dogs sit."]))
         ['two dogs sit.']
+        >>> Disguise(plurals=True)(["two dogs sit.", "a dog sits."])
+        ['dyrïëtwe puq.', 'dyrëi cevh.']
     """
 
     difficulty: float = 1.0
     seed: int = 0
+    plurals: bool = False
 
     def __post_init__(self) -> None:
+        require_flags(**{"Disguise.plurals": self.plurals})
         require_number("Disguise.difficulty", self.difficulty)
         require_seed(self.seed)
         if not 0 <= self.difficulty <= 1:
@@ -104,7 +113,8 @@ class Disguise:
             if self._rules > 1 and not marks and class_of(word) == "D" and class_of(after) == "X":
                 determiner = word
                 continue
-            said = self._escaped(self._cipher(word))
+            singular = singular_of(word) if self._fuses_plurals else None
+            said = self._escaped(self._cipher(singular or word)) + _PLURAL * (singular is not None)
             if determiner is not None:
                 said += _JOINT + self._cipher(determiner)
                 determiner = None
@@ -114,10 +124,11 @@ class Disguise:
     def _undisguised(self, text: str) -> str:
         tokens: list[tuple[str, str]] = []
         for said, marks in _split(text):
-            word, determiner = self._taken_apart(said)
+            word, is_plural, determiner = self._taken_apart(said)
             if determiner:
                 tokens.append((self._cipher(determiner), ""))
-            tokens.append((self._cipher(word), marks))
+            word = self._cipher(word)
+            tokens.append((plural_of(word) if is_plural else word, marks))
         for there, back in self._orders[::-1]:
             tokens = in_clauses(tokens, back, there)
         return " ".join(word + marks for word, marks in tokens)
@@ -141,18 +152,38 @@ class Disguise:
         ]
         return [(there, back) for least, there, back in moves if self._rules > least]
 
-    def _escaped(self, word: str) -> str:
-        return word.replace(_JOINT, 2 * _JOINT) if self._rules > 1 else word
+    @property
+    def _fuses_plurals(self) -> bool:
+        return self.plurals and self._rules > 1
 
-    def _taken_apart(self, said: str) -> tuple[str, str]:
-        """A word and its ending."""
-        if self._rules < 2 or _JOINT not in said:
-            return said, ""
-        parts = [_JOINT if part == 2 * _JOINT else part for part in _PARTS.split(said)]
-        joints = [i for i, part in enumerate(_PARTS.split(said)) if part == _JOINT]
-        if not joints:
-            return "".join(parts), ""
-        return "".join(parts[: joints[0]]), "".join(parts[joints[0] + 1 :])
+    @property
+    def _endings(self) -> str:
+        """The letters that endings begin with."""
+        return (_JOINT if self._rules > 1 else "") + (_PLURAL if self._fuses_plurals else "")
+
+    def _escaped(self, word: str) -> str:
+        for letter in self._endings:
+            word = word.replace(letter, 2 * letter)
+        return word
+
+    def _taken_apart(self, said: str) -> tuple[str, bool, str]:
+        """A word, whether it has the ending of plurals, and its other ending."""
+        if not self._endings:
+            return said, False, ""
+        parts = re.findall(
+            "".join(f"{each}{each}?|" for each in self._endings) + ".", said, re.DOTALL
+        )
+        word, is_plural, is_behind, determiner = "", False, False, ""
+        for part in parts:
+            if is_behind:
+                determiner += part[:1]
+            elif part == _JOINT:
+                is_behind = True
+            elif part == _PLURAL and self._fuses_plurals:
+                is_plural = True
+            else:
+                word += part[:1]
+        return word, is_plural, determiner
 
 
 def _split(text: str) -> list[tuple[str, str]]:
