@@ -209,11 +209,15 @@ def _measured(
         "elbo": float(found.elbo.values.double().sum()),
         "rate": float(found.rate.values.double().sum()),
         "distortion": float(found.distortion.values.double().sum()),
-        "code": -use.log_prior * use.words * len(some),
-        "worth": use.worth * len(some),
+        "code": -use.log_prior.mean * use.words.mean * len(some),
+        "worth": use.worth.mean * len(some),
     }
     numbers = {name: total / tokens for name, total in sums.items()}
-    numbers |= {"ess": float(found.ess.double().mean()), "copied": use.surplus, "words": use.words}
+    numbers |= {
+        "ess": float(found.ess.double().mean()),
+        "copied": use.surplus,
+        "words": use.words.mean,
+    }
     best = [texts.words.sentences(translated.rows[:, 0]) for translated in (into_x, into_z)]
     return Scores.of(best[0], best[1], texts, found=numbers, collapse=diagnosis.cause)
 

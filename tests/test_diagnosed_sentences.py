@@ -136,8 +136,8 @@ def test_a_translation_is_no_collapse() -> None:
     assert diagnosis.cause == "none"
     assert diagnosis.active.tolist() == [True]
     assert "No collapse: z is worth" in str(diagnosis)
-    assert use.copied < 0.1
-    assert use.worth_per_word > 1.0
+    assert use.copied.mean < 0.1
+    assert use.worth_per_word.mean > 1.0
     # Under p(z), a word of z that was translated rightly has log 0.15, as p(z) says of its own.
     assert abs(use.foreign) < 0.5
 
@@ -159,7 +159,7 @@ def test_planted_collapses_are_named(decode: Any, encode: Any, cause: str) -> No
     assert printed.count("Collapse: z is worth") == 1
     assert f"Remedy: {diagnosis.remedy}" in printed
     assert ("count_words" in diagnosis.remedy) == (cause == "copied sentence")
-    assert diagnosis.to_dict()["of_sentences"]["words"] > 1
+    assert diagnosis.to_dict()["of_sentences"]["words"]["mean"] > 1
 
 
 def copying_some(rows: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def test_a_mixture_of_both_languages_is_a_copy_if_it_is_foreign_enough(
     diagnosis = found(copied_back, copying_some, prior=language(9, others))
     use = diagnosis.of_sentences
     assert use is not None
-    assert use.worth_per_word > 0.1
+    assert use.worth_per_word.mean > 0.1
     assert 0.2 < use.surplus < 0.4
     assert use.foreign == pytest.approx(0.23 * math.log(0.15 / others), rel=0.15)
     assert diagnosis.cause == cause
@@ -208,10 +208,10 @@ def test_stock_phrases_are_told() -> None:
     use = diagnosis.of_sentences
     assert use is not None
     assert diagnosis.cause == "none"
-    assert use.words == 6.0
+    assert use.words.mean == 6.0
     # The last word is 9 in two of five sentences that have a word; the end of the longest is certain.
     log_z = 4 * math.log(0.45) + 0.4 * math.log(0.45) + 0.6 * math.log(0.075)
-    assert use.log_prior * 6 == pytest.approx(log_z, rel=0.1)
+    assert use.log_prior.mean * 6 == pytest.approx(log_z, rel=0.1)
     (note,) = (note for note in diagnosis.notes if "stock phrases" in note)
     assert f"{-use.foreign:.1f} nats per word likelier" in note
     assert "6.0 words where those have 3." in note
@@ -226,8 +226,8 @@ def test_rows_in_the_order_of_their_words_are_worth_as_much() -> None:
     mixed, ordered = (found(back, translating, each).of_sentences for each in (x, x[order]))
     assert mixed is not None
     assert ordered is not None
-    assert ordered.worth == pytest.approx(mixed.worth, rel=0.1)
-    assert ordered.told == pytest.approx(mixed.told, rel=0.1)
+    assert ordered.worth.mean == pytest.approx(mixed.worth.mean, rel=0.1)
+    assert ordered.told.mean == pytest.approx(mixed.told.mean, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_words_that_both_languages_have_are_not_copied() -> None:
     _, guide = pair(copying, copying)
     diagnosis = diagnose(model, guide, sentences(4, 0), seed=0)
     assert diagnosis.of_sentences is not None
-    assert diagnosis.of_sentences.copied > 0.8
+    assert diagnosis.of_sentences.copied.mean > 0.8
     assert diagnosis.cause == "none"
 
 
@@ -330,7 +330,7 @@ def test_the_numbers_are_those_of_the_tables() -> None:
     diagnosis, x = found(english, copying), sentences(4, 0)
     use = diagnosis.of_sentences
     assert use is not None
-    assert use.worth == pytest.approx(0.0, abs=1e-5)  # the decoder does not look at z
+    assert use.worth.mean == pytest.approx(0.0, abs=1e-5)  # the decoder does not look at z
     # -log p of what p(z) draws: its entropy per word, as each word is drawn from one table.
     probs = Written(language(9)).tables[0, 0].softmax(0)
     own = -float(torch.xlogy(probs, probs).sum())
@@ -338,8 +338,10 @@ def test_the_numbers_are_those_of_the_tables() -> None:
     certain = going ** (LENGTH - 1)  # sentences of the largest length have an end that is certain
     drawn = (1 - certain) / (1 - going)  # mean number of draws: until the end, at most LENGTH - 1
     words = drawn + certain
-    assert -use.log_prior_of_own == pytest.approx(own * drawn / words, rel=0.05)
-    assert 0.94 < use.copied < 1.0  # a word is repeated with 0.98; few come behind the end of x
+    assert -use.log_prior_of_own.mean == pytest.approx(own * drawn / words, rel=0.05)
+    assert (
+        0.94 < use.copied.mean < 1.0
+    )  # a word is repeated with 0.98; few come behind the end of x
     shared = torch.tensor([[5, 6, 5, END, PAD, PAD]]), torch.tensor([[5, 7, END, PAD, PAD, PAD]])
     from ppl_vae.diagnosis.sentences import _shared
 
@@ -347,6 +349,51 @@ def test_the_numbers_are_those_of_the_tables() -> None:
     assert _shared(shared[1], shared[0]).tolist() == pytest.approx([1 / 2])
     assert math.isnan(float(_shared(torch.tensor([[END, PAD]]), torch.tensor([[5, END]]))))
     assert diagnosis.num_rows == len(x)
+
+
+def hardly_back(rows: Tensor) -> Tensor:
+    """Looks at z with a weight of 0.3 percent."""
+    return (0.003 * back(rows).exp() + 0.997 * language(4).exp()).log()
+
+
+def hardly_copying(rows: Tensor) -> Tensor:
+    """Half of the words are those of x, beyond chance, give or take what few rows say."""
+    return (0.57 * word_by_word(rows, 0, 1.0).exp() + 0.43 * language(9).exp()).log()
+
+
+@pytest.mark.parametrize(
+    ("decode", "encode", "rows", "told"),
+    [
+        (hardly_back, translating, 8, "a word of 'z' is worth"),
+        (copied_back, hardly_copying, 12, "whether that is a copy"),
+        (english, translating, 2, "whether the guide looks at x"),
+        (english, english, 400, ""),
+        (back, translating, 400, ""),
+        (copying, copying, 400, ""),
+    ],
+)
+def test_a_verdict_of_few_rows_is_doubted(decode: Any, encode: Any, rows: int, told: str) -> None:
+    x = sentences(4, 0)
+    many = torch.cat([sentences(4, i) for i in range(4)])[:rows] if rows > len(x) else x[:rows]
+    diagnosis = found(decode, encode, many)
+    doubts = [each for each in diagnosis.warnings if each.endswith("with more rows")]
+    assert len(doubts) == bool(told), diagnosis
+    assert told in "".join(doubts)
+
+
+def test_errors_are_those_of_the_mean() -> None:
+    """Of many diagnoses of 20 rows, their spread is what each says."""
+    x = torch.cat([sentences(4, i) for i in range(20)])
+    programs = pair(back, translating)
+    uses = [
+        diagnose(*programs, part, seed=seed).of_sentences
+        for seed, part in enumerate(x.split(20)[:100])
+    ]
+    for name in ("words", "worth", "worth_per_word", "told", "copied", "log_prior", "words_of_own"):
+        each = [getattr(use, name) for use in uses]
+        spread = float(torch.tensor([of.mean for of in each]).std())
+        said = float(torch.tensor([of.standard_error for of in each]).square().mean().sqrt())
+        assert said == pytest.approx(spread, rel=0.35), name
 
 
 def test_one_row_says_little() -> None:

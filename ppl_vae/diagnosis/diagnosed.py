@@ -314,7 +314,7 @@ class Diagnosis(Result):
             "of_elements": None if self.of_elements is None else asdict(self.of_elements),
             "of_codes": [asdict(use) for use in self.of_codes],
             "of_points": [asdict(use) for use in self.of_points],
-            "of_sentences": None if self.of_sentences is None else asdict(self.of_sentences),
+            "of_sentences": None if self.of_sentences is None else self.of_sentences.to_dict(),
             "summary": self.summary(),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause
 from ppl_vae.diagnosis.diagnosed import Diagnosis, diagnosis_of_wholes
 from ppl_vae.diagnosis.remedies import Facts
-from ppl_vae.diagnosis.use_of_sentences import UseOfSentences
+from ppl_vae.diagnosis.use_of_sentences import UseOfSentences, margin
 from ppl_vae.distributions import Sentences
 from ppl_vae.pairs import COLLAPSED, Batch, innermost, num_rows, sample_rows, tensors_of
 from ppl_vae.runtime import FIRST_WORD, holds_sentences, lengths_of
@@ -83,23 +84,22 @@ def diagnose_sentences(
         if seen >= _MOST_ROWS:
             break
 
-    def total(of: str) -> float:
-        return float(torch.cat([getattr(rows, of) for rows in found]).double().nanmean())
+    def every(of: str) -> Tensor:
+        return torch.cat([getattr(rows, of) for rows in found]).double()
 
     rate = torch.cat([rows.rate for rows in found])
-    use = UseOfSentences(
-        words=total("words"),
-        worth=total("worth"),
-        worth_per_word=total("worth") / total("words"),
-        told=total("told"),
-        copied=total("copied"),
-        copied_by_chance=total("by_chance"),
-        log_prior=total("log_prior") / total("words"),
-        log_prior_of_own=total("log_own") / total("own_words"),
-        words_of_own=total("own_words"),
+    use = UseOfSentences.of(
+        words=every("words"),
+        worth=every("worth"),
+        told=every("told"),
+        copied=every("copied"),
+        by_chance=every("by_chance"),
+        log_prior=every("log_prior"),
+        own_words=every("own_words"),
+        log_own=every("log_own"),
     )
-    copied = any(use.surplus >= share and use.foreign >= least for share, least in COPIES)
-    is_used = use.worth_per_word >= COLLAPSED and not copied
+    copied = _is_copied(use.surplus, use.foreign)
+    is_used = use.worth_per_word.mean >= COLLAPSED and not copied
     causes = (
         {}
         if is_used or len(rate) == 1
@@ -115,8 +115,9 @@ def diagnose_sentences(
     if is_used and use.foreign <= -STOCK:
         notes = (
             f"the sentences of '{name}' are {-use.foreign:.1f} nats per word likelier under p(z) than its own, "
-            f"and have {use.words:.1f} words where those have {use.words_of_own:.1f}: stock phrases, of which "
-            f"x tells {use.told:.1f} nats. A smaller beta, or BackTranslation, keeps more of x in z",
+            f"and have {use.words.mean:.1f} words where those have {use.words_of_own.mean:.1f}: stock phrases, "
+            f"of which x tells {use.told.mean:.1f} nats. A smaller beta, or BackTranslation, keeps more of x "
+            "in z",
             *notes,
         )
     diagnosis = diagnosis_of_wholes(
@@ -129,11 +130,47 @@ def diagnose_sentences(
         beta=facts.beta,
         of_sentences=use,
         notes=notes,
-        cautions=session.findings.doubts,
+        cautions=(*session.findings.doubts, *_doubts(name, use)),
     )
     if len(rate) == 1:  # neither is known
         diagnosis = replace(diagnosis, collapsed=torch.zeros(1, dtype=torch.bool))
     return diagnosis, torch.cat([rows.elbo for rows in found])
+
+
+def _is_copied(surplus: float, foreign: float) -> bool:
+    return any(surplus >= share and foreign >= least for share, least in COPIES)
+
+
+def _doubts(name: str, use: UseOfSentences) -> Iterator[str]:
+    """What would be judged otherwise if a number were elsewhere in its interval."""
+    if len(use.worth.values) == 1:
+        return
+    more = "shows with more rows"
+    foreign = margin(use.log_prior, use.log_prior_of_own)
+    if not use.copied.missing:
+        copied = margin(use.copied, use.copied_by_chance)
+        least, most = (
+            _is_copied(use.surplus + sign * copied, use.foreign + sign * foreign)
+            for sign in (-1, 1)
+        )
+        if least != most:
+            yield (
+                f"{use.surplus:.0%} of the words of '{name}' are copied beyond chance, give or take "
+                f"{copied:.0%}, and they are {use.foreign:.1f} nats less likely than those of p(z), give or "
+                f"take {foreign:.1f}: whether that is a copy {more}"
+            )
+    worth = use.worth_per_word
+    if abs(worth.mean - COLLAPSED) < margin(worth):
+        yield (
+            f"a word of '{name}' is worth {worth.mean:.2g} nats, give or take {margin(worth):.2g}: whether it "
+            f"is used, which it is from {COLLAPSED} on, {more}"
+        )
+    told, error = (of / use.words.mean for of in (use.told.mean, margin(use.told)))
+    if worth.mean < COLLAPSED and abs(told - COLLAPSED) < error:
+        yield (
+            f"x tells {told:.2g} nats of a word of '{name}', give or take {error:.2g}: whether the guide looks "
+            f"at x {more}"
+        )
 
 
 def _look(session: Session, chunk: Batch, name: str) -> _SentenceRows:
@@ -147,7 +184,8 @@ def _look(session: Session, chunk: Batch, name: str) -> _SentenceRows:
             turned = {name: site.roll(n // 2, site.dim() - 1 + layout.dim)}
             others = sample_rows(session.pair, layout, chunk, 1, values=turned)
             worth = (rows.log_likelihood - others.log_likelihood)[0]
-            told = (rows.log_guide - others.log_guide)[0]
+            # Each z with another x: of a guide that does not look at x, 0 for every row, not in the mean alone.
+            told = rows.log_guide[0] - others.log_guide[0].roll(-(n // 2), 0)
             by_chance = _shared(z, x.roll(n // 2, 0))
         else:
             worth = told = by_chance = rows.log_guide.new_full((n,), math.nan)
@@ -198,16 +236,17 @@ def _cause(use: UseOfSentences, rate: float, copied: bool, same: bool, not_ended
     if copied:
         return _of(
             "copied sentence",
-            f"{use.copied:.0%} of its words are words of x, {use.copied_by_chance:.0%} by chance, and it is "
-            f"{use.foreign:.1f} nats per word less likely under p(z) than what p(z) draws",
+            f"{use.copied.mean:.0%} of its words are words of x, {use.copied_by_chance.mean:.0%} by chance, "
+            f"and it is {use.foreign:.1f} nats per word less likely under p(z) than what p(z) draws",
         )
-    if use.told / use.words < COLLAPSED:
-        at_prior = abs(rate) / use.words < COLLAPSED
+    if use.told.mean / use.words.mean < COLLAPSED:
+        at_prior = abs(rate) / use.words.mean < COLLAPSED
         cause = "sentence of the prior" if at_prior else "constant posterior"
-        return _of(cause, f"x tells {use.told:.2g} nats of z, and the rate is {rate:.2g} nats")
+        return _of(cause, f"x tells {use.told.mean:.2g} nats of z, and the rate is {rate:.2g} nats")
     return _of(
         "ignored sentence",
-        f"x tells {use.told:.1f} nats of z, and z is worth {use.worth_per_word:.2g} nats for each of its words",
+        f"x tells {use.told.mean:.1f} nats of z, and z is worth {use.worth_per_word.mean:.2g} nats for each of "
+        "its words",
     )
 
 
