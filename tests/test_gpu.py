@@ -32,13 +32,22 @@ from ppl_vae import (
 )
 from ppl_vae.capture import CudaGraph
 from ppl_vae.checks import PairWarning
-from ppl_vae.data import Binarization
+from ppl_vae.data import Binarization, Buckets
 from ppl_vae.em import GradientSteps
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, GaussianMixture, ProbabilisticPCA
-from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, LinearWarmup
+from ppl_vae.networks import MLP, WordNoise
+from ppl_vae.objectives import (
+    ELBO,
+    BackTranslation,
+    ImportanceWeightedELBO,
+    KnownLatents,
+    LinearWarmup,
+    SentenceDenoising,
+    Together,
+)
 from ppl_vae.pairs import Pair, PairError
+from ppl_vae.tasks import translate
 from ppl_vae.training import refit_guide
 from ppl_vae.training.strides import Strides
 
@@ -323,3 +332,33 @@ def test_em_on_the_gpu_is_that_of_the_cpu() -> None:
         model = GaussianMixture((2,), components=2)
         ends.append(fit_em(model, x, seed=0, max_iterations=20, device=device).log_likelihood)
     assert ends[0] == pytest.approx(ends[1], abs=1e-3)
+
+
+def test_sentences_are_trained_and_translated_on_the_gpu() -> None:
+    """What is given on the CPU goes there: rows, real latents and pairs. Translations are those of the CPU."""
+    model: Any
+    guide: Any
+    model, guide, x = PAIRS["LatentTranslation-Translator"]()
+    z = x.flip(0)
+    parts = Together(
+        [
+            BackTranslation(Buckets(z, batch_size=5), greedy=True),
+            SentenceDenoising(z, noise=WordNoise(), learn_prior=False, elbo_rows=0),
+            KnownLatents((x, z), learn_prior=False, elbo_rows=0),
+        ]
+    )
+    rows = Buckets(x, batch_size=10)
+    fitted = fit(model, guide, rows, objective=parts, max_epochs=2, seed=0, device="cuda")
+    assert torch.isfinite(torch.tensor([each["loss"] for each in fitted.history])).all()
+    assert devices(model, guide, x) == {"cuda"}
+    fit(model, guide, x, objective=ELBO(num_particles=4), max_epochs=1, seed=0, device="cuda")
+    found = translate(model, guide, x, num=3)
+    drawn = translate(model, guide, x, num=3, draws=True, seed=0)
+    assert found.rows.device.type == "cpu"
+    assert diagnose(model, guide, x, seed=0).of_sentences is not None
+    model.cpu()
+    guide.cpu().eval()
+    again = translate(model, guide, x, num=3)
+    torch.testing.assert_close(found.log_probs, again.log_probs, atol=1e-3, rtol=1e-4)
+    scores = guide.encode(x).log_prob(drawn.rows.transpose(0, 1)).T.detach()
+    torch.testing.assert_close(drawn.log_probs, scores, atol=1e-3, rtol=1e-4)

@@ -170,21 +170,42 @@ def test_gradients_are_those_of_sums_over_all_sentences(
     assert float((mean - exact).norm()) < 0.4 * float(exact.norm())
 
 
+def same_every_time(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout that always takes the same numbers out."""
+    kept = torch.arange(x.shape[-1]) % 3 != 0
+    return x * kept / (1 - p) if training else x
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["without dropout", "with dropout"])
 @pytest.mark.parametrize("loss", ["elbo", "model", "guide"])
 def test_sums_over_all_draws_are_exactly_those_gradients(
-    loss: str, monkeypatch: pytest.MonkeyPatch
+    loss: str, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirteen sentences: every draw, or every pair of draws, counts by its probability; nothing is random."""
+    """Thirteen sentences: every draw, or every pair of draws, counts by its probability; nothing is random.
+
+    What is drawn is scored as it was drawn, without dropout in what writes it; what is given, with dropout.
+    """
+    monkeypatch.setattr("ppl_vae.networks.attention.dropout", same_every_time)
+    monkeypatch.setattr("ppl_vae.networks.encoder_decoder.dropout", same_every_time)
     length = 3
     torch.manual_seed(1)
-    model = LatentTranslation((length,), WORDS, NETWORK).double().eval()
-    guide, every = Translator(model).eval(), every_sentence(WORDS, length)
+    model = LatentTranslation((length,), WORDS, NETWORK).double().train(training)
+    guide, every = Translator(model).train(training), every_sentence(WORDS, length)
+
+    def as_drawn(p: Sentences, rows: Tensor = every) -> Tensor:
+        p._latest = rows, rows
+        with torch.enable_grad():
+            found = p.log_prob(rows)
+        p._latest = rows, found.detach()
+        return found
+
     x = every[7:8].repeat(2, 1)  # one row, twice
     leaves = list(model.network.parameters())
     both = Pair(model, guide)
     log_prior = model.prior().log_prob(every).detach()
     log_x = model.decode(every).log_prob(x[0].expand(len(every), -1))
-    log_q = guide.encode(x[:1].expand(len(every), -1)).log_prob(every)
+    log_q = as_drawn(guide.encode(x[:1].expand(len(every), -1)))
+    assert log_q.exp().sum().item() == pytest.approx(1)
     if loss == "elbo":
         objective: Any = ScoreFunctionELBO(num_particles=2)
         exact = (log_q.exp() * (log_q - log_prior - log_x)).sum()
@@ -198,7 +219,7 @@ def test_sums_over_all_draws_are_exactly_those_gradients(
         log_p = log_q
         exact = -(log_q.exp().detach() * log_x).sum()
         if loss == "guide":
-            log_p = model.decode(x[:1].expand(len(every), -1)).log_prob(every)
+            log_p = as_drawn(model.decode(x[:1].expand(len(every), -1)))
             log_back = guide.encode(every).log_prob(x[0].expand(len(every), -1))
             exact = -(log_p.exp().detach() * log_back).sum()
         weights = log_p.detach().exp().tolist()
@@ -209,7 +230,9 @@ def test_sums_over_all_draws_are_exactly_those_gradients(
     def sample(self: Sentences, shape: Any = ()) -> Tensor:
         batch = torch.Size(shape) + self.batch_shape
         rows = every[[*given[-1]]][: batch.numel() // 2]  # a run of one sample takes the first
-        return rows.unsqueeze(1).expand(-1, 2, -1).reshape(*batch, length)
+        drawn = rows.unsqueeze(1).expand(-1, 2, -1).reshape(*batch, length)
+        as_drawn(self, drawn)
+        return drawn
 
     with both.scope():
         layout = find_layout(both, x)
