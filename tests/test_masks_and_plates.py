@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,6 +14,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from ppl_vae import (
@@ -28,7 +30,7 @@ from ppl_vae.em import GradientSteps
 from ppl_vae.em.data import empty_guide
 from ppl_vae.em.steps import Draws
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
-from ppl_vae.pairs import Pair, PairError, find_layout, sample_rows
+from ppl_vae.pairs import Pair, PairError, Program, find_layout, sample_rows
 
 INITIAL = torch.tensor([0.5, 0.3, 0.2])
 TRANSITION = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
@@ -611,3 +613,93 @@ def test_a_sequential_plate_inside_of_a_row_that_is_subsampled(named: bool) -> N
     torch.testing.assert_close(found.elbo.values.double(), truth, atol=0.5, rtol=0)
     assert any("'parts' inside of a row is subsampled (5 of 20)" in text for text in found.warnings)
     assert fit(model, guide, x, max_epochs=40, batch_size=6, learning_rate=1e-6).warnings == ()
+
+
+# -- obs_mask ----------------------------------------------------------------------------------------------
+
+ROWS = torch.linspace(-2, 3, 6), torch.tensor([True, True, False, True, False, True])
+
+
+def partly_seen(x: Tensor, seen: Any, how: str) -> None:
+    """z ~ N(0, 1), x ~ N(z, 1), which is missing in two rows."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        fn = dist.Normal(z, 1.0)
+        if how == "obs_mask":
+            pyro.sample("x", fn, obs=x, obs_mask=seen)
+        elif how == "mask":
+            pyro.sample("x", fn.mask(seen), obs=x)
+        else:
+            with poutine.mask(mask=seen):
+                pyro.sample("x", fn, obs=x)
+
+
+def by_obs_mask(x: Tensor, seen: Tensor) -> None:
+    partly_seen(x, seen, "obs_mask")
+
+
+def half(x: Tensor, seen: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+
+def half_and_the_missing(x: Tensor, seen: Any) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x / 2, 0.5))
+        with poutine.mask(mask=~seen):
+            pyro.sample("x_unobserved", dist.Normal(z, 1.0))
+
+
+def mixture_by_obs_mask(x: Tensor, seen: Any) -> None:
+    means = pyro.param("means", torch.tensor([-1.0, 1.0]))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(means[z], 1.0), obs=x, obs_mask=seen)
+
+
+OBS_MASKED: dict[str, Callable[[tuple[Tensor, Tensor]], Any]] = {
+    "check": lambda rows: check(by_obs_mask, half, rows).raise_errors(),
+    "fit": lambda rows: fit(by_obs_mask, half, rows, max_epochs=1, seed=0),
+    "evaluate": lambda rows: evaluate(by_obs_mask, half, rows, num_samples=2),
+    "diagnose": lambda rows: diagnose(by_obs_mask, half, rows),
+    "an autoguide, which has no mask": lambda rows: check(
+        by_obs_mask, AutoNormal(by_obs_mask), rows
+    ).raise_errors(),
+    "fit_em": lambda rows: fit_em(mixture_by_obs_mask, rows),
+}
+
+
+@pytest.mark.parametrize("call", OBS_MASKED)
+def test_a_latent_of_obs_mask_is_explained(call: str) -> None:
+    with pytest.raises(PairError, match="'x_unobserved'") as caught:
+        OBS_MASKED[call](ROWS)
+    text = str(caught.value)
+    assert "obs_mask makes what is missing of 'x' a latent of the model" in text
+    assert "pyro.sample('x', fn.mask(mask), obs=x)" in text
+    assert "poutine.mask(mask=mask)" in text
+    assert 'infer={"enumerate"' not in text
+
+
+def test_what_is_said_of_obs_mask_works() -> None:
+    """A mask leaves the numbers out; so does the guide that draws them as the model does: log p - log q = 0."""
+    x, seen = ROWS
+    pairs: list[tuple[Program, Program]] = [(by_obs_mask, half_and_the_missing)]
+    pairs += [(partial(partly_seen, how=how), half) for how in ("mask", "poutine")]
+    # log N(x; z, 1) in expectation where x is seen, and the KL of N(x / 2, 1 / 4) and N(0, 1) everywhere
+    distortion = torch.where(seen, 0.5 * (math.log(2 * math.pi) + (x / 2) ** 2 + 0.25), 0.0)
+    rate = 0.5 * ((x / 2) ** 2 + 0.25 - 1 - math.log(0.25))
+    for model, guide in pairs:
+        assert check(model, guide, ROWS).ok
+        found = evaluate(model, guide, ROWS, num_samples=4000, seed=0, method="guide")
+        torch.testing.assert_close(found.distortion.values, distortion, atol=0.1, rtol=0)
+        torch.testing.assert_close(found.rate.values, rate, atol=0.1, rtol=0)
+
+
+def test_a_latent_that_is_only_called_so_is_none_of_obs_mask() -> None:
+    def model(x: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("x_unobserved", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    text = str(check(model, half, ROWS))
+    assert "'x_unobserved' is not sampled by the guide, which samples 'z': give the site" in text

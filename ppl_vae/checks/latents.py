@@ -18,6 +18,7 @@ from ppl_vae.pairs import (
     Program,
     Site,
     Trace,
+    about_obs_mask,
     free_numbers,
     has_log_density,
     innermost,
@@ -64,6 +65,8 @@ def latent_problems(
         text = _other_mask(site, other)
         if text and _is_point(pair, batch, name, model_trace, guide_trace):
             text = ""  # a point has no density that a mask could leave out
+        if text and (advice := about_obs_mask(model_trace, name)):
+            text = f"{text}. {advice}"
         text = text or _other_values(site, other)
         if text:
             yield Problem("error", name, f"site '{name}': {text}")

@@ -41,6 +41,7 @@ from ppl_vae.pairs import (
     PairError,
     Site,
     Trace,
+    about_obs_mask,
     broken_commitments,
     elements_of,
     first_bad_site,
@@ -332,12 +333,15 @@ def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
     others = ", ".join(f"'{name}'" for name in in_guide) or "nothing"
     for name, site in in_model.items():
         if name not in in_guide and not is_enumerated(site):
+            advice = about_obs_mask(model_trace, name) or (
+                "give the site the same name in both, or mark it for enumeration with "
+                'infer={"enumerate": "parallel"}'
+            )
             yield Problem(
                 "error",
                 name,
                 f"the model's latent site '{name}' is not sampled by the guide, which samples {others}: "
-                "give the site the same name in both, or mark it for enumeration with "
-                'infer={"enumerate": "parallel"}',
+                f"{advice}",
             )
     for name in in_guide:
         if name in seen:

@@ -18,7 +18,7 @@ from ppl_vae.em.steps import (
     closed_form,
 )
 from ppl_vae.objectives import ELBO, Resolved
-from ppl_vae.pairs import Batch, Pair, PairError, hook_of, latent_sites, trace_pair
+from ppl_vae.pairs import Batch, Pair, PairError, about_obs_mask, hook_of, latent_sites, trace_pair
 from ppl_vae.runtime import preserve_random_state
 
 
@@ -50,7 +50,8 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
         data.batches.require_all_rows(pair, data.batch_size)  # which may just have been found
         by_elbo.layouts.check = partial(data.new_kind, pair)
         return by_elbo
-    latents = latent_sites(trace_pair(pair, few)[0])
+    model_trace, _ = trace_pair(pair, few)
+    latents = latent_sites(model_trace)
     marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
     by_draws = all(hook_of(pair.model, m) for m in ("posterior", "log_evidence"))
     # Labelled rows have no latents, but others may come.
@@ -64,11 +65,11 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
             raise ValueError("hard=True needs a closed form, or latents that can be enumerated")
         return Draws(pair, m_step, few)
     first = next(n for n, ok in zip(latents, marked, strict=True) if not ok)
-    raise PairError(
-        f"site '{first}' has no exact posterior that fit_em can find: mark a discrete latent with "
-        'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '
-        "fit_em a guide"
+    advice = about_obs_mask(model_trace, first) or (
+        'mark a discrete latent with infer={"enumerate": "parallel"}, give the model a posterior(x) and a '
+        "log_evidence(x), or give fit_em a guide"
     )
+    raise PairError(f"site '{first}' has no exact posterior that fit_em can find: {advice}")
 
 
 def counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:

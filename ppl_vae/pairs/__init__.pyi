@@ -196,6 +196,7 @@ from .survey import find_layout as find_layout
 from .traces import (
     Site as Site,
     Trace as Trace,
+    about_obs_mask as about_obs_mask,
     density_sites as density_sites,
     elementwise as elementwise,
     first_bad_site as first_bad_site,

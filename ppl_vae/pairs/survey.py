@@ -32,6 +32,7 @@ from ppl_vae.pairs.supports import may_leave_support
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
+    about_obs_mask,
     free_numbers,
     innermost,
     is_discrete,
@@ -81,9 +82,9 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             if any(f.name == frame.name for f in site["cond_indep_stack"])
         }
         latents = latent_sites(model_trace)
-        for name, site in latents.items():
+        for name in latents:
             if name not in guide_trace.nodes:
-                _require_enumerable(name, site, frame.name)
+                _require_enumerable(name, model_trace, frame.name)
         draws = {
             n: s
             for n, s in latent_sites(guide_trace).items()
@@ -190,13 +191,15 @@ def _same_twice(pair: Pair, batch: Batch, names: set[str]) -> set[str]:
     return {name for name in names if torch.equal(values[0][name], values[1][name])}
 
 
-def _require_enumerable(name: str, site: Site, plate: str) -> None:
+def _require_enumerable(name: str, model_trace: Trace, plate: str) -> None:
     """Raises a PairError unless the model can sum out, row by row, a latent that the guide does not sample."""
+    site = model_trace.nodes[name]
     if site["infer"].get("enumerate") != "parallel":
-        raise PairError(
-            f"the model's latent site '{name}' is not sampled by the guide: give the site the same name in "
-            'both, or mark it for enumeration with infer={"enumerate": "parallel"}'
+        advice = about_obs_mask(model_trace, name) or (
+            "give the site the same name in both, or mark it for enumeration with "
+            'infer={"enumerate": "parallel"}'
         )
+        raise PairError(f"the model's latent site '{name}' is not sampled by the guide: {advice}")
     if not any(f.name == plate for f in site["cond_indep_stack"]):
         raise PairError(
             f"the model's latent site '{name}' is marked for enumeration, but is outside of plate '{plate}': "

@@ -51,6 +51,27 @@ def observed_sites(trace: Trace) -> dict[str, Site]:
     return {n: s for n, s in sample_sites(trace).items() if s["is_observed"]}
 
 
+def about_obs_mask(model_trace: Trace, name: str) -> str:
+    """What a latent is that Pyro has made of `obs_mask`, and how to do without it; empty for any other latent.
+
+    `pyro.sample("x", fn, obs=x, obs_mask=mask)` samples "x_unobserved" beside observing "x_observed".
+
+    Args:
+        model_trace: The trace of the model.
+        name: The latent site.
+    """
+    observed = name.removesuffix("_unobserved")
+    other = model_trace.nodes.get(f"{observed}_observed")
+    if observed == name or other is None or not other["is_observed"]:
+        return ""
+    return (
+        f"obs_mask makes what is missing of '{observed}' a latent of the model, called '{name}'. To leave out "
+        f"what is missing, without a latent, write pyro.sample('{observed}', fn.mask(mask), obs=x) in place of "
+        "obs_mask=mask, or poutine.mask(mask=mask) around it; to have the latent, sample it in the guide, "
+        "inside of poutine.mask(mask=~mask)"
+    )
+
+
 def is_enumerated(site: Site) -> bool:
     """Whether a site is marked for exact enumeration."""
     return site["infer"].get("enumerate") in ("parallel", "sequential")
