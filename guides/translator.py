@@ -57,6 +57,6 @@ class Translator(Rebuildable, nn.Module):
         return self._written(noisy, LATENTS)
 
     def _written(self, source: Tensor, language: int) -> Sentences:
-        rows = source.long().reshape(-1, source.shape[-1])
+        rows = source.reshape(-1, source.shape[-1])
         writing = self.network.writing(LATENTS, self.network.read(rows, language))
         return Sentences(writing, self.network.words, self.latent_length, source.shape[:-1])

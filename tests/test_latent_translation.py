@@ -508,13 +508,6 @@ def test_translations_are_the_likeliest_sentences_or_draws(
     again = translate(*pair, x, num=7, draws=True, seed=0)
     assert torch.equal(drawn.rows, again.rows)
     assert translate(*pair, x[:0], num=2).rows.shape == (0, 2, LENGTH)
-    for wrong, told in (
-        (torch.tensor([[4, 5]]), "row 0, counted from 0, is no sentence"),
-        (torch.tensor([[WORDS, END]]), "of a vocabulary of 6, got 2 tokens and numbers up to 6"),
-        (torch.tensor([[4, 4, 4, 4, END]]), "sentences of at most 4 tokens"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            translate(*pair, wrong)
     for penalty in (-0.5, torch.inf, torch.nan):
         for rows in (x, x[:0]):
             with pytest.raises(
@@ -525,6 +518,132 @@ def test_translations_are_the_likeliest_sentences_or_draws(
         translate(model, lambda x: guide(x), x)
     with pytest.raises(PairError, match="needs distributions of sentences, and decode of"):
         translate(OfNumbers(), guide, x, back=True)
+
+
+def test_translate_takes_whole_numbers_of_any_dtype(
+    pair: tuple[LatentTranslation, Translator], x: Tensor
+) -> None:
+    found = translate(*pair, x)
+    for dtype in (torch.uint8, torch.int32, torch.float64):
+        assert torch.equal(translate(*pair, x.to(dtype)).rows, found.rows)
+
+
+NO_SENTENCES: dict[str, tuple[Any, type[Exception], str]] = {
+    "no end": (torch.tensor([[4, 5]]), ValueError, "x: row 0, counted from 0, is no sentence"),
+    "no columns": (torch.zeros(2, 0).long(), ValueError, "x: row 0, counted from 0, is no sent"),
+    "one row": (torch.tensor([4, END]), ValueError, r"x must have the shape \(n, T\), got \(2,\)"),
+    "negative": (
+        torch.tensor([[4, END], [-5, END]]),
+        ValueError,
+        "x: row 1, counted from 0, holds -5, which is no word: expected words, then END = 1",
+    ),
+    "another vocabulary": (
+        torch.tensor([[4, END], [WORDS, END], [4, END]]),
+        ValueError,
+        "x, row 1, counted from 0: sentences that the network reads must hold numbers from 0 to 5, as the "
+        "vocabulary has 6, got 6",
+    ),
+    "too long": (
+        torch.tensor([[4, 4, 4, 4, END], [4, 4, END, PAD, PAD]]),
+        ValueError,
+        "x, row 0, counted from 0: sentences that the network reads must have at most 4 tokens, including "
+        r"the end, got one of 5: leave it out, or cut it, as Vocabulary.rows\(..., max_length=4, too_long",
+    ),
+    "not whole": (torch.tensor([[4.5, 1.0]]), ValueError, "x must hold whole numbers, got 4.5"),
+    "NaN": (torch.tensor([[torch.nan]]), ValueError, "x must hold whole numbers, got nan"),
+    "bools": (torch.tensor([[True]]), TypeError, "x must hold whole numbers, got torch.bool"),
+    "a list": (
+        [[4, END]],
+        TypeError,
+        "x must be a tensor of whole numbers, as Vocabulary.rows makes it, got an object of list",
+    ),
+    "a text": (
+        "a dog",
+        TypeError,
+        "x must be a tensor of whole numbers, .*, got the string 'a dog'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_SENTENCES)
+@pytest.mark.parametrize("back", [False, True])
+def test_translate_says_what_is_no_sentence(
+    pair: tuple[LatentTranslation, Translator], case: str, back: bool
+) -> None:
+    rows, kind, told = NO_SENTENCES[case]
+    with pytest.raises(kind, match=told):
+        translate(*pair, rows, back=back)
+
+
+def test_translate_reads_the_longest_row_and_the_largest_number_first(
+    pair: tuple[LatentTranslation, Translator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are translated in the order of their lengths: the longest would be refused after all others."""
+    monkeypatch.setattr(Sentences, "beam", None)  # which would not be called
+    for wrong in ([4, 4, 4, 4, END], [4, WORDS, END, PAD, PAD]):
+        with pytest.raises(
+            ValueError, match="x, row 2, counted from 0: sentences that the network"
+        ):
+            translate(*pair, torch.tensor([[4, END, PAD, PAD, PAD]] * 2 + [wrong]))
+
+
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (
+            torch.nan,
+            "the parameter 'model.network.bias' is NaN in 12 of its 12 numbers: its training has",
+        ),
+        (
+            torch.inf,
+            "log p of translations is NaN, though no parameter is: parameters may be infinite",
+        ),
+    ],
+)
+def test_translations_of_a_diverged_training_are_refused(
+    draws: bool, number: float, told: str, x: Tensor
+) -> None:
+    model, guide = made()
+    with torch.no_grad():
+        model.network.bias.fill_(number)
+    for back in (False, True):
+        with pytest.raises(PairError, match=told):
+            translate(model, guide, x, back=back, draws=draws)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "told"),
+    [
+        (
+            [[WORDS, END]],
+            ValueError,
+            "must hold numbers from 0 to 5, as the vocabulary has 6, got 6",
+        ),
+        ([[-1, END]], ValueError, "must hold numbers from 0 to 5, as the vocabulary has 6, got -1"),
+        ([[4.5, 1.0]], ValueError, "must hold whole numbers, got 4.5"),
+        (
+            "a dog",
+            TypeError,
+            "must be a tensor of whole numbers, as Vocabulary.rows makes it, got the",
+        ),
+    ],
+)
+def test_only_words_of_the_vocabulary_are_counted_and_read(
+    wrong: Any, kind: type[Exception], told: str, x: Tensor
+) -> None:
+    model, guide = made()
+    rows: Any = wrong if isinstance(wrong, str) else torch.tensor(wrong)
+    with pytest.raises(kind, match=f"^x {told}"):
+        model.count_words(rows, x)
+    with pytest.raises(kind, match=f"^z {told}"):
+        model.count_words(x, rows)
+    with pytest.raises(kind, match=f"^x {told}"):
+        LanguageModel((LENGTH,), WORDS, NETWORK).count_words(rows)
+    if isinstance(rows, Tensor):
+        for read in (model.decode, model.restore, guide.encode, guide.restore):
+            with pytest.raises(kind, match=f"^sentences that the network reads {told}"):
+                read(rows)
 
 
 def test_arguments_that_do_not_suit() -> None:

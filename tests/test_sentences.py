@@ -132,6 +132,24 @@ def test_length_penalties_of_no_meaning_are_refused(
     told = "length_penalty must be finite and at least 0, got"
     with pytest.raises(ValueError, match=told):
         translated(network, SOURCE).beam(3, length_penalty)
+    with pytest.raises(TypeError, match="length_penalty must be a number, got the string '1'"):
+        translated(network, SOURCE).beam(3, "1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("beams", "kind", "told"),
+    [
+        (0, ValueError, "beams must be at least 1, got 0"),
+        (-1, ValueError, "beams must be at least 1, got -1"),
+        (1.5, TypeError, "beams must be a whole number, got 1.5"),
+        (True, TypeError, "beams must be a whole number, got True"),
+    ],
+)
+def test_a_search_keeps_a_number_of_beginnings(
+    network: SentenceNetwork, beams: Any, kind: type[Exception], told: str
+) -> None:
+    with pytest.raises(kind, match=told):
+        translated(network, SOURCE).beam(beams)
 
 
 def test_what_fills_up_and_what_is_beside_a_row_changes_nothing(network: SentenceNetwork) -> None:

@@ -63,8 +63,13 @@ class LanguageModel(RowModel):
         pyro.sample("x", self.density(), obs=x)
 
     def count_words(self, x: Tensor) -> None:
-        """Sets the output bias to the log frequencies of the words of sentences, `(n, T)`, before training."""
-        self.network.count_words(x, 0)
+        """Sets the output bias to the log frequencies of the words of sentences, `(n, T)`, before training.
+
+        Raises:
+            TypeError: They are no tensor of numbers.
+            ValueError: A number is not in the vocabulary.
+        """
+        self.network.count_words(x, 0, "x")
 
     def density(self) -> Sentences:
         """p(x), of batch shape `()`."""

@@ -91,10 +91,14 @@ class LatentTranslation(RowModel):
         Args:
             x: Sentences of the rows' language, `(n, T)`.
             z: Sentences of the latents' language, `(m, S)`: no translations of x.
+
+        Raises:
+            TypeError: They are no tensors of numbers.
+            ValueError: A number is not in the vocabulary.
         """
-        self.network.count_words(x, ROWS)
-        self.network.count_words(z, LATENTS)
-        self.prior.network.count_words(z, 0)
+        self.network.count_words(x, ROWS, "x")
+        self.network.count_words(z, LATENTS, "z")
+        self.prior.network.count_words(z, 0, "z")
 
     def decode(self, z: Tensor) -> Sentences:
         """p(x | z) for sentences `(*batch, latent_length)`: batch shape `batch`."""
@@ -105,7 +109,7 @@ class LatentTranslation(RowModel):
         return self._written(noisy, ROWS)
 
     def _written(self, source: Tensor, language: int) -> Sentences:
-        rows = source.long().reshape(-1, source.shape[-1])
+        rows = source.reshape(-1, source.shape[-1])
         writing = self.network.writing(ROWS, self.network.read(rows, language))
         return Sentences(writing, self.words, self.data_shape[0], source.shape[:-1])
 

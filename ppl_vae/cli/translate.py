@@ -20,7 +20,7 @@ from ppl_vae.cli.output_files import output_file, require_no_data, require_not_r
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.text_source import STANDARD_INPUT, TextSource
 from ppl_vae.data import Vocabulary, each_sentence
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, PairError
 from ppl_vae.runs import VOCABULARY, Run, load_run
 from ppl_vae.runtime import (
     PAD,
@@ -200,22 +200,26 @@ def _translated(
 def _of_rows(
     run: Run, words: Vocabulary, given: list[Tensor], options: Namespace
 ) -> Iterator[list[tuple[str, str, str]]]:
-    """log p, log p per token and text of the translations of each row, the best first."""
+    """log p, log p per token and text of the translations of each row, the best first.
+
+    Raises:
+        ValueError: A log-probability is NaN.
+    """
     search: dict[str, Any] = {name: options[name] for name in ("beams", "length_penalty")}
-    found: Translations = translate_rows(
-        run.model,
-        run.guide,
-        pad_sequence(given, batch_first=True, padding_value=PAD),
-        back=options.back,
-        num=options.num,
-        draws=options.draws,
-        progress=False,
-        **search,
-    )
-    if bool(found.log_probs.isnan().any()):
-        raise ValueError(
-            f"{run.path}: the probabilities of sentences are NaN: its training has diverged"
+    found: Translations
+    try:
+        found = translate_rows(
+            run.model,
+            run.guide,
+            pad_sequence(given, batch_first=True, padding_value=PAD),
+            back=options.back,
+            num=options.num,
+            draws=options.draws,
+            progress=False,
+            **search,
         )
+    except PairError as error:  # finite weights that overflow
+        raise ValueError(f"{run.path}: {error}") from error
     for rows, log_p, per_token in zip(
         found.rows, found.log_probs, found.log_probs_per_word, strict=True
     ):

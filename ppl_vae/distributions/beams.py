@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ppl_vae.runtime import BLANK, END, PAD
+from ppl_vae.runtime import BLANK, END, PAD, require_count, require_number
 
 
 class WritesWords(Protocol):
@@ -58,8 +58,11 @@ def beam_search(
         Rows and log-probabilities. Where a row has fewer sentences, the others have log p = -inf.
 
     Raises:
-        ValueError: The length penalty is negative or not finite.
+        TypeError: `beams` is no whole number, or the length penalty no number.
+        ValueError: `beams` is below 1, or the length penalty is negative or not finite.
     """
+    require_count("beams", beams)
+    require_number("length_penalty", length_penalty)
     if not 0 <= length_penalty < math.inf:
         raise ValueError(f"length_penalty must be finite and at least 0, got {length_penalty}")
     state = writing.begun(n)

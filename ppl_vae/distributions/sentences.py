@@ -190,7 +190,8 @@ class Sentences(dist.TorchDistribution):
             not so many.
 
         Raises:
-            ValueError: The length penalty is negative or not finite.
+            TypeError: `beams` is no whole number, or the length penalty no number.
+            ValueError: `beams` is below 1, or the length penalty is negative or not finite.
         """
         batch = self.batch_shape
         writing = self._of_batch(batch, self._writing)

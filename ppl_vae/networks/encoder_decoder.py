@@ -17,7 +17,7 @@ from ppl_vae.networks.arguments import (
 )
 from ppl_vae.networks.attention import AttentionBlock
 from ppl_vae.networks.base import full_precision
-from ppl_vae.runtime import BLANK, FIRST_WORD, PAD, lengths_of, trimmed
+from ppl_vae.runtime import BLANK, FIRST_WORD, PAD, as_words, lengths_of, trimmed
 
 ROWS, LATENTS = 0, 1
 """The languages of the rows and of the latents of a pair, by their numbers in a network of two."""
@@ -168,7 +168,7 @@ class SentenceNetwork(nn.Module):
         self.register_buffer("never", never, persistent=False)
 
     @torch.no_grad()
-    def count_words(self, rows: Tensor, language: int) -> None:
+    def count_words(self, rows: Tensor, language: int, name: str = "rows") -> None:
         """Sets the output bias of a language to the log frequencies of its words.
 
         Words that do not occur count as 0.01. Without this, a network that has learned to restore sentences
@@ -177,8 +177,14 @@ class SentenceNetwork(nn.Module):
         Args:
             rows: Sentences, `(n, T)`.
             language: The number of their language.
+            name: What they are, for messages.
+
+        Raises:
+            TypeError: They are no tensor of numbers.
+            ValueError: A number is not in the vocabulary.
         """
-        counts = rows[rows != PAD].long().flatten().bincount(minlength=self.words)
+        rows = as_words(name, rows, self.words)
+        counts = rows[rows != PAD].bincount(minlength=self.words)
         shares = (counts + 0.01) / (counts + 0.01).sum()
         self.bias[language] = shares.log().to(self.bias)
 
@@ -188,14 +194,18 @@ class SentenceNetwork(nn.Module):
         Args:
             rows: `(n, S)`.
             language: The number of their language.
+
+        Raises:
+            ValueError: A sentence is too long, or a number is not in the vocabulary.
         """
         assert self.encoder is not None
         assert self.encoded is not None
-        rows = trimmed(rows)
-        if rows.shape[1] > self.length or (rows.numel() and int(rows.max()) >= self.words):
+        rows = trimmed(as_words("sentences that the network reads", rows, self.words))
+        if rows.shape[1] > self.length:
             raise ValueError(
-                f"the network reads sentences of at most {self.length} tokens, including the end, of a "
-                f"vocabulary of {self.words}, got {rows.shape[1]} tokens and numbers up to {int(rows.max())}"
+                f"sentences that the network reads must have at most {self.length:,} tokens, including the "
+                f"end, got one of {rows.shape[1]:,}: leave it out, or cut it, as "
+                f"Vocabulary.rows(..., max_length={self.length}, too_long='cut') does"
             )
         there = (torch.arange(rows.shape[1], device=rows.device) < lengths_of(rows)[:, None])[
             :, None, None

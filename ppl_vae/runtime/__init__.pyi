@@ -71,6 +71,7 @@ from .sentences import (
     PAD as PAD,
     UNKNOWN as UNKNOWN,
     are_sentences as are_sentences,
+    as_words as as_words,
     holds_sentences as holds_sentences,
     lengths_of as lengths_of,
     require_sentences as require_sentences,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppl_vae.runtime.descriptions import described
+
 PAD = 0
 """Fills up a row behind the end of its sentence. A row of these alone is no sentence."""
 
@@ -53,6 +55,44 @@ def trimmed(rows: Tensor) -> Tensor:
     return rows[..., : max(longest, 1)]
 
 
+def as_words(name: str, rows: Tensor, words: int | None = None) -> Tensor:
+    """The numbers of sentences as int64; floating-point numbers are taken if they are whole.
+
+    Args:
+        name: What they are, for the message.
+        rows: Of any shape.
+        words: Size of the vocabulary; None if it is not known.
+
+    Raises:
+        TypeError: They are no tensor, or one of something else than numbers.
+        ValueError: A number is not whole, or not in the vocabulary.
+
+    Example:
+        >>> as_words("x", torch.tensor([5.0, 1.0]))
+        tensor([5, 1])
+        >>> as_words("x", torch.tensor([5, 1]), words=5)
+        Traceback (most recent call last):
+        ValueError: x must hold numbers from 0 to 4, as the vocabulary has 5, got 5
+    """
+    if not isinstance(rows, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor of whole numbers, as Vocabulary.rows makes it, got {described(rows)}"
+        )
+    if rows.is_complex() or rows.dtype == torch.bool:
+        raise TypeError(f"{name} must hold whole numbers, got {rows.dtype}")
+    found = rows.long()
+    if rows.is_floating_point() and bool((wrong := found != rows).any()):
+        raise ValueError(f"{name} must hold whole numbers, got {float(rows[wrong][0]):g}")
+    if words is not None and found.numel():
+        least, most = (int(each) for each in found.aminmax())
+        if least < 0 or most >= words:
+            raise ValueError(
+                f"{name} must hold numbers from 0 to {words - 1:,}, as the vocabulary has {words:,}, got "
+                f"{least if least < 0 else most:,}"
+            )
+    return found
+
+
 def require_sentences(name: str, rows: Tensor) -> None:
     """Raises an error unless all rows are sentences: words, `END`, then `PAD`.
 
@@ -61,7 +101,7 @@ def require_sentences(name: str, rows: Tensor) -> None:
         rows: `(n, T)`.
 
     Raises:
-        TypeError: They are no whole numbers.
+        TypeError: They are no tensor of whole numbers.
         ValueError: They have another shape, or a row is no sentence.
 
     Example:
@@ -69,15 +109,18 @@ def require_sentences(name: str, rows: Tensor) -> None:
         Traceback (most recent call last):
         ValueError: x: row 1, counted from 0, is no sentence: expected words, then END = 1, then PAD = 0
     """
-    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+    if isinstance(rows, Tensor) and rows.is_floating_point():
         raise TypeError(f"{name} must hold whole numbers, got {rows.dtype}")
+    as_words(name, rows)
     if rows.dim() != 2:
         raise ValueError(f"{name} must have the shape (n, T), got {tuple(rows.shape)}")
     wrong = (~are_sentences(rows)).nonzero()[:, 0]
     if len(wrong):
+        least = int(rows[wrong[0]].min()) if rows.shape[1] else 0
         raise ValueError(
-            f"{name}: row {int(wrong[0])}, counted from 0, is no sentence: expected words, then END = {END}, "
-            f"then PAD = {PAD}"
+            f"{name}: row {int(wrong[0])}, counted from 0, "
+            + (f"holds {least}, which is no word" if least < 0 else "is no sentence")
+            + f": expected words, then END = {END}, then PAD = {PAD}"
         )
 
 
@@ -93,7 +136,7 @@ def holds_sentences(rows: Tensor) -> bool:
 
 
 def are_sentences(rows: Tensor) -> Tensor:
-    """Which rows are sentences: words, `END`, then `PAD`.
+    """Which rows are sentences: words, `END`, then `PAD`. A word is any other number above 0.
 
     Args:
         rows: Whole numbers, `(*batch, T)`.
@@ -109,4 +152,4 @@ def are_sentences(rows: Tensor) -> Tensor:
     lengths = lengths_of(rows)[..., None]
     filled = ((rows != PAD) == (places < lengths)).all(-1)
     ended = ((rows == END) == (places == lengths - 1)).all(-1)
-    return filled & ended & (lengths[..., 0] > 0)
+    return filled & ended & (lengths[..., 0] > 0) & (rows >= 0).all(-1)

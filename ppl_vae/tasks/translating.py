@@ -14,6 +14,7 @@ from torch import Tensor
 from ppl_vae.distributions import Sentences
 from ppl_vae.pairs import Pair, PairError, Program
 from ppl_vae.runtime import (
+    as_words,
     described,
     lengths_of,
     preserve_random_state,
@@ -88,9 +89,10 @@ def translate(
         The sentences and their log-probabilities, on the CPU.
 
     Raises:
-        PairError: The program has no such method.
-        TypeError: An option is of another type.
-        ValueError: A number is out of its range, or a row of x is no sentence, or too long for the programs.
+        PairError: The program has no such method, or its training has diverged: a log-probability is NaN.
+        TypeError: An option is of another type, or x is no tensor.
+        ValueError: A number is out of its range, or a row of x is no sentence, too long for the programs, or
+            not of their vocabulary.
 
     Example:
         >>> from ppl_vae.guides import Translator
@@ -108,7 +110,7 @@ def translate(
     if not 0 <= length_penalty < math.inf:
         raise ValueError(f"length_penalty must be finite and at least 0, got {length_penalty}")
     density = _density(model, "decode") if back else _density(guide, "encode")
-    x = x.long() if x.is_floating_point() else x
+    x = as_words("x", x)
     require_sentences("x", x)
     require_progress(progress)
     pair, kept = Pair.of(model, guide), num if draws else max(num, beams)
@@ -120,7 +122,7 @@ def translate(
     with random, pair.scope(), torch.no_grad(), pair.mode(training=False):
         if seed is not None:
             torch.manual_seed(seed)
-        words = density(x[:1].to(device)).words if len(x) else 1
+        words = _first_look(density, x, order, device) if len(x) else 1
         at_once = max(1, min(_NUMBERS_AT_ONCE // words, _SENTENCES_AT_ONCE) // kept)
         with progress_bar(len(x), "translate", "sentence", progress) as bar:
             for part in order.split(at_once) if len(x) else ():
@@ -131,6 +133,8 @@ def translate(
                     rows = rows.transpose(0, 1)
                 else:
                     rows, log_p = p.beam(kept, length_penalty)
+                if bool(log_p.isnan().any()):
+                    raise _diverged(pair)
                 found.append((rows[:, :num].cpu(), log_p[:, :num].cpu()))
                 bar.update(len(part))
     if not found:
@@ -138,6 +142,37 @@ def translate(
     rows, log_p = (torch.cat(each) for each in zip(*found, strict=True))
     again = order.argsort().cpu()
     return Translations(rows[again], log_p[again])
+
+
+def _first_look(
+    density: Callable[[Tensor], Sentences], x: Tensor, order: Tensor, device: torch.device
+) -> int:
+    """The size of the vocabulary, once the longest row and the one with the largest number have been read.
+
+    What the programs cannot read is told now, and not after hours.
+
+    Raises:
+        ValueError: They cannot read a row.
+    """
+    words = 1
+    for row in (int(order[-1]), int(x.amax(1).argmax())):
+        try:
+            words = density(x[row : row + 1].to(device)).words
+        except PairError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"x, row {row}, counted from 0: {error}") from error
+    return words
+
+
+def _diverged(pair: Pair) -> PairError:
+    """The error for log-probabilities that are NaN; that of the parameters if one of them is."""
+    pair.require_no_nan()
+    return PairError(
+        "log p of translations is NaN, though no parameter is: parameters may be infinite or very large, as "
+        "after a training that has diverged; train again with a smaller learning rate or clip_grad_norm, or "
+        "load good weights"
+    )
 
 
 def _density(program: Program, method: str) -> Callable[[Tensor], Sentences]:
