@@ -427,7 +427,18 @@ def test_check_finds_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (torch.tensor([3]), "4 of 4 real values of site 'z' are outside of the .*: the first is 3"),
+        (
+            torch.tensor([3]),
+            r"^BackTranslation.latents: 4 of the 4 rows that were drawn from it have values of site 'z' that "
+            r"are outside of its support in the model, IntegerInterval\(lower_bound=0, upper_bound=2\): the "
+            r"first is 3\. Give values that the model may draw$",
+        ),
+        (torch.tensor([0.5]), "site 'z' that are outside of its support .*: the first is 0.5"),
+        (
+            torch.zeros(3, 2).long(),
+            r"^BackTranslation.latents: the values of site 'z' must have the shape \(m,\) for m rows, got "
+            r"rows of the shape \(2,\)$",
+        ),
         ({"y": torch.zeros(3).long()}, r"given for the sites \['y'\], and the pair draws \['z'\]"),
         (lambda n: torch.zeros(n + 1).long(), r"draw\(4\) of .* has returned 5 rows: expected 4"),
         (lambda n: (torch.zeros(n), torch.zeros(n)), "has returned .*: expected the latents alone"),
@@ -437,6 +448,45 @@ def test_real_values_that_do_not_suit(given: Any, told: str) -> None:
     x = torch.tensor([0, 1, 2, 2])
     with pytest.raises(PairError, match=told):
         fit(Table(3, 3), Reader(3, 3), x, objective=BackTranslation(given), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "z", "told"),
+    [
+        (
+            [3, 0],
+            [0, 1],
+            "have values of site 'x' that are outside of its support .*: the first is 3",
+        ),
+        ([-1, -1], [0, 1], "4 of the 4 rows .* values of site 'x' that .*: the first is -1"),
+        ([0, 1], [3, 4], "4 of the 4 rows .* values of site 'z' that are outside of its support"),
+        ([0.5, 0.5], [0, 1], r"the rows x hold 0.5, and those of the batch are whole .*int64\)$"),
+        ([0, 1], [[0, 1]] * 2, r"site 'z' must have the shape \(m,\) .* rows of the shape \(2,\)$"),
+    ],
+)
+def test_known_pairs_that_do_not_suit(rows: Any, z: Any, told: str) -> None:
+    x, known = torch.tensor([0, 1, 2, 2]), KnownLatents((torch.tensor(rows), torch.tensor(z)))
+    with pytest.raises(PairError, match=f"^KnownLatents.pairs: .*{told}"):
+        fit(Table(3, 3), Reader(3, 3), x, objective=known, max_epochs=1, seed=0)
+
+
+def test_errors_inside_of_a_trace_are_what_they_say() -> None:
+    """Pyro adds the shapes of all sites to errors that pass through its trace."""
+
+    class Modeless(dist.Categorical):
+        @property
+        def mode(self) -> Tensor:
+            raise NotImplementedError
+
+    def guide(x: Tensor) -> None:
+        logits = pyro.param("logits", torch.zeros(3, 3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Modeless(logits=logits[x]))
+
+    x = torch.tensor([0, 1, 2, 2])
+    told = r"^Modeless states no likeliest value: .*, or draw its values$"
+    with pytest.raises(PairError, match=told):
+        fit(Table(3, 3), guide, x, objective=BackTranslation(x, greedy=True), max_epochs=1)
 
 
 @pytest.mark.parametrize(

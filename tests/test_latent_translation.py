@@ -278,6 +278,72 @@ def test_denoising_is_the_density_given_the_noisy_row(x: Tensor) -> None:
     assert not torch.allclose(model.restore(x).log_prob(x), model.decode(x).log_prob(x))
 
 
+WRONG_LATENTS: dict[str, tuple[Any, str]] = {
+    "another vocabulary": (
+        [[WORDS, END]],
+        r"site 'z' .* sentences of 6 words, .* first is \[6, 1\]",
+    ),
+    "negative": ([[-1, END]], r"values of site 'z' .* sentences of 6 words, .* first is \[-1, 1\]"),
+    "without an end": (
+        [[4, 4]],
+        r"values of site 'z' .* sentences of 6 words, .* first is \[4, 4\]",
+    ),
+    "too long": (
+        [[4] * LENGTH + [END]],
+        "values of site 'z' .* at most 4 including the end, then z",
+    ),
+    "not whole": (
+        [[4.5, 1.0]],
+        r"values of site 'z' .* sentences of 6 words, .* first is \[4.5, 1",
+    ),
+    "one row": ([4, END], r"the values of site 'z' must have the shape \(m, 4\) .* the shape \(\)"),
+}
+
+
+@pytest.mark.parametrize("learn_prior", [True, False])
+@pytest.mark.parametrize("case", WRONG_LATENTS)
+def test_latents_are_looked_at_before_they_are_restored(
+    case: str, learn_prior: bool, x: Tensor
+) -> None:
+    given, told = WRONG_LATENTS[case]
+    for of_noise in (noise, WordNoise()):
+        objective = SentenceDenoising(
+            torch.tensor(given), noise=of_noise, learn_prior=learn_prior, elbo_rows=0
+        )
+        with pytest.raises(PairError, match=f"^SentenceDenoising.latents: .*{told}"):
+            fit(*made(), x, objective=objective, max_epochs=1, seed=0)
+
+
+def test_latents_of_a_stranger_are_looked_at_once_restored(x: Tensor) -> None:
+    """Without a p(z) that says what it draws, it is the support of what is restored."""
+    model, guide = made()
+
+    class Stranger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> None:
+            self.inner(x)
+
+        def restore(self, noisy: Tensor) -> Sentences:
+            return self.inner.restore(noisy)
+
+    for given, told in (
+        (
+            [[4, 4]],
+            r"^SentenceDenoising.latents, site 'z': 12 of 12 rows are outside of the support of what",
+        ),
+        (
+            [[4.5, 1.0]],
+            "SentenceDenoising.latents: the values of site 'z' must hold whole numbers, got 4.5",
+        ),
+    ):
+        objective = SentenceDenoising(torch.tensor(given), noise=noise, learn_prior=False)
+        with pytest.raises(PairError, match=told):
+            fit(Stranger(), guide, x, objective=objective, max_epochs=1, seed=0)
+
+
 @pytest.mark.parametrize(
     "objective",
     [

@@ -39,6 +39,9 @@ from ppl_vae.pairs import (
     trace_guide,
 )
 
+_OWNER = "BackTranslation.latents"
+"""What holds the real latents, for messages."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackTranslation(Alternating):
@@ -128,7 +131,7 @@ class BackTranslation(Alternating):
 
     @property
     def _given(self) -> RealLatents:
-        return RealLatents.of("BackTranslation.latents", self.latents)
+        return RealLatents.of(_OWNER, self.latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -149,7 +152,8 @@ class BackTranslation(Alternating):
         loss = -rows.mean()
         if self.learn_prior:
             values, part = self._real(n, layout, batch)
-            seen = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(part))
+            real_model = SetReal(values, _OWNER, layout.dim)(pair.model)
+            seen = poutine.trace(real_model).get_trace(*as_args(part))
             real = density_of_rows(seen, layout.latents, layout, 1, num_rows(part))
             loss = loss - real.mean()
         if self.greedy:  # which is no draw
@@ -186,7 +190,7 @@ class BackTranslation(Alternating):
         values, part = self._real(num_rows(batch), layout, batch)
         n = num_rows(part)
         with _quietly(pair), self._drawing():
-            made = poutine.uncondition(SetReal(values)(pair.model))
+            made = poutine.uncondition(SetReal(values, _OWNER, layout.dim)(pair.model))
             dream = poutine.trace(made).get_trace(*as_args(part))
             drawn = drawn_rows(dream, layout, part, "BackTranslation")
         guide = poutine.trace(poutine.replay(pair.guide, trace=dream)).get_trace(*as_args(drawn))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pyro.poutine as poutine
+import torch
 from torch import Tensor
 
 from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
-from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal
+from ppl_vae.objectives.real_latents import Latents, RealLatents, SetReal, require_possible
 from ppl_vae.objectives.schedules import require_bool
 from ppl_vae.objectives.scored_draws import (
     density_of_rows,
@@ -26,11 +27,15 @@ from ppl_vae.pairs import (
     PairError,
     Substitute,
     as_args,
+    is_factor,
     num_rows,
     tensors_of,
     trace_guide,
     with_tensors,
 )
+
+_OWNER = "KnownLatents.pairs"
+"""What holds the rows and their latents, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,8 @@ class KnownLatents(Alternating):
             another objective logs it.
 
     Raises:
-        PairError: The programs are given more than x, or the known values are not those of the latents.
+        PairError: The programs are given more than x, or the known values are not those of the latents, or
+            rows or values are outside of the support of the model.
         TypeError: A setting is of another type.
         ValueError: A setting is out of its range, or beta is not 1 or free_bits not 0: the losses have no KL.
 
@@ -80,7 +86,7 @@ class KnownLatents(Alternating):
 
     @property
     def _given(self) -> RealLatents:
-        return RealLatents.of("KnownLatents.pairs", self.pairs, paired=True)
+        return RealLatents.of(_OWNER, self.pairs, paired=True)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -97,8 +103,12 @@ class KnownLatents(Alternating):
         x, values = self._given.drawn(n, layout, given.device)
         assert x is not None  # as they are paired
         n = len(x)
-        known = with_tensors(batch, [x.to(given.dtype)])
-        model = poutine.trace(SetReal(values)(pair.model)).get_trace(*as_args(known))
+        known = with_tensors(batch, [_of_dtype(x, given.dtype)])
+        known_model = SetReal(values, _OWNER, layout.dim)(pair.model)
+        model = poutine.trace(known_model).get_trace(*as_args(known))
+        for name in layout.observed:
+            if not is_factor(model.nodes[name]):
+                require_possible(_OWNER, model.nodes[name], layout.dim)
         guide = trace_guide(Substitute(values)(pair.guide), *as_args(known))
         rows, prior = (
             density_of_rows(model, names, layout, 1, n)
@@ -109,3 +119,18 @@ class KnownLatents(Alternating):
         if self.learn_prior:
             loss = loss - prior.mean()
         return replace(elbo_of_rows(pair, layout, batch, self.elbo_rows), loss=loss)
+
+
+def _of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of the dtype of the batch.
+
+    Raises:
+        PairError: They are not whole numbers, as those of the batch are.
+    """
+    found = x.to(dtype)
+    if x.is_floating_point() and not dtype.is_floating_point and bool((found != x).any()):
+        raise PairError(
+            f"{_OWNER}: the rows x hold {float(x[found != x][0]):g}, and those of the batch are whole numbers "
+            f"({dtype})"
+        )
+    return found

@@ -8,7 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import Layout, PairError, Site, Substitute, support_of
+from ppl_vae.distributions import Sentences
+from ppl_vae.pairs import (
+    Layout,
+    PairError,
+    Site,
+    Substitute,
+    innermost,
+    rows_outside,
+    support_of,
+)
 from ppl_vae.runtime import described, digest
 
 Values = Tensor | Mapping[str, Tensor]
@@ -149,18 +158,60 @@ class SetReal(Substitute):
 
     Args:
         values: By site, `(n, *event)`.
+        owner: The argument that they come from, for messages.
+        dim: Where the plate over rows is.
     """
+
+    def __init__(self, values: Mapping[str, Tensor], owner: str, dim: int) -> None:
+        super().__init__(values)
+        self._owner, self._dim = owner, dim
 
     def _pyro_sample(self, msg: Site) -> None:
         super()._pyro_sample(msg)
-        support = support_of(msg["fn"]) if msg["name"] in self.values else None
-        if support is None:
-            return
-        value: Tensor = msg["value"]
-        inside = support.check(value)
-        if not bool(inside.all()):
-            bad = (~inside.reshape(len(value), -1).all(1)).nonzero().flatten().tolist()
-            raise PairError(
-                f"{len(bad)} of {len(value)} real values of site '{msg['name']}' are outside of the support of "
-                f"the model, {support}: the first is {value[bad[0]].tolist()}"
-            )
+        if msg["name"] in self.values and not msg["is_observed"]:
+            require_shape(self._owner, msg)
+            require_possible(self._owner, msg, self._dim)
+
+
+def require_shape(owner: str, site: Site) -> None:
+    """Refuses real values of a latent that have not the shape of its draws; sentences may be narrower.
+
+    Args:
+        owner: The argument that they come from.
+        site: The site of the latent, with these values.
+
+    Raises:
+        PairError: They have another shape.
+    """
+    fn, value = site["fn"], site["value"]
+    wanted = tuple(fn.batch_shape or value.shape[:1]) + tuple(fn.event_shape)
+    got = tuple(value.shape)
+    narrower = isinstance(innermost(fn), Sentences) and got[:-1] == wanted[:-1]
+    if got != wanted and not narrower:
+        shape = ", ".join(["m", *map(str, wanted[1:])]) + "," * (len(wanted) == 1)
+        raise PairError(
+            f"{owner}: the values of site '{site['name']}' must have the shape ({shape}) for m rows, got rows "
+            f"of the shape {got[1:]}"
+        )
+
+
+def require_possible(owner: str, site: Site, dim: int) -> None:
+    """Refuses given values of a site that its distribution gives no probability.
+
+    Args:
+        owner: The argument that they come from.
+        site: The site, with these values.
+        dim: Where the plate over rows is.
+
+    Raises:
+        PairError: A value is outside of the support.
+    """
+    rows = rows_outside(site, dim)
+    if rows:
+        fn, value = site["fn"], site["value"]
+        value = value.movedim(dim - len(fn.event_shape), 0)
+        raise PairError(
+            f"{owner}: {len(rows)} of the {len(value)} rows that were drawn from it have values of site "
+            f"'{site['name']}' that are outside of its support in the model, {support_of(fn)}: the first is "
+            f"{value[rows[0]].tolist()!s:.200}. Give values that the model may draw"
+        )

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from ppl_vae.objectives.alternating import Alternating, Turn, require_unweighted
 from ppl_vae.objectives.base import Loss
-from ppl_vae.objectives.real_latents import Latents, RealLatents
+from ppl_vae.objectives.real_latents import (
+    Latents,
+    RealLatents,
+    require_possible,
+    require_shape,
+)
 from ppl_vae.objectives.schedules import require_bool
 from ppl_vae.objectives.scored_draws import elbo_of_rows, require_elbo_rows, whole_guide
 from ppl_vae.pairs import (
@@ -19,9 +24,13 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     num_rows,
+    own_attribute,
     tensors_of,
 )
-from ppl_vae.runtime import described
+from ppl_vae.runtime import as_words, described
+
+_OWNER = "SentenceDenoising.latents"
+"""What holds the real latents, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +96,7 @@ class SentenceDenoising(Alternating):
 
     @property
     def _given(self) -> RealLatents:
-        return RealLatents.of("SentenceDenoising.latents", self.latents)
+        return RealLatents.of(_OWNER, self.latents)
 
     def turns(self, pair: Pair) -> Sequence[Turn]:
         """See `Alternating.turns`."""
@@ -97,6 +106,7 @@ class SentenceDenoising(Alternating):
                 f"SentenceDenoising: p(z) learns from the real latents by model.prior(), which "
                 f"{described(pair.model)} does not have: set learn_prior=False"
             )
+        known_prior: Any = own_attribute(pair.model, "prior") if prior is None else prior
         restore = [
             _method(program, role)
             for program, role in ((pair.model, "model"), (pair.guide, "guide"))
@@ -104,7 +114,7 @@ class SentenceDenoising(Alternating):
 
         def rows(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
             (x, *_) = tensors_of(batch)
-            loss = -self._restored(restore[0], x.long()).mean()
+            loss = -self._restored("x", restore[0], as_words("x", x)).mean()
             return replace(elbo_of_rows(pair, layout, batch, self.elbo_rows), loss=loss)
 
         def latents(pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
@@ -114,8 +124,13 @@ class SentenceDenoising(Alternating):
                 raise PairError(
                     f"SentenceDenoising restores one latent of a row, and there are {', '.join(values)}"
                 )
-            (z,) = values.values()
-            loss = -self._restored(restore[1], z.long()).mean()
+            ((name, z),) = values.items()
+            if known_prior is not None:  # noise and network would say less of what is no sentence
+                site = {"name": name, "fn": known_prior(), "value": z, "mask": None}
+                require_shape(_OWNER, site)
+                require_possible(_OWNER, site, dim=-1)
+            z = as_words(f"{_OWNER}: the values of site '{name}'", z)
+            loss = -self._restored(f"{_OWNER}, site '{name}'", restore[1], z).mean()
             if prior is not None:
                 loss = loss - prior().log_prob(z).mean()
             return replace(elbo_of_rows(pair, layout, batch, 0), loss=loss)
@@ -126,15 +141,15 @@ class SentenceDenoising(Alternating):
             Turn("latents", latents, [*of_guide, pair.model]),
         ]
 
-    def _restored(self, restore: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
-        """log p of each row given itself with noise."""
+    def _restored(self, name: str, restore: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
+        """log p of each row given itself with noise; messages call the rows by a name."""
         p = restore(self.noise(rows))
         inside = p.support.check(rows)
         if not bool(inside.all()):
             wrong = (~inside).nonzero().flatten().tolist()
             raise PairError(
-                f"{len(wrong)} of {len(rows)} rows are outside of the support of the programs, {p.support}: "
-                f"the first is {rows[wrong[0]].tolist()}"
+                f"{name}: {len(wrong)} of {len(rows)} rows are outside of the support of what restore "
+                f"returns, {p.support}: the first is {rows[wrong[0]].tolist()!s:.200}"
             )
         found: Tensor = p.log_prob(rows)
         return found

@@ -15,7 +15,8 @@ class PairError(ValueError):
     """
 
     def __init__(self, message: str, names_rows: bool = False) -> None:
-        super().__init__(message)
+        # Pyro makes an error that leaves a trace again, with the shapes of all sites behind the message.
+        super().__init__(message.partition("\nTrace Shapes:")[0])
         self.names_rows = names_rows
 
 

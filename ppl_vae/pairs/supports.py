@@ -95,17 +95,21 @@ def without_draws_outside(
 
 
 def _outside(site: Site) -> Tensor | None:
-    """Which values of a site are outside of its support and not masked, of the shape of its batch."""
+    """Which values of a site are outside of its support and not masked, of the shape of its batch.
+
+    None if no support is stated, or none can be checked, or if shapes do not fit, which others report.
+    """
     support = support_of(site["fn"])
+    if support is None:
+        return None
     try:
         inside: Tensor = support.check(site["value"])
+        there = present(site)
+        if event_dim := support.event_dim:
+            there = there.flatten(there.dim() - event_dim).all(-1)
+        return ~inside & there
     except (RuntimeError, NotImplementedError):
         return None
-    there = present(site)
-    event_dim = support.event_dim
-    if event_dim:
-        there = there.flatten(there.dim() - event_dim).all(-1)
-    return ~inside & there
 
 
 def support_has_tensors(fn: Any) -> bool:
