@@ -278,6 +278,21 @@ def test_a_line_that_is_too_long(said: Said) -> None:
     assert told in said("de.txt", "--back", code=1)[1]
 
 
+def test_a_line_of_any_length_is_cut(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than 64 KiB of it are held; the lines behind keep their numbers."""
+    text = b"dog\n" + b"cat " * 50_000 + b"\ncow\n" + b"dog " * 50_000
+    Path("long.txt").write_bytes(text)
+    out, err = said("long.txt", code=1)
+    assert out == ""
+    told = "long.txt, line 2 has more than 65,536 bytes: expected a file of text with one sentence a line"
+    assert f"{told}; with too_long cut, the rest of it is left out" in err
+    given = said("long.txt", "--too_long", "cut")
+    give(monkeypatch, text)
+    for out, err in (given, said("-", "--too_long", "cut")):
+        assert out == "Hund\nKatze Katze\nKuh\nHund Hund\n"
+        assert "lines 2, 4: longer than the 3 tokens that the model reads, so that the last" in err
+
+
 def test_a_long_line_of_standard_input_comes_after_those_before(
     said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,63 @@ def test_the_longest_line_is_read(tmp_path: Path) -> None:
         assert read_sentences(written(tmp_path, line + end)) == [line.decode()]
 
 
+CUT = {
+    "a long line": (b"a\n" + b"b" * (LONGEST + 1) + b"\nc\n", ["a", "b" * LONGEST, "c"]),
+    "two of them": (
+        b"b" * 9 * LONGEST + b"\r\n" + b"c" * LONGEST + b"d",
+        ["b" * LONGEST, "c" * LONGEST],
+    ),
+    "no end": (b"b" * (4 * LONGEST), ["b" * LONGEST]),
+    "an empty line behind": (b"b" * (2 * LONGEST) + b"\n\n", ["b" * LONGEST, ""]),
+    "a mark": (b"\xef\xbb\xbf" + b"b" * (LONGEST + 3) + b"\nc", ["b" * LONGEST, "c"]),
+    "half a letter": (b"a" + "é".encode() * LONGEST, ["a" + "é" * (LONGEST // 2 - 1)]),
+    "no text behind": (b"b" * LONGEST + b"\xff\0\nc", ["b" * LONGEST, "c"]),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), CUT.values(), ids=CUT)
+@pytest.mark.parametrize("more", range(6))
+def test_long_lines_are_cut(tmp_path: Path, content: bytes, expected: list[str], more: int) -> None:
+    """Of any length: the rest is read in pieces, which are no lines."""
+    content = content.replace(b"b" * LONGEST, b"b" * (LONGEST + more))
+    file = written(tmp_path, content)
+    assert read_sentences(file, too_long="cut") == expected
+    assert [*each_sentence(io.BytesIO(content), too_long="cut")] == expected
+    with pytest.raises(
+        ValueError, match=r"bytes: .*; with too_long cut, the rest of it is left out"
+    ):
+        read_sentences(file)
+
+
+def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
+    """Zeros are no text, which is told before the rest is read; letters are read in pieces."""
+    file = written(tmp_path, b"good\n")
+    with file.open("r+b") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(ValueError, match="line 2 holds a null byte"):
+        read_sentences(file, too_long="cut")
+
+    class Pieces(io.BytesIO):
+        largest = 0
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            found = super().readline(size)
+            self.largest = max(self.largest, len(found))
+            return found
+
+    pieces = Pieces(b"b" * (20 * LONGEST) + b"\nc")
+    assert [len(text) for text in each_sentence(pieces, too_long="cut")] == [LONGEST, 1]
+    assert pieces.largest < 2 * LONGEST
+
+
+def test_what_too_long_may_be(tmp_path: Path) -> None:
+    file = written(tmp_path, b"good\n")
+    with pytest.raises(ValueError, match="too_long must be 'error' or 'cut', got 'drop'"):
+        read_sentences(file, too_long="drop")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="too_long must be 'error' or 'cut', got 'drop'"):
+        next(each_sentence(file, too_long="drop"))  # type: ignore[arg-type]
+
+
 def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:
     """What stands behind is not looked at."""
     file = written(tmp_path, b"good\n\xff\n")

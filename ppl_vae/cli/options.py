@@ -358,7 +358,10 @@ def _translate(options: Options) -> None:
         "tabs between them"
     )
     _add_flag(options, "--scores", what)
-    what = "what happens to sentences with more numbers than the model reads: an error, or the end is left out"
+    what = (
+        "what happens to sentences with more numbers than the model reads, and to lines of more than 64 KiB: "
+        "an error, or the end is left out"
+    )
     options.add_argument("--too_long", choices=("error", "cut"), default="error", help=what)
     _add_device(options)
     _add_output(options, "file to write into", "standard output")

@@ -90,7 +90,8 @@ class TextSource:
         """
         self.shortened, self.unseen = Lines(), Lines()
         name = "standard input" if self.is_input else self.file
-        texts = each_sentence(sys.stdin.buffer if self.is_input else self.file)
+        text_file = sys.stdin.buffer if self.is_input else self.file
+        texts = each_sentence(text_file, too_long="cut" if self.cut else "error")
         for number, text in enumerate(texts, 1):
             yield self._row(f"{name}, line {number}", number, text) if text.strip() else None
 

@@ -51,7 +51,9 @@ def translate(parser: ArgumentParser, given: Namespace) -> int:
     """
     options = _options(parser, given)
     output = _output(options)
-    total = None if options.file == STANDARD_INPUT else sum(1 for _ in each_sentence(options.file))
+    total = None
+    if options.file != STANDARD_INPUT:
+        total = sum(1 for _ in each_sentence(options.file, too_long=options.too_long))
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     if output is not None:
         require_no_data(output, run.config)

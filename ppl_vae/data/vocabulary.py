@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.data.byte_pairs import LETTERS, bytes_of, encoder_of, learned_merges
 from ppl_vae.data.opening import open_to_read
-from ppl_vae.data.sentences import checked_texts
+from ppl_vae.data.sentences import checked_texts, require_too_long
 from ppl_vae.data.sizes import available_memory
 from ppl_vae.runtime import (
     BLANK,
@@ -132,8 +132,7 @@ class Vocabulary:
             TypeError: `sentences` are no texts.
             ValueError: A sentence is too long, or cannot be written in UTF-8; or an option is unknown.
         """
-        if too_long not in ("error", "cut"):
-            raise ValueError(f"too_long must be 'error' or 'cut', got {too_long!r:.40}")
+        require_too_long(too_long)
         if max_length is not None:
             require_count("max_length", max_length, 1)
         encode = self._encoder.encode
