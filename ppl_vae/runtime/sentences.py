@@ -84,7 +84,7 @@ def as_words(name: str, rows: Tensor, words: int | None = None) -> Tensor:
     if rows.is_floating_point() and bool((wrong := found != rows).any()):
         raise ValueError(f"{name} must hold whole numbers, got {float(rows[wrong][0]):g}")
     if words is not None and found.numel():
-        least, most = (int(each) for each in found.aminmax())
+        least, most = torch.stack(found.aminmax()).tolist()  # at once: a GPU is waited for
         if least < 0 or most >= words:
             raise ValueError(
                 f"{name} must hold numbers from 0 to {words - 1:,}, as the vocabulary has {words:,}, got "

@@ -155,7 +155,7 @@ def _first_look(
         ValueError: They cannot read a row.
     """
     words = 1
-    for row in (int(order[-1]), int(x.amax(1).argmax())):
+    for row in {int(order[-1]), int(x.amax(1).argmax())}:
         try:
             words = density(x[row : row + 1].to(device)).words
         except PairError:
