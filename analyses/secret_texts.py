@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,9 @@ class Language:
 
 def lines_of(file: Path) -> list[str]:
     """The lines of a file, in the letters of `ALPHABET`."""
-    lines = file.read_text(encoding="utf-8").lower().splitlines()
+    text = file.read_text(encoding="utf-8").lower()
+    # An ä may be an a with two dots behind it, which would be left out.
+    lines = unicodedata.normalize("NFC", text).splitlines()
     kept = (" ".join("".join(c for c in line if c in ALPHABET).split()) for line in lines)
     return [line for line in kept if line]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,20 @@ CHECKS: dict[str, Callable[[Path], None]] = {"back_translation.py": back_transla
 @pytest.mark.parametrize("script", CHECKS)
 def test_script(script: str, tmp_path: Path) -> None:
     CHECKS[script](tmp_path)
+
+
+def test_both_spellings_of_a_letter_are_the_same_text(
+    captions: Path, texts_of: Callable[..., Any]
+) -> None:
+    """What is trained on, and the references that translations are compared with."""
+    texts = texts_of(str(captions), size=5)
+    for file in captions.iterdir():
+        composed = file.read_text(encoding="utf-8")
+        file.write_text(unicodedata.normalize("NFD", composed), encoding="utf-8")
+    again = texts_of(str(captions), size=5)
+    assert again.digest == texts.digest
+    assert again.test == texts.test
+    assert again.validation[1][0] == "das Eichh\u00f6rnchen Eichh\u00f6rnchen"
 
 
 def test_a_misspelled_prefix_is_told(captions: Path, texts_of: Callable[..., Any]) -> None:

@@ -30,6 +30,7 @@ def written(folder: Path, content: bytes) -> Path:
         (b"a\r\n\r\nb\r\n", ["a", "", "b"]),
         (b"a\rb\nc\r", ["a\rb", "c\r"]),  # an end of a line only before \n
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["a", "\ufeffb"]),  # a mark only at the beginning
+        ("cafe\u0301\n\u00e9\n".encode(), ["caf\u00e9", "\u00e9"]),  # one character for one letter
         (b"\xef\xbb\xbf\n", [""]),
         (b"\xef\xbb\xbf", [""]),
         (

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def test_which_numbers_begin_a_word() -> None:
 def test_every_text_comes_back(texts: list[str]) -> None:
     rows = WORDS.rows(texts)
     assert rows.dtype == torch.int64
-    assert WORDS.sentences(rows) == texts
+    assert WORDS.sentences(rows) == [unicodedata.normalize("NFC", text) for text in texts]
     for row, text in zip(rows, texts, strict=True):
         ended = row.tolist().index(END)
         assert (row[:ended] >= FIRST_WORD).all()  # no text makes a number that is no word
@@ -114,6 +115,17 @@ def test_every_text_comes_back(texts: list[str]) -> None:
         assert (row[ended + 1 :] == PAD).all()
         assert (ended == 0) == (text == "")
     assert rows.shape[1] == max([1 + len(WORDS.words_of(row)) for row in rows], default=1)
+
+
+def test_both_spellings_of_a_letter_are_the_same() -> None:
+    """An ü, or a u and two dots behind it: as files of macOS and of others spell it."""
+    apart = [unicodedata.normalize("NFD", text) for text in SENTENCES]
+    assert apart != SENTENCES
+    assert torch.equal(WORDS.rows(apart), WORDS.rows(SENTENCES))
+    assert Vocabulary.learn(apart, size=320) == WORDS
+    assert WORDS.unseen_share(WORDS.rows(["zwei ma\u0308nner"])).tolist() == [0]
+    # Signs that are not the same to a reader stay what they are.
+    assert WORDS.sentences(WORDS.rows(["ﬁ x² ①"])) == ["ﬁ x² ①"]
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,11 @@ class Disguise:
     4. Each word becomes another one of its length that can be spoken as well; an article or a number becomes
        the ending of the word behind it. So does the -s of a plural, with `plurals`.
 
-    Words stay between the commas and full stops where they were. No two texts become the same, so that log p of
-    a disguised sentence is that of the sentence, and `undisguise` gives it back: the cipher exchanges words in
-    pairs; an ending begins with `ë` or is `ï`, which are doubled where a text has them; and an order that rules
-    1 and 2 would give to two texts is given to one of them, and to the other one that is left.
+    Words stay between the commas and full stops where they were. Texts are taken in Unicode's NFC, in which an
+    `é` is one character. No two of them become the same, so that log p of a disguised sentence is that of the
+    sentence, and `undisguise` gives it back: the cipher exchanges words in pairs; an ending begins with `ë` or
+    is `ï`, which are doubled where a text has them; and an order that rules 1 and 2 would give to two texts is
+    given to one of them, and to the other one that is left.
 
     Some of the made-up words are English by chance, as `gift` is German.
 

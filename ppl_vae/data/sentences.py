@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -30,7 +31,7 @@ def read_sentences(
 
     An empty line is an empty sentence, so that line n of one language belongs to line n of the other. A line
     ends with `\\n` or `\\r\\n`, and with nothing else. A mark of the byte order at the beginning is no part of
-    the text.
+    the text. Letters with accents are one character each (Unicode's NFC), however the file spells them.
 
     Args:
         path: The file.
@@ -109,7 +110,10 @@ def require_too_long(given: str) -> None:
 
 
 def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
-    """Sentences that a user has given, each checked as it comes.
+    """Sentences that a user has given, each checked as it comes, in Unicode's NFC.
+
+    An `é` may be one character, or an `e` and an accent. To a reader they are the same, and so they must have
+    the same pieces in a vocabulary.
 
     Raises:
         TypeError: They are no list of texts.
@@ -119,7 +123,7 @@ def checked_texts(sentences: Iterable[str]) -> Iterator[str]:
     for number, text in enumerate(sentences):
         if not isinstance(text, str):
             raise TypeError(f"sentence {number}, counted from 0, is no text but {described(text)}")
-        yield text
+        yield unicodedata.normalize("NFC", text)
 
 
 def _sentences(
@@ -167,7 +171,8 @@ def _text(name: str | Path, number: int, line: bytes, too_long: Literal["error",
         raise ValueError(f"{place} holds a null byte, as no text does: {advice}")
     try:
         # The last letter of what has been cut may be there in part: it is left out.
-        return codecs.getincrementaldecoder("utf-8")().decode(line, final=whole)
+        text = codecs.getincrementaldecoder("utf-8")().decode(line, final=whole)
+        return unicodedata.normalize("NFC", text)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{place} is not UTF-8 (its byte {error.start + 1} is {line[error.start]:#04x}): {advice}"

@@ -42,7 +42,7 @@ _KIND, _VERSION = "ppl_vae vocabulary", 1
 
 @dataclass(frozen=True, repr=False)
 class Vocabulary:
-    """Pieces of words, each a whole number; any text can be written with them, and comes back exactly.
+    """Pieces of words, each a whole number; any text can be written with them, and comes back.
 
     Byte-pair encoding ("Neural Machine Translation of Rare Words with Subword Units", arXiv:1508.07909): a
     sentence is its bytes in UTF-8, and pairs of neighbors that were frequent where the pieces were learned are
@@ -52,6 +52,9 @@ class Vocabulary:
 
     A row is the pieces of a sentence, then `END`, then `PAD` (`ppl_vae.runtime`). The numbers below
     `FIRST_WORD` are no pieces, and no text becomes one of them: `</s>` in a text is nothing but these letters.
+
+    Texts are taken in Unicode's NFC, in which `é` is one character. An `e` with an accent behind it looks the
+    same, and has the same numbers: it comes back as `é`. All else comes back exactly.
 
     `learn` and `rows` need the library tokenizers: `pip install 'ppl_vae[text]'`.
 
@@ -69,6 +72,8 @@ class Vocabulary:
                 [263, 119,   1]])
         >>> words.sentences(words.rows(["a dog", "Hundε"]))
         ['a dog', 'Hundε']
+        >>> words.sentences(words.rows(["cafe\\u0301"])) == ["caf\\u00e9"]
+        True
         >>> words.words_of(words.rows(["the dog"])[0])
         [' ', 't', 'h', 'e', ' dog']
     """
@@ -151,8 +156,8 @@ class Vocabulary:
     def sentences(self, rows: Tensor) -> list[str]:
         """The texts of rows, each up to its first `END` or `PAD`.
 
-        They are those that the rows were made of. Other rows may be no UTF-8: what is none is shown as �.
-        `UNKNOWN` and `BLANK` are shown as words, `<unknown>` and `<blank>`.
+        They are those that the rows were made of, in Unicode's NFC. Other rows may be no UTF-8: what is none is
+        shown as �. `UNKNOWN` and `BLANK` are shown as words, `<unknown>` and `<blank>`.
 
         Args:
             rows: `(n, T)`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -114,7 +115,8 @@ class WordCipher:
     A word of letters from a to z, or of digits, becomes another one, in which vowels and consonants
     stand where they stood, and letters that are spoken together are again such ones. Each letter depends on all
     others, so that words that are alike become words that are not. Large letters stay large, and all that is
-    not a letter from a to z or a digit stays as it is.
+    not a letter from a to z or a digit stays as it is. So does a letter with an accent behind it: another
+    letter with this accent could be one character, as n and ~ are ñ.
 
     Runs of vowels or consonants are numbers v_i below an even m_i. A Feistel network F, two rounds with a keyed
     hash, maps them one-to-one; with J: v_i -> v_i + m_i / 2 mod m_i, which is its own inverse and leaves
@@ -136,7 +138,14 @@ class WordCipher:
 
     def __call__(self, text: str) -> str:
         """The text with each of its words exchanged."""
-        return _WORDS.sub(lambda found: _cased(found[0], self.of_word(found[0].lower())), text)
+
+        def exchanged(found: re.Match[str]) -> str:
+            word, kept = found[0], ""
+            if unicodedata.combining(text[found.end() : found.end() + 1] or " "):
+                word, kept = word[:-1], word[-1]
+            return _cased(word, self.of_word(word.lower())) + kept if word else kept
+
+        return _WORDS.sub(exchanged, text)
 
     def of_word(self, word: str) -> str:
         """What stands for a word in small letters, or for a number."""
