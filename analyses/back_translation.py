@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from back_translation_finite import finite
-from progress import Table, start
+from progress import Table, require_list, start
 from sacrebleu import BLEU, CHRF
 from translation_baselines import Translate, copied, identical_words, word_by_word
 from translation_bounds import Bounds
@@ -20,7 +20,7 @@ from translation_texts import INVENTED, Texts
 
 from ppl_vae import diagnose, evaluate
 from ppl_vae.data import invented_log_prob
-from ppl_vae.runtime import lengths_of, replacing
+from ppl_vae.runtime import lengths_of, replacing, require_count, require_samples
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks import translate
 
@@ -113,11 +113,18 @@ def translating(
         runs: Folder that keeps the trained pairs; an interrupted training continues.
 
     Raises:
-        ValueError: There are not so many pairs, or the texts have not so many sentences.
+        ValueError: There are not so many pairs, or the texts have not so many sentences; or an option is out of
+            its range, or a list has something twice.
     """
+    require_list("--pairs", pairs, 0, may_be_empty=True)
+    require_list("--seeds", seeds)
+    require_list("--bounds", bounds, 1, may_be_empty=True)
+    require_count("--more_epochs", more_epochs, 0)
+    require_count("--bound_rows", bound_rows)
+    require_count("--beams", beams)
+    require_samples("--num_samples", num_samples)
+    sizes.require()
     for count in pairs:
-        if count < 0:
-            raise ValueError(f"--pairs has {count}, which is no number of pairs")
         if count > size:
             raise ValueError(
                 f"--pairs has {count}, and there are {size} sentences of each language: lower it, or raise "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppl_vae import fit
 from ppl_vae.objectives import BackTranslation, EnumELBO, Objective, ScoreFunctionELBO
+from ppl_vae.runtime import require_count
 from ppl_vae.stats import Estimate
 
 
@@ -89,7 +90,14 @@ def finite(
         max_epochs: Epochs of a training, of 10 steps each.
         num_seeds: Starts.
         seed: Of all random numbers.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
+    require_count("--sentences", sentences)
+    require_count("--rows", rows)
+    require_count("--max_epochs", max_epochs)
+    require_count("--num_seeds", num_seeds)
     ways: dict[str, Any] = {
         "ELBO": lambda z: EnumELBO(),
         f"ELBO with beta = {BETA}": lambda z: EnumELBO(beta=BETA),

@@ -13,11 +13,11 @@ from kept_scores import Scores
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from progress import Table, chosen_rows, start
+from progress import Table, chosen_rows, require_list, start
 from secret_methods import Methods, Score
 from secret_texts import Language, Secret
 
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import replacing, require_count, require_output
 from ppl_vae.stats import Estimate
 
 SOLVED = 0.9
@@ -78,11 +78,27 @@ def main(
         overwrite: Whether a picture that is there is replaced.
 
     Raises:
-        ValueError: A file is too short.
+        ValueError: A file is too short, or no text; or an option is out of its range, or a list has something
+            twice.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--lengths", lengths)
+    require_list("--guide_lengths", guide_lengths, may_be_empty=True)
+    counts = {"num_keys": num_keys, "restarts": restarts, "guide_keys": guide_keys}
+    counts |= {"guide_restarts": guide_restarts, "max_steps": max_steps, "hidden": hidden}
+    for option, given in counts.items():
+        require_count(f"--{option}", given)
     ways = Methods(restarts, guide_restarts, max_steps, hidden).ways()
     chosen = chosen_rows(rows, ways)
+    if all(ways[name].trains_guide for name in chosen) and not {*guide_lengths} & {*lengths}:
+        raise ValueError(
+            f"--rows has {chosen}, which are tried at --guide_lengths, and --lengths has none of these: add "
+            "one to it"
+        )
+    if secret is not None and plain is None:
+        raise ValueError(
+            "--secret is read by the bigrams of its language: give a text of that, --plain FILE"
+        )
     language = Language.invented(seed) if plain is None else Language.of_file(plain, secret)
     for length in lengths:
         language.require_texts(length)

@@ -1,4 +1,4 @@
-"""What the scripts share: a table whose rows appear as they are found, with the time left, and `--quick`."""
+"""What the scripts share: a table that appears row by row, checks of options, and `--quick`."""
 
 from __future__ import annotations
 
@@ -47,16 +47,47 @@ class Table:
         )
 
 
-def chosen_rows(rows: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The lines of a table that were asked for by their names; all if none were.
+def require_list(
+    option: str, given: Sequence[Any], least: float | None = None, *, may_be_empty: bool = False
+) -> None:
+    """Raises an error for a list that would be a line of the table twice, or none.
+
+    Args:
+        option: As it is typed, for the message.
+        given: What was given for it.
+        least: The smallest number that it may hold; None: any, or they are no numbers.
+        may_be_empty: Whether no line is meant by an empty one.
 
     Raises:
-        ValueError: A name is that of no line.
+        ValueError: It is empty, has something twice, or a number that is too small.
+    """
+    if not given and not may_be_empty:
+        raise ValueError(f"{option} is empty: give at least one, or leave the option out")
+    for i, each in enumerate(given):
+        if least is not None and each < least:
+            raise ValueError(f"{option} has {each}, and each must be at least {least}")
+        if each in given[:i]:
+            raise ValueError(f"{option} has {each} twice: give each once")
+
+
+def chosen_rows(
+    rows: Sequence[str] | None, known: Iterable[str], option: str = "--rows"
+) -> list[str]:
+    """The lines of a table that were asked for by their names; all if the option was left out.
+
+    Args:
+        rows: The names, or None.
+        known: Those of all lines.
+        option: As it is typed, for the message.
+
+    Raises:
+        ValueError: A name is that of no line, or comes twice, or there is none.
     """
     names = [*known]
     chosen = names if rows is None else [*rows]
     if unknown := [name for name in chosen if name not in names]:
-        raise ValueError(f"rows: no line is called {unknown[0]!r}: expected some of {names}")
+        raise ValueError(f"{option}: no line is called {unknown[0]!r}: expected some of {names}")
+    require_list(option, chosen)
     return chosen
 
 

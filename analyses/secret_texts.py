@@ -106,8 +106,19 @@ class Language:
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a file, in the letters of `ALPHABET`."""
-    text = file.read_text(encoding="utf-8").lower()
+    """The lines of a file, in the letters of `ALPHABET`.
+
+    Raises:
+        ValueError: It is no UTF-8: the message says in which line.
+    """
+    data = file.read_bytes()
+    try:
+        text = data.decode("utf-8").lower()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{file}, line {line} is not UTF-8 (it has a byte {data[error.start]:#04x}): save the text as UTF-8"
+        ) from error
     # An ä may be an a with two dots behind it, which would be left out.
     lines = unicodedata.normalize("NFC", text).splitlines()
     kept = (" ".join("".join(c for c in line if c in ALPHABET).split()) for line in lines)

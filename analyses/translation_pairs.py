@@ -26,6 +26,7 @@ from ppl_vae.objectives import (
     SentenceDenoising,
     Together,
 )
+from ppl_vae.runtime import require_count
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,22 @@ class Sizes:
         """Where a training is kept: others of these texts and settings have other folders."""
         of = hashlib.sha256(f"{self} {texts.digest}".encode()).hexdigest()[:10]
         return runs / f"{name},seed={seed},{of}"
+
+    def require(self) -> None:
+        """Raises an error for what no training can have, by the name of its option.
+
+        Raises:
+            ValueError: A number is out of its range.
+        """
+        phases = ("language_epochs", "denoising_epochs", "epochs", "pair_epochs")
+        for name in ("batch_size", *phases):
+            require_count(f"--sizes.{name}", getattr(self, name))
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"--sizes.learning_rate must be above 0, got {self.learning_rate}")
+        try:
+            _ = self.network
+        except ValueError as error:
+            raise ValueError(str(error).replace("EncoderDecoder.", "--sizes.")) from error
 
     @property
     def network(self) -> EncoderDecoder:

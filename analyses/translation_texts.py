@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data import Disguise, Vocabulary, invented_sentences, read_sentences
+from ppl_vae.runtime import require_count
 
 INVENTED = "invented"
 DISGUISED = "disguised:"
@@ -76,7 +77,16 @@ class Texts:
             difficulty: Of the disguise.
             seed: Of invented sentences and of the disguise.
             plurals: Of the disguise.
+
+        Raises:
+            ValueError: A number is out of its range, or the texts have not so many sentences.
         """
+        require_count("--size", size)
+        require_count("--vocabulary", vocabulary, len(Vocabulary(())))  # the bytes
+        if test_rows is not None:
+            require_count("--test_rows", test_rows)
+        if not 0 <= difficulty <= 1:
+            raise ValueError(f"--difficulty must be from 0 to 1, got {difficulty}")
         disguised = data.startswith(DISGUISED)
         folder = data.removeprefix(DISGUISED)
         if ":" in folder and not Path(folder).is_dir():

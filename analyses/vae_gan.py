@@ -82,7 +82,7 @@ def main(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
-    chosen = chosen_rows(models, MODELS)
+    chosen = chosen_rows(models, MODELS, "--models")
     rows = frames(data, sizes, data_dir)
     if accuracy:
         labels_of(rows)  # before anything is trained

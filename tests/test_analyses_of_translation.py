@@ -125,19 +125,55 @@ def test_words_one_by_one_are_those_that_go_together(monkeypatch: pytest.MonkeyP
     assert keeps(["ein taxi in berlin"]) == ["taxi in"]
 
 
-def test_no_more_pairs_than_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is told before anything is printed or made."""
-    told = "--pairs has 41, and there are 40 sentences of each language: lower it, or raise --size"
+WRONG = {
+    "translating": {
+        "--pairs=[0,41,10]": "--pairs has 41, and there are 40 sentences of each language: lower it, or",
+        "--pairs=[0,-1]": "--pairs has -1, and each must be at least 0",
+        "--pairs=[20,0,20]": "--pairs has 20 twice: give each once",
+        "--seeds=[]": "--seeds is empty: give at least one, or leave the option out",
+        "--seeds=[3,3]": "--seeds has 3 twice: give each once",
+        "--bounds=[1,0]": "--bounds has 0, and each must be at least 1",
+        "--bounds=[1,1]": "--bounds has 1 twice: give each once",
+        "--more_epochs=-1": "--more_epochs must be at least 0, got -1",
+        "--test_rows=0": "--test_rows must be at least 1, got 0",
+        "--test_rows=-3": "--test_rows must be at least 1, got -3",  # which would leave out the last 3
+        "--size=0 --pairs=[0]": "--size must be at least 1, got 0",
+        "--vocabulary=259": "--vocabulary must be at least 260, got 259",
+        "--difficulty=1.5": "--difficulty must be from 0 to 1, got 1.5",
+        "--num_samples=0": "--num_samples must be at least 1, got 0",
+        "--bound_rows=-1": "--bound_rows must be at least 1, got -1",
+        "--beams=0": "--beams must be at least 1, got 0",
+        "--sizes.batch_size=0": "--sizes.batch_size must be at least 1, got 0",
+        "--sizes.language_epochs=0": "--sizes.language_epochs must be at least 1, got 0",
+        "--sizes.denoising_epochs=0": "--sizes.denoising_epochs must be at least 1, got 0",
+        "--sizes.epochs=0": "--sizes.epochs must be at least 1, got 0",
+        "--sizes.pair_epochs=-1": "--sizes.pair_epochs must be at least 1, got -1",
+        "--sizes.learning_rate=0": "--sizes.learning_rate must be above 0, got 0",
+        "--sizes.width=7": "--sizes.width must be even and a multiple of heads = 4, got 7",
+        "--sizes.layers=0": "--sizes.layers must be at least 1, got 0",
+        "--sizes.dropout=1": "--sizes.dropout must be at least 0 and below 1, got 1",
+    },
+    "finite": {
+        "--sentences=0": "--sentences must be at least 1, got 0",
+        "--rows=0": "--rows must be at least 1, got 0",
+        "--max_epochs=0": "--max_epochs must be at least 1, got 0",
+        "--num_seeds=0": "--num_seeds must be at least 1, got 0",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "told"),
+    [(command, *each) for command, cases in WRONG.items() for each in cases.items()],
+)
+def test_wrong_options_are_told(command: str, typed: str, told: str, tmp_path: Path) -> None:
+    """Before anything is printed or made."""
+    few = ("--size=40", "--pairs=[0,10]") if command == "translating" else ()
     printed = io.StringIO()
-    options = ("--size=40", "--pairs=[0,41,10]")
-    with pytest.raises(ValueError, match=re.escape(told)):
-        run("back_translation.py", "translating", *options, cwd=tmp_path, printed=printed)
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+        run("back_translation.py", command, *few, *typed.split(), cwd=tmp_path, printed=printed)
     assert printed.getvalue() == ""
     assert not [*tmp_path.iterdir()]
-    monkeypatch.syspath_prepend(ROOT / "analyses")
-    script = importlib.import_module("back_translation")
-    with pytest.raises(ValueError, match="--pairs has -1, which is no number of pairs"):
-        script.translating(pairs=(0, -1), size=40)
 
 
 ENGLISH = [

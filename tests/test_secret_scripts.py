@@ -190,9 +190,50 @@ def test_secret_files_that_are_too_short_are_told(script: Any, tmp_path: Path) -
     assert found.plain.tolist() == [[texts.ALPHABET.index("x")] * 25]
 
 
-def test_a_text_has_at_least_a_row(script: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--lengths has 24, and a text has at least 25 letters"):
-        script.main(lengths=(100, 24), output=tmp_path / "a.png", runs=tmp_path)
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"lengths": (100, 24)}, "--lengths has 24, and a text has at least 25 letters"),
+    ({"lengths": ()}, "--lengths is empty: give at least one, or leave the option out"),
+    ({"lengths": (100, 200, 100)}, "--lengths has 100 twice: give each once"),
+    ({"guide_lengths": (400, 400)}, "--guide_lengths has 400 twice: give each once"),
+    ({"rows": ()}, "--rows is empty: give at least one, or leave the option out"),
+    ({"rows": ("EM", "EM")}, "--rows has EM twice: give each once"),
+    ({"rows": ("Em",)}, "--rows: no line is called 'Em': expected some of ['by frequency', "),
+    (
+        {"rows": ("guide",), "lengths": (100,)},
+        "--rows has ['guide'], which are tried at --guide_lengths, and --lengths has none of these",
+    ),
+    ({"secret": Path("secret.txt")}, "--secret is read by the bigrams of its language: give a"),
+    *(
+        ({name: 0}, f"--{name} must be at least 1, got 0")
+        for name in ("num_keys", "restarts", "guide_keys", "guide_restarts", "max_steps", "hidden")
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), WRONG)
+def test_wrong_options_are_told(
+    given: dict[str, Any],
+    told: str,
+    script: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before anything is printed or made."""
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+        script.main(**given, output=tmp_path / "a.png", runs=tmp_path / "runs")
+    assert capsys.readouterr().out == ""
+    assert not [*tmp_path.iterdir()]
+
+
+def test_texts_that_are_not_utf_8_are_told(script: Any, tmp_path: Path) -> None:
+    plain, other = tmp_path / "plain.txt", tmp_path / "latin-1.txt"
+    plain.write_text("der fuchs springt\n" * 20, encoding="utf-8")
+    other.write_text("der fuchs\nspringt über\n" * 20, encoding="latin-1")
+    for given in ((other,), (plain, other)):
+        told = f"{other}, line 2 is not UTF-8 (it has a byte 0xfc): save the text as UTF-8"
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+            script.main(*given, lengths=(100,), output=tmp_path / "a.png", runs=tmp_path / "runs")
+    assert {*tmp_path.iterdir()} == {plain, other}
 
 
 def test_the_picture_shows_means_and_names_that_do_not_overlap(script: Any) -> None:
