@@ -14,7 +14,7 @@ from autoencoder_pairs import (
     picture_of_rows,
     trained,
 )
-from progress import Table
+from progress import Table, require_list
 from torch import Tensor
 
 from ppl_vae import evaluate, refit_guide, refit_prior
@@ -60,6 +60,7 @@ def densities(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--components", components, may_be_empty=True)
     rows = Rows.of(data, data_dir, training)
     priors: dict[str, Any] = {"diagonal normal": DiagonalNormal(), "normal": FullNormal()}
     priors |= {f"mixture of {k}": MixturePrior(k) for k in components}

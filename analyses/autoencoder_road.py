@@ -20,7 +20,7 @@ from autoencoder_pairs import (
 )
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from progress import Table
+from progress import Table, require_list
 from torch import Tensor
 
 from ppl_vae import evaluate
@@ -64,6 +64,7 @@ def road(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--sigmas", sigmas)
     rows = Rows.of(data, data_dir, training)
     pca = PCA(rows.train)
     columns = ["sigma", "rate", "squared error", "of the means", "linear, rate", "linear, error"]

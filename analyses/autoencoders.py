@@ -17,7 +17,7 @@ from autoencoder_pairs import (
     trained,
 )
 from autoencoder_road import road
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor
 
 from ppl_vae.runtime import replacing, require_output
@@ -45,6 +45,7 @@ def sizes(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--codes", codes)
     rows = Rows.of(data, data_dir, training)
     pca = PCA(rows.train)
     columns = ["code", "PCA, training rows", "PCA", "autoencoder", "autoencoder, training rows"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -25,7 +25,7 @@ from ppl_vae.networks import MLP, AutoregressiveDecoder
 from ppl_vae.objectives import ELBO
 from ppl_vae.pairs import Program
 from ppl_vae.rate_distortion import linear_optimum
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import replacing, require_count, require_output
 from ppl_vae.stats import Estimate
 
 TITLES = {"linear": "probabilistic PCA", "mlp": "MLP", "autoregressive": "autoregressive decoder"}
@@ -219,6 +219,10 @@ def main(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--linear", linear, may_be_empty=True)
+    require_list("--mlp", mlp, may_be_empty=True)
+    require_list("--autoregressive", autoregressive, may_be_empty=True)
+    require_count("--num_seeds", num_seeds)
     gray = load_data("MNIST", data_dir=data_dir, seed=0)
     x, test = (rows[:n].float() for rows, n in ((gray.train, sizes.rows), (gray.test, num_test)))
     bits, test_bits = ((rows > 0.5).float() for rows in (x, test))

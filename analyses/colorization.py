@@ -20,10 +20,10 @@ from colorization_baselines import (
 )
 from colorization_points import Point
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 
 from ppl_vae.data import PhotoData, Photos, load_photos
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import replacing, require_count, require_output
 from ppl_vae.stats import Estimate
 
 TITLES = {
@@ -156,6 +156,8 @@ def main(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--betas", betas, may_be_empty=True)
+    require_count("--num_seeds", num_seeds)
     seeds = range(num_seeds)
     points = list(points_of(base, betas, seeds, ablations))
     photos = {

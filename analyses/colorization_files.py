@@ -16,7 +16,7 @@ from colorization_annealing import annealed_mean
 from colorization_points import Point
 from matplotlib.figure import Figure
 from PIL import Image
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor
 
 from ppl_vae import evaluate
@@ -221,6 +221,7 @@ def diversity(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--temperatures", temperatures, may_be_empty=True)
     given = Photos([_photo(path, longest) for path in photos])
     chosen = given if photos else load_photos("skimage", longest=longest).test
     table = Table(["coloring", "RMSE", "vividness"], steps=len(chosen) + (run is None))

@@ -27,6 +27,7 @@ from ppl_vae.objectives import (
     ScoreFunctionELBO,
     StraightThroughELBO,
 )
+from ppl_vae.runtime import require_count
 from ppl_vae.stats import Estimate
 
 BITS = 1 / math.log(2)
@@ -149,6 +150,7 @@ def main(
         num_seeds: Trainings of each.
         num_rows: Patches to measure on.
     """
+    require_count("--num_seeds", num_seeds)
     photos = load_photos(data, longest=longest)
     every = list(rungs(UNet(widths)))
     columns = ["-log2 P(y given x), bits", "-ELBO, bits", "lost", "I(z; y given x), bits", "time"]

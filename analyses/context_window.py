@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -18,7 +18,7 @@ from ppl_vae.likelihoods import Bernoulli, decoded
 from ppl_vae.networks import MLP, AutoregressiveDecoder
 from ppl_vae.objectives import ELBO
 from ppl_vae.rate_distortion import outside_window
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import replacing, require_count, require_output
 
 BETA = 1.5
 """Between 1 and 2, the optimum of both sources is the pair with the best ELBO whose z tells least."""
@@ -141,6 +141,8 @@ def main(
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--windows", windows)
+    require_count("--num_starts", num_starts)
     if length not in (2, 4, 6, 8):
         raise ValueError(f"length must be 2, 4, 6 or 8, got {length}")
     sources = {"mirror": mirror(length), "Markov, order 2": markov(length)}

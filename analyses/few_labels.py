@@ -13,7 +13,7 @@ import torch
 from few_labels_encoders import ENCODERS, Setting, Sizes
 from kept_scores import Scores
 from numpy.typing import NDArray
-from progress import Table, chosen_rows, start
+from progress import Table, chosen_rows, require_list, start
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.networks import MLP, Network
 from ppl_vae.objectives import SemiSupervisedELBO
+from ppl_vae.runtime import require_count
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks.probing import CS, LogisticProbe
 
@@ -106,6 +107,8 @@ def main(
         max_rows: Maximum number of rows per split, for a quick trial.
         runs: Folder that keeps pairs and scores; None: few_labels/ and the name of the data.
     """
+    require_list("--labels", labels)
+    require_count("--draws", draws)
     runs = Path("few_labels") / Path(data.removeprefix("folder:")).name if runs is None else runs
     loaded = load_data(data, data_dir=data_dir, max_rows=max_rows, seed=sizes.seed)
     setting = Setting(loaded, sizes, runs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
@@ -220,6 +220,9 @@ def main(
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--shown", shown, may_be_empty=True)
+    require_list("--of_critical", of_critical, may_be_empty=True)
+    require_list("--temperatures", temperatures)
     x = mixture_rows(rows, seed)
     critical = critical_temperature(x)
     print(f"The posterior is at T = {POSTERIOR:.4g}, the critical temperature is {critical:.5g}.\n")

@@ -9,13 +9,13 @@ import pyro.distributions as dist
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor, nn
 
 from ppl_vae import fit
 from ppl_vae.objectives import ELBO
 from ppl_vae.rate_distortion import BestModel, best_model
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import replacing, require_count, require_output
 
 COUNTS = torch.tensor([8, 4, 4, 2, 2, 2, 1, 1])
 """Rows of each value y: the population."""
@@ -117,6 +117,8 @@ def main(
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--betas", betas)
+    require_count("--num_seeds", num_seeds)
     population = COUNTS.double() / COUNTS.sum()
     first = Table(["Q(z given y) knows", "I(y; z)", "distortion", "ELBO + H(y)"], steps=0)
     first.head()

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor
 from torch.distributions import Bernoulli
 
@@ -21,7 +21,7 @@ from ppl_vae import evaluate, fit
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP, AutoregressiveDecoder
-from ppl_vae.runtime import replacing, require_output
+from ppl_vae.runtime import replacing, require_count, require_output
 
 NAMES = {False: "both at each step", True: "aggressive updates"}
 REACH, POINTS = 5.0, 201
@@ -144,6 +144,8 @@ def main(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--epochs", epochs)
+    require_count("--num_seeds", num_seeds)
     test = rows(max(2, num_rows // 4), length, seed=1000)
     columns = ["training", "seed", "rate", "ELBO", "log p(x)", "largest spread of model's means"]
     table = Table([*columns, "spread at the end, model", "guide"], steps=2 * num_seeds)

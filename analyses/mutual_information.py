@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 
 from ppl_vae import diagnose, sample
 from ppl_vae.diagnosis import Diagnosis
@@ -66,6 +66,7 @@ def main(
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--rows", rows)
     columns = ["exact", "rows", "log n", "aggregate posterior", "leave one out", "rate", "interval"]
     table = Table(columns, steps=len(rows) * len(nats))
     table.head()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from planted_pairs import FACTORS, FAMILIES, ONE, Chain, Family, Regressions, encoder_of
-from progress import Table, start
+from progress import Table, chosen_rows, start
 from torch import nn
 
 import ppl_vae
@@ -18,6 +18,7 @@ from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.guides import MeanField
 from ppl_vae.networks import MLP, AutoregressiveDecoder
 from ppl_vae.objectives import ELBO
+from ppl_vae.runtime import require_count
 from ppl_vae.training import Fit
 
 # -- planted causes ----------------------------------------------------------------------------------------
@@ -183,6 +184,8 @@ def main(
         max_epochs: Epochs of a whole training.
         remedies: Whether the remedies are tried.
     """
+    chosen_rows(causes, PLANTS, "--causes")
+    require_count("--num_seeds", num_seeds)
     columns = ["planted", "named", "others that were named", "pairs mended", "dimensions back"]
     table = Table(columns, sum(num_seeds * len(PLANTS[cause][1]) for cause in causes))
     table.head()

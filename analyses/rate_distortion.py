@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -114,6 +114,7 @@ def main(
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--betas", betas)
     if frozen_beta not in betas:
         raise ValueError(f"frozen_beta must be one of the betas {betas}, got {frozen_beta}")
     x = normal_rows(num_rows, seed)

@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from progress import Table, start
+from progress import Table, require_list, start
 from torch import Tensor, nn
 
 from ppl_vae import evaluate, fit, sample
@@ -76,6 +76,7 @@ def main(
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--guides", guides)
     torch.manual_seed(seed)
     x, test = ring(torch.randn(num_rows, 2)), ring(torch.randn(num_test, 2))
     truth = float(log_density(test).mean())

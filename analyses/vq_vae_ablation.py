@@ -20,6 +20,7 @@ from ppl_vae.codes import EMA, Gradient, KMeansStart, RandomStart, perplexity
 from ppl_vae.guides import QuantizingEncoder
 from ppl_vae.models import VQVAE
 from ppl_vae.objectives import QuantizedELBO
+from ppl_vae.runtime import require_count
 from ppl_vae.stats import Estimate
 
 
@@ -39,6 +40,7 @@ def ablation(
         sizes: Of networks and trainings.
         num_seeds: Trainings of each.
     """
+    require_count("--num_seeds", num_seeds)
     known = _known(results)
     results.parent.mkdir(parents=True, exist_ok=True)
     settings = list(itertools.product(STARTS, LEARNERS, RESTARTS, GRADIENTS))

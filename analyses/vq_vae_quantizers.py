@@ -24,6 +24,7 @@ from ppl_vae.codes import (
 )
 from ppl_vae.guides import QuantizingEncoder
 from ppl_vae.models import VQVAE
+from ppl_vae.runtime import require_count
 from ppl_vae.stats import Estimate
 
 # Each has 64 values; the vectors of a codebook are of the size that is given.
@@ -68,6 +69,7 @@ def quantizers(
         num_seeds: Trainings of each.
         rows: The quantizers, in this order; None: all. The others are compared to the first one.
     """
+    require_count("--num_seeds", num_seeds)
     chosen = chosen_rows(rows, QUANTIZERS)
     more = f"more than the ELBO of {chosen[0]}"
     columns = ["quantizer", "values used", "perplexity", "rate", "distortion", "ELBO", more]

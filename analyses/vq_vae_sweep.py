@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from progress import Table
+from progress import Table, require_list
 from vq_vae_pairs import MANY, Setting, Sizes, uses
 
 from ppl_vae import evaluate
@@ -69,6 +69,9 @@ def sweep(
         overwrite: Whether a picture that is there is replaced.
     """
     require_output(output, overwrite=overwrite)
+    require_list("--codes", codes, may_be_empty=True)
+    require_list("--commitments", commitments, may_be_empty=True)
+    require_list("--betas", betas, may_be_empty=True)
     of = Setting.of(data, data_dir, sizes, runs)
     columns = ["pair", "rate, uniform", "rate, PixelCNN", "distortion", "ELBO", "perplexity"]
     shown = Table(columns, steps=len(codes) * len(commitments) + len(betas))

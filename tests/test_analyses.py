@@ -6,6 +6,7 @@ import importlib
 import io
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -662,3 +663,79 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError, match=r"mine\.png is there already"):
             run(name, *options, "--output=mine.png", cwd=tmp_path)
     assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+EMPTY = "is empty: give at least one, or leave the option out"
+
+WRONG = {
+    "autoencoders.py": {
+        "sizes --codes=[]": f"--codes {EMPTY}",
+        "road --sigmas=[1,0.5,1]": "--sigmas has 1.0 twice",
+        "densities --components=[10,10]": "--components has 10 twice",
+    },
+    "collapse.py": {
+        "--linear=[1,1]": "--linear has 1.0 twice",
+        "--mlp=[1,1]": "--mlp has 1.0 twice",
+        "--autoregressive=[1,1]": "--autoregressive has 1.0 twice",
+        "--num_seeds=0": "--num_seeds must be at least 1, got 0",
+    },
+    "colorization.py": {
+        "--betas=[1,1]": "--betas has 1.0 twice",
+        "--num_seeds=0": "--num_seeds must be at least 1, got 0",
+    },
+    "colorization_files.py": {
+        "diversity --temperatures=[0.5,0.5]": "--temperatures has 0.5 twice",
+    },
+    "colorization_inference.py": {"--num_seeds=0": "--num_seeds must be at least 1, got 0"},
+    "context_window.py": {
+        "--windows=[]": f"--windows {EMPTY}",
+        "--num_starts=0": "--num_starts must be at least 1, got 0",
+    },
+    "few_labels.py": {
+        "--labels=[10,10]": "--labels has 10 twice",
+        "--draws=0": "--draws must be at least 1, got 0",
+    },
+    "hard_em_to_vq.py": {
+        "--shown=[1,1]": "--shown has 1.0 twice",
+        "--of_critical=[1,1]": "--of_critical has 1.0 twice",
+        "--temperatures=[]": f"--temperatures {EMPTY}",
+    },
+    "indeterminacy.py": {
+        "--betas=[]": f"--betas {EMPTY}",
+        "--num_seeds=0": "--num_seeds must be at least 1, got 0",
+    },
+    "lagging.py": {
+        "--epochs=[]": f"--epochs {EMPTY}",
+        "--num_seeds=-1": "--num_seeds must be at least 1, got -1",
+    },
+    "mutual_information.py": {"--rows=[]": f"--rows {EMPTY}"},
+    "planted_causes.py": {
+        "--causes=[]": f"--causes {EMPTY}",
+        "--causes=[magic]": "--causes: no line is called 'magic': expected some of ['none', ",
+        "--num_seeds=0": "--num_seeds must be at least 1, got 0",
+    },
+    "rate_distortion.py": {"--betas=[4,4]": "--betas has 4.0 twice"},
+    "ring.py": {"--guides=[]": f"--guides {EMPTY}"},
+    "vae_gan.py": {
+        "--models=[]": f"--models {EMPTY}",
+        "--models=[magic]": "--models: no line is called 'magic': expected some of ['VAE', ",
+    },
+    "vq_vae.py": {
+        "sweep --codes=[4,4]": "--codes has 4 twice",
+        "sweep --commitments=[1,1]": "--commitments has 1.0 twice",
+        "sweep --betas=[1,1]": "--betas has 1.0 twice",
+        "ablation --num_seeds=0": "--num_seeds must be at least 1, got 0",
+        "quantizers --num_seeds=0": "--num_seeds must be at least 1, got 0",
+    },
+}
+
+
+@pytest.mark.parametrize("script", WRONG)
+def test_wrong_options_are_told(script: str, tmp_path: Path) -> None:
+    """Before anything is read, printed or made, and by the name of the option."""
+    for typed, told in WRONG[script].items():
+        printed = io.StringIO()
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+            run(script, *typed.split(), cwd=tmp_path, printed=printed)
+        assert printed.getvalue() == ""
+        assert not [*tmp_path.iterdir()]
