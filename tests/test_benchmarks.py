@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,54 @@ def translation(folder: Path) -> None:
     assert [float(row["`fit` takes, of its time"]) for row in table][-1] == 1.0
     assert len({row["first loss, nats per row"][:5] for row in table}) == 1
     assert all(mean(row["sentences per second"]) > 0 for row in table)
+
+
+class Fake:
+    """A contender whose turns take as many seconds as it is told, and which tells of what it is asked."""
+
+    def __init__(self, name: str, seconds: list[float], asked: list[tuple[str, int]]) -> None:
+        self.name, self.seconds, self.asked = name, iter(seconds), asked
+
+    def ask(self, number: int) -> float:
+        self.asked.append((self.name, number))
+        return next(self.seconds)
+
+    def stop(self) -> None:
+        self.asked.append((self.name, 0))
+
+
+def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each comes first in a third of the rounds, after a pause; a slow turn does not move its median."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    workers = importlib.import_module("workers")
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    asked: list[tuple[str, int]] = []
+    times = {"a": [1.0, 9.0, 2.0, 2.5], "b": [3.0] * 4, "c": [5.0, 4.0, 4.0, 5.0]}
+    counts = {"a": 7, "b": 8, "c": 9}
+    with workers.running() as contenders:
+        contenders += [Fake(name, seconds, asked) for name, seconds in times.items()]
+        found = workers.median_seconds(contenders, counts, 4)
+    assert found == {"a": 2.25, "b": 3.0, "c": 4.5}
+    assert pauses == [workers.PAUSE] * 12
+    order = [(name, counts[name]) for turn in ("abc", "bca", "cab", "abc") for name in turn]
+    assert asked == [*order, ("a", 0), ("b", 0), ("c", 0)]
+
+
+def test_contenders_are_stopped_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    workers = importlib.import_module("workers")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    asked: list[tuple[str, int]] = []
+
+    def fail() -> None:
+        with workers.running() as contenders:
+            contenders.extend([Fake("a", [1.0], asked), Fake("b", [], asked)])
+            workers.median_seconds(contenders, {"a": 7, "b": 8}, 1)
+
+    with pytest.raises(StopIteration):
+        fail()
+    assert asked == [("a", 7), ("b", 8), ("a", 0), ("b", 0)]
 
 
 SLOW = [

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from tqdm import tqdm
-from workers import ENVIRONMENTS, Worker, processor, set_products
+from workers import ENVIRONMENTS, Worker, median_seconds, processor, running, set_products
 
 TRAINING = {
     "hand": "torch by hand",
@@ -25,8 +23,6 @@ APPLYING = {
 }
 KINDS = ("Palette", "PictureColors")
 SIZES = ((500, 375), (1000, 750), (2000, 1500), (4000, 3000))
-PAUSE = 0.2
-"""Seconds between turns, so that the threads of the contender before go to sleep."""
 
 
 class Lab:
@@ -58,23 +54,13 @@ class Lab:
             count: Steps or pictures per turn.
             settings: Fields of `colorists.Settings`.
         """
-        workers: list[Worker] = []
-        try:
+        with running() as workers:
             for name in tqdm(names, desc="start", leave=False):
                 workers.append(self.start(name, **settings))
                 for _ in range(warm_up):
                     workers[-1].ask(count)
-            seconds: dict[str, list[float]] = {name: [] for name in names}
-            for i in tqdm(range(rounds), desc="turns", leave=False):
-                for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
-                    time.sleep(PAUSE)
-                    seconds[worker.name].append(worker.ask(count))
-            return {
-                w.name: [statistics.median(seconds[w.name]), w.ask(0), w.first] for w in workers
-            }
-        finally:
-            for worker in workers:
-                worker.stop()
+            seconds = median_seconds(workers, dict.fromkeys(names, count), rounds)
+            return {w.name: [seconds[w.name], w.ask(0), w.first] for w in workers}
 
 
 def require_same(what: str, found: dict[str, float], tolerance: float) -> None:

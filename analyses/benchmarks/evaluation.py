@@ -12,7 +12,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import nn
 from tqdm import tqdm
-from workers import ENVIRONMENTS, PEERS, Worker
+from workers import ENVIRONMENTS, PAUSE, PEERS, Worker
 
 NAMES = {
     "hand": "torch by hand",
@@ -120,7 +120,7 @@ def race(
     for name, count in tqdm(turns, desc="turns", leave=False):
         for kind, size in (("product", large), ("decoder", CHUNK)):
             rates[kind].append(workers[kind].ask(size))
-        time.sleep(0.2)
+        time.sleep(PAUSE)
         seconds[name].append(workers[name].ask(count))
     return seconds, rates
 

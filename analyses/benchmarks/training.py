@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from pathlib import Path
 from typing import Literal
 
 from contenders import ROWS
 from jsonargparse import auto_cli
 from tqdm import tqdm
-from workers import ENVIRONMENTS, PEERS, Worker, set_products
+from workers import ENVIRONMENTS, PEERS, Worker, median_seconds, running, set_products
 
 NAMES = {
     "hand": "torch by hand, default Adam",
@@ -37,9 +35,6 @@ CONVOLUTIONAL = ["hand-fused", "hand-compiled", "pyro", "ours-graph", "ours"]
 CONVOLUTIONAL_PROTOCOL = (3, 60)
 """Turns, and steps before the first one but for `fit`: a step takes a tenth of a second."""
 
-PAUSE = 0.2
-"""Seconds between turns, so that the threads of the contender before go to sleep."""
-
 LONGEST = 0.5
 """Approximate maximum of the seconds per turn; a turn has at least five steps."""
 
@@ -56,12 +51,11 @@ def race(
     device: str,
 ) -> dict[str, tuple[float, float]]:
     """Milliseconds per step (median over the rounds) and seconds to the first step, by contender."""
-    workers: list[Worker] = []
     label = f"{network}, batch size {batch_size}"
     until_compiled = warm_up
     if network == "conv":
         rounds, warm_up = min(rounds, CONVOLUTIONAL_PROTOCOL[0]), CONVOLUTIONAL_PROTOCOL[1]
-    try:
+    with running() as workers:
         for name in tqdm(names, desc=f"{label}: start", leave=False):
             arguments = [network, str(batch_size), str(threads), device]
             workers.append(Worker(name, "contenders.py", arguments, threads, environments, device))
@@ -73,18 +67,10 @@ def race(
             for _ in range(0, until_compiled if ours else warm_up, size):
                 worker.ask(size)
             worker.ask(few)
-            seconds = worker.ask(few)
-            turn[worker.name] = min(steps, max(few, int(LONGEST / seconds)))
+            turn[worker.name] = min(steps, max(few, int(LONGEST / worker.ask(few))))
             worker.ask(turn[worker.name])
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for i in tqdm(range(rounds), desc=label, leave=False):
-            for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
-                time.sleep(PAUSE)
-                times[worker.name].append(worker.ask(turn[worker.name]) * 1e3)
-        return {w.name: (statistics.median(times[w.name]), w.first) for w in workers}
-    finally:
-        for worker in workers:
-            worker.stop()
+        seconds = median_seconds(workers, turn, rounds, label)
+        return {w.name: (1e3 * seconds[w.name], w.first) for w in workers}
 
 
 def main(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from tqdm import tqdm
-from workers import ENVIRONMENTS, Worker, processor, set_products
+from workers import ENVIRONMENTS, Worker, median_seconds, processor, running, set_products
 
 NAMES = {
     "hand": "torch by hand, its transformer",
@@ -19,29 +17,18 @@ NAMES = {
     "fit": "fit",
 }
 
-PAUSE = 0.2
-"""Seconds between turns, so that the threads of the contender before go to sleep."""
-
 
 def race(rounds: int, settings: dict[str, Any]) -> dict[str, list[float]]:
     """Median seconds per step and the first loss, by contender; each takes an epoch before that counts."""
-    workers: list[Worker] = []
     arguments = [json.dumps(settings)]
     threads, device = settings["threads"], settings["device"]
     steps = math.ceil(settings["size"] / settings["batch_size"])
-    try:
+    with running() as workers:
         for name in tqdm(NAMES, desc="start", leave=False):
             workers.append(Worker(name, "translators.py", arguments, threads, ENVIRONMENTS, device))
             workers[-1].ask(steps)
-        seconds: dict[str, list[float]] = {name: [] for name in NAMES}
-        for i in tqdm(range(rounds), desc="turns", leave=False):
-            for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
-                time.sleep(PAUSE)
-                seconds[worker.name].append(worker.ask(steps))
-        return {w.name: [statistics.median(seconds[w.name]), w.first] for w in workers}
-    finally:
-        for worker in workers:
-            worker.stop()
+        seconds = median_seconds(workers, dict.fromkeys(NAMES, steps), rounds)
+        return {w.name: [seconds[w.name], w.first] for w in workers}
 
 
 def main(

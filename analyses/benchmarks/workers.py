@@ -1,15 +1,21 @@
-"""Contenders of a benchmark: each in its own process, in an environment that has what it needs."""
+"""Contenders of a benchmark, which take turns: each a process, in an environment that has what it needs."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import venv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 
@@ -17,6 +23,9 @@ ENVIRONMENTS = Path.home() / ".cache" / "ppl_vae" / "benchmarks"
 
 PEERS = {"numpyro": ["numpyro==0.22.0"], "pythae": ["pythae==0.1.2", "setuptools<81"]}
 """Requirements of each contender that does not run in the environment of the benchmark itself."""
+
+PAUSE = 0.2
+"""Seconds between turns, so that the threads of the contender before go to sleep."""
 
 
 def set_products(tf32: bool) -> None:
@@ -94,6 +103,38 @@ class Worker:
         self.process.kill()
         self.process.wait()
         self.log.close()
+
+
+@contextmanager
+def running() -> Iterator[list[Worker]]:
+    """A list for contenders; those in it are stopped at the end, whatever happens."""
+    workers: list[Worker] = []
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def median_seconds(
+    workers: Sequence[Worker], counts: Mapping[str, int], rounds: int, label: str = "turns"
+) -> dict[str, float]:
+    """Median seconds of the turns of each contender, by its name.
+
+    Args:
+        workers: The contenders. In each round another one is the first, so that what slows the machine down for
+            a while slows down all.
+        counts: What each is asked for in a turn, such as a number of steps.
+        rounds: Turns of each.
+        label: What the progress bar is called.
+    """
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    for i in tqdm(range(rounds), desc=label, leave=False):
+        first = i % len(workers)
+        for worker in [*workers[first:], *workers[:first]]:
+            time.sleep(PAUSE)
+            seconds[worker.name].append(worker.ask(counts[worker.name]))
+    return {name: statistics.median(each) for name, each in seconds.items()}
 
 
 def interpreter(name: str, folder: Path) -> Path:
