@@ -15,9 +15,9 @@ from ppl_vae.networks.arguments import (
     require_numbers,
     require_room,
 )
-from ppl_vae.networks.attention import AttentionBlock
+from ppl_vae.networks.attention import AttentionBlock, Packed
 from ppl_vae.networks.base import full_precision
-from ppl_vae.runtime import BLANK, FIRST_WORD, PAD, as_words, lengths_of, trimmed
+from ppl_vae.runtime import BLANK, FIRST_WORD, PAD, as_words, trimmed
 
 ROWS, LATENTS = 0, 1
 """The languages of the rows and of the latents of a pair, by their numbers in a network of two."""
@@ -207,14 +207,15 @@ class SentenceNetwork(nn.Module):
                 f"end, got one of {rows.shape[1]:,}: leave it out, or cut it, as "
                 f"Vocabulary.rows(..., max_length={self.length}, too_long='cut') does"
             )
-        there = (torch.arange(rows.shape[1], device=rows.device) < lengths_of(rows)[:, None])[
-            :, None, None
-        ]
-        x = dropout(self.vectors(rows, language), self.dropout, self.training)
+        packed = Packed.of(rows != PAD)
+        there = packed.there[:, None, None]
+        x = packed.steps(self.vectors(rows, language))
+        x = dropout(x, self.dropout, self.training)
         for block in self.encoder:
-            x = block(x, causal=False, seen=there)
+            x = block(x, causal=False, seen=there, packed=packed)
         states = self.encoded(x)
-        return Memory([block.remembered(states) for block in _blocks(self.decoder)], there)
+        layers = [block.remembered(states, packed) for block in _blocks(self.decoder)]
+        return Memory(layers, there)
 
     def writing(self, language: int, memory: Memory | None = None) -> Writing:
         """What writes sentences of a language: translations of what is in a memory, if there is one."""
@@ -279,17 +280,20 @@ class Writing:
         return replace(self, memory=memory, past=past)
 
     def states(self, rows: Tensor) -> Tensor:
-        """The state ahead of each word, which depends on those before it: `(n, T, width)` for rows `(n, T)`."""
+        """The state ahead of each word, which depends on those before it: `(n, T, width)` for rows `(n, T)`.
+
+        Zeros ahead of `PAD`: what fills up rows is not computed.
+        """
         network = self.network
         hides = self.hides and network.training
         before = network.vectors(rows[:, :-1], self.language)
         start = network.languages[self.language] + network.places[0]
         x = torch.cat([start.expand(len(rows), 1, -1), before], 1)
-        x = dropout(x, network.dropout, hides)
+        packed = Packed.of(rows != PAD)
+        x = dropout(packed.steps(x), network.dropout, hides)
         for block, memory in self._layers():
-            x = block(x, memory=memory, there=self._there, hides=hides)
-        found: Tensor = network.decoded(x)
-        return found
+            x = block(x, memory=memory, there=self._there, hides=hides, packed=packed)
+        return packed.rows(network.decoded(x))
 
     def logits(self, states: Tensor) -> Tensor:
         """The logits of all words, `(*, words)`, for states `(*, width)`."""
