@@ -107,6 +107,7 @@ class Buckets:
             require_count("batch_size", batch_size, 1)
         self._tensors = (x, *others)
         self._seed, self._trim = seed, trim
+        self._given = () if lengths is None else (lengths,)
         self._lengths = _lengths_of_all(self._tensors, lengths)
         known = [of for of in self._lengths if of is not None]
         longest = torch.stack(known).amax(0)
@@ -144,7 +145,7 @@ class Buckets:
 
     def __repr__(self) -> str:
         told = f"<{len(self)} batches of {len(self._groups.order)} rows of like length"
-        return f"{told}, {digest((*self._tensors, self._longest))[:10]}>"
+        return f"{told}, {digest((*self._tensors, *self._given))[:10]}>"
 
     def draw(self, n: int) -> Any:
         """Rows of like length, drawn from torch's global generator with equal probability.
