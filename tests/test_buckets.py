@@ -488,9 +488,23 @@ def test_ciphers_of_unlike_lengths_are_trained_in_batches() -> None:
     assert found.log_likelihood.mean > before
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.uint16, torch.int32])
+def test_lengths_of_small_types(kind: torch.dtype) -> None:
+    lengths = torch.tensor([127, 5])
+    shapes = [
+        tuple(x.shape) for x in Buckets(torch.zeros(2, 300), lengths=lengths.to(kind), tokens=300)
+    ]
+    assert shapes == [(2, 127)]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "told"),
     [
+        (
+            lambda: Buckets(FRAMES, lengths=STEPS, tokens=6),
+            ValueError,
+            "row 3, .* has 7 steps, .* long rows",
+        ),
         (lambda: Buckets(FRAMES), TypeError, "For other sequences, give lengths="),
         (lambda: Buckets(FRAMES, lengths=[5]), TypeError, "lengths must be a tensor"),  # type: ignore[arg-type]
         (lambda: Buckets(FRAMES, lengths=STEPS.float()), TypeError, "lengths must hold whole"),

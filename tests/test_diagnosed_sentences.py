@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ppl_vae import diagnose, fit
 from ppl_vae.diagnosis import Diagnosis
+from ppl_vae.diagnosis.sentences import _doubts
+from ppl_vae.diagnosis.use_of_sentences import UseOfSentences, margin
 from ppl_vae.distributions import Sentences
 from ppl_vae.guides import Translator
 from ppl_vae.models import LatentTranslation
@@ -379,6 +381,45 @@ def test_a_verdict_of_few_rows_is_doubted(decode: Any, encode: Any, rows: int, t
     doubts = [each for each in diagnosis.warnings if each.endswith("with more rows")]
     assert len(doubts) == bool(told), diagnosis
     assert told in "".join(doubts)
+
+
+def test_a_row_that_comes_alone_does_not_count() -> None:
+    """Its z has no other row: worth is that of the rows that came together, in any batches."""
+    x = sentences(4, 0)
+    whole = found(back, translating, [x[:50]]).of_sentences
+    diagnosis = found(back, translating, [x[:50], x[50:51]])
+    use = diagnosis.of_sentences
+    assert whole is not None
+    assert use is not None
+    assert diagnosis.cause == "none"
+    assert diagnosis.num_rows == 51
+    assert use.worth.mean == pytest.approx(whole.worth.mean, rel=1e-5)
+    assert use.worth.standard_error == pytest.approx(whole.worth.standard_error, rel=1e-5)
+    assert use.worth_per_word.mean == pytest.approx(whole.worth_per_word.mean, rel=1e-5)
+    alone = found(back, translating, [x[:1], x[1:2]])
+    assert "Batches of one row were given" in str(alone)
+    assert not bool(alone.collapsed.any())
+    assert alone.causes == {}
+
+
+def test_a_z_without_words_is_told_from_an_x_that_is_no_sentence() -> None:
+    def silent(rows: Tensor) -> Tensor:
+        return word_by_word(
+            torch.full_like(rows, PAD).index_fill(1, torch.tensor([0]), END), 0, 1 - 1e-9
+        )
+
+    diagnosis = found(english, silent)
+    assert "not defined: z has no words" in str(diagnosis)
+
+
+def test_a_single_row_with_words_is_doubted() -> None:
+    some, one = torch.tensor([1.0, 1.0, 3.0]), torch.tensor([torch.nan, torch.nan, 0.5])
+    use = UseOfSentences.of(
+        **{"words": some, "worth": some, "told": some, "copied": one, "by_chance": one / 2},
+        **{"log_prior": -some, "own_words": some, "log_own": -some},
+    )
+    assert any("a single row has words" in each for each in _doubts("z", use))
+    assert math.isnan(margin(use.copied))
 
 
 def test_errors_are_those_of_the_mean() -> None:

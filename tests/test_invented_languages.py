@@ -366,8 +366,14 @@ def test_what_is_done_at_which_difficulty() -> None:
 
 
 def test_plurals_are_their_singulars_with_an_ending() -> None:
-    words = "dog man woman child person foot lady glass shoe beach horse box key toy t-shirt"
-    many = "dogs men women children people feet ladies glasses shoes beaches horses boxes keys toys t-shirts"
+    words = (
+        "dog man woman child person foot lady glass shoe beach horse box key toy t-shirt knife bus"
+    )
+    many = (
+        "dogs men women children people feet ladies glasses shoes beaches horses boxes keys toys t-shirts "
+        "knives buses"
+    )
+    words, many = f"{words} human", f"{many} humans"
     no_plurals = (
         "grass bus man's tennis this his is wears eats as its has dress gas was PARKS mans s ss es"
     )

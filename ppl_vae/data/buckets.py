@@ -44,7 +44,8 @@ class Buckets:
             sequences `(n, T, *)`.
         others: More tensors with n rows, for further arguments of the model. Those that are sentences too are
             trimmed as well, and batches are of like length in all of them. With `lengths`, those that have
-            T steps too, and nothing but zeros behind each row's length, are trimmed with x.
+            T columns too, and nothing but zeros behind each row's length, are trimmed with x: whatever their
+            columns mean. `trim=False` cuts nothing.
         lengths: How many of its T steps each row has, `(n,)`, of sequences that do not say so themselves, such
             as frames. If the model takes them too, as `SubstitutionCipher` does, they are among the `others` as
             well: `Buckets(x, lengths, lengths=lengths)`.
@@ -93,7 +94,7 @@ class Buckets:
         if lengths is None:
             _require_sentences(x)
         else:
-            _require_lengths(x, lengths)
+            lengths = _checked_lengths(x, lengths)
         require_flags(**{"Buckets.trim": trim})
         require_seed(seed)
         if tokens is not None and batch_size is not None:
@@ -115,8 +116,9 @@ class Buckets:
         if tokens is not None and longest.max() > tokens:
             row = int(longest.argmax())
             raise ValueError(
-                f"row {row}, counted from 0, has {int(longest[row])} numbers, and a whole batch at most "
-                f"tokens={tokens}: give more tokens, or cut long sentences"
+                f"row {row}, counted from 0, has {int(longest[row])} "
+                f"{'numbers' if lengths is None else 'steps'}, and a whole batch at most tokens={tokens}: give "
+                "more tokens, or cut long rows"
             )
         self._longest, self._tokens = longest, tokens
         self._ends = _ends(longest[self._groups.order], tokens, batch_size)
@@ -257,7 +259,7 @@ def _lengths_of_all(
     if lengths is None:
         return tuple(lengths_of(rows).cpu() if holds_sentences(rows) else None for rows in tensors)
     steps = tensors[0].shape[1]
-    lengths = lengths.cpu().long()
+    lengths = lengths.cpu()
     behind = torch.arange(steps) >= lengths[:, None]
 
     def is_cut(rows: Tensor) -> bool:
@@ -292,7 +294,7 @@ def _require_sentences(x: Tensor) -> None:
         ) from None
 
 
-def _require_lengths(x: Tensor, lengths: Tensor) -> None:
+def _checked_lengths(x: Tensor, lengths: Tensor) -> Tensor:
     if not isinstance(lengths, Tensor):
         raise TypeError(f"Buckets.lengths must be a tensor, got {described(lengths)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -304,6 +306,7 @@ def _require_lengths(x: Tensor, lengths: Tensor) -> None:
             f"Buckets.lengths must have the shape {tuple(x.shape[:1])}, one for each row of x, got "
             f"{tuple(lengths.shape)}"
         )
+    lengths = lengths.long()  # small types do not hold T
     wrong = ((lengths < 1) | (lengths > x.shape[1])).nonzero()[:, 0]
     if len(wrong):
         row = int(wrong[0])
@@ -311,3 +314,4 @@ def _require_lengths(x: Tensor, lengths: Tensor) -> None:
             f"Buckets.lengths must be from 1 to the {x.shape[1]} steps of x; row {row}, counted from 0, has "
             f"{int(lengths[row])}"
         )
+    return lengths

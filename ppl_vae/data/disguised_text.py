@@ -60,7 +60,7 @@ class Disguise:
         seed: Another seed gives other words.
         plurals: Whether a plural is the name of its singular with the ending `ï`, from difficulty 3/8 on. If
             not, it is a word with a name of its own. Plurals are known by their letters, so that `looks` is
-            one, too; `man`, `child`, `person`, `foot`, `tooth` and `mouse` have theirs.
+            one, too, and `always`; some have a form of their own, such as `men`, `people` and `knives`.
 
     Raises:
         TypeError: An argument is of another type.

@@ -173,7 +173,7 @@ class Diagnosis(Result):
                 told_of_points(self.of_points, self.active_units),
                 *in_lines(self.causes, self.run),
             ]
-        elif self.of_sentences is not None and self.num_rows > 1:
+        elif self.of_sentences is not None and self.of_sentences.is_known:
             told = told_of_sentences(self.names[0], self.of_sentences, bool(self.active[0]))
             lines = [told, *in_lines(self.causes, self.run)]
         else:
@@ -185,11 +185,10 @@ class Diagnosis(Result):
         return "\n".join(lines)
 
     def _of_dimensions(self) -> str:
-        if self.num_rows == 1 and self.of_sentences is not None:
-            return (
-                "One row was given: whether a sentence z is used shows with the z of another row; diagnose "
-                "with more rows."
-            )
+        if self.of_sentences is not None:
+            given = "One row was given" if self.num_rows == 1 else "Batches of one row were given"
+            more = "with more rows" if self.num_rows == 1 else "in larger batches"
+            return f"{given}: whether a sentence z is used shows with the z of another row; diagnose {more}."
         if self.num_rows == 1:
             return (
                 "One row was given: whether a latent dimension is active shows in how its mean varies "
@@ -250,7 +249,7 @@ class Diagnosis(Result):
         """The printed result: name and value of each quantity."""
         if self.of_codes:
             return lines_of_codes(self.of_codes, self.information_bounds)
-        if self.of_sentences is not None and self.num_rows > 1:
+        if self.of_sentences is not None and self.of_sentences.is_known:
             return lines_of_sentences(self.of_sentences)
         information = self.mutual_information
         if self.of_points:

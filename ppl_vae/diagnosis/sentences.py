@@ -102,7 +102,7 @@ def diagnose_sentences(
     is_used = use.worth_per_word.mean >= COLLAPSED and not copied
     causes = (
         {}
-        if is_used or len(rate) == 1
+        if is_used or not use.is_known
         else {name: _cause(use, float(rate.mean()), copied, same, not_ended)}
     )
     notes = session.findings.notes
@@ -132,7 +132,7 @@ def diagnose_sentences(
         notes=notes,
         cautions=(*session.findings.doubts, *_doubts(name, use)),
     )
-    if len(rate) == 1:  # neither is known
+    if not use.is_known:  # neither is known
         diagnosis = replace(diagnosis, collapsed=torch.zeros(1, dtype=torch.bool))
     return diagnosis, torch.cat([rows.elbo for rows in found])
 
@@ -143,7 +143,7 @@ def _is_copied(surplus: float, foreign: float) -> bool:
 
 def _doubts(name: str, use: UseOfSentences) -> Iterator[str]:
     """What would be judged otherwise if a number were elsewhere in its interval."""
-    if len(use.worth.values) == 1:
+    if not use.is_known:
         return
     more = "shows with more rows"
     foreign = margin(use.log_prior, use.log_prior_of_own)
@@ -153,14 +153,17 @@ def _doubts(name: str, use: UseOfSentences) -> Iterator[str]:
             _is_copied(use.surplus + sign * copied, use.foreign + sign * foreign)
             for sign in (-1, 1)
         )
-        if least != most:
+        if least != most or math.isnan(copied):
+            likely = "less likely" if use.foreign > 0 else "likelier"
             yield (
-                f"{use.surplus:.0%} of the words of '{name}' are copied beyond chance, give or take "
-                f"{copied:.0%}, and they are {use.foreign:.1f} nats less likely than those of p(z), give or "
-                f"take {foreign:.1f}: whether that is a copy {more}"
+                f"{max(0.0, use.surplus):.0%} of the words of '{name}' are copied beyond chance, give or take "
+                f"{min(1.0, copied):.0%}, and a word is {abs(use.foreign):.1f} nats {likely} than one that "
+                f"p(z) draws, give or take {foreign:.1f}: whether that is a copy {more}"
+                if not math.isnan(copied)
+                else f"a single row has words in '{name}': whether they are copied {more}"
             )
     worth = use.worth_per_word
-    if abs(worth.mean - COLLAPSED) < margin(worth):
+    if not abs(worth.mean - COLLAPSED) >= margin(worth):
         yield (
             f"a word of '{name}' is worth {worth.mean:.2g} nats, give or take {margin(worth):.2g}: whether it "
             f"is used, which it is from {COLLAPSED} on, {more}"

@@ -23,7 +23,7 @@ class UseOfSentences:
         worth_per_word: The same per word of z, including the end.
         told: By how much log q(z | x) falls with the z of another row, nats per row: what x tells of z.
         copied: Share of the words of z that are words of its x, too, in any order; `missing` says so if x is no
-            sentence.
+            sentence, or z has no words.
         copied_by_chance: The same with the x of another row.
         log_prior: log p(z) of the guide's z, nats per word.
         log_prior_of_own: log p(z) of sentences that p(z) draws, nats per word: minus its entropy.
@@ -57,34 +57,42 @@ class UseOfSentences:
 
         Args:
             words: See `words`.
-            worth: See `worth`.
-            told: See `told`.
-            copied: NaN for a row without words.
-            by_chance: As `copied`.
+            worth: See `worth`; NaN for a row that came alone, which does not count.
+            told: As `worth`.
+            copied: NaN for a row without words, which does not count.
+            by_chance: As `copied`, and as `worth`.
             log_prior: log p(z) of the guide's z.
             own_words: Words of what p(z) draws.
             log_own: Its log p(z).
         """
 
         def per_word(of: Tensor, count: Tensor) -> Estimate:
-            return Estimate(of / count, "nats per word", weights=count)
+            return Estimate(of / count, "nats per word", weights=count.where(~of.isnan(), 0))
+
+        def known(of: Tensor, unit: str = "nats", missing: str = "") -> Estimate:
+            there = ~of.isnan()
+            return Estimate(of, unit, there.double(), "" if there.any() else missing)
 
         def share(of: Tensor) -> Estimate:
-            there = ~of.isnan()
-            missing = "" if there.any() else "not defined: x is no sentence"
-            return Estimate(of, "of the words", weights=there.double(), missing=missing)
+            why = "z has no words" if bool((words <= 1).all()) else "x is no sentence"
+            return known(of, "of the words", f"not defined: {why}")
 
         return cls(
             words=Estimate(words, "words"),
-            worth=Estimate(worth),
+            worth=known(worth),
             worth_per_word=per_word(worth, words),
-            told=Estimate(told),
+            told=known(told),
             copied=share(copied),
             copied_by_chance=share(by_chance),
             log_prior=per_word(log_prior, words),
             log_prior_of_own=per_word(log_own, own_words),
             words_of_own=Estimate(own_words, "words"),
         )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any row came with another one, without which nothing is known of its worth."""
+        return not math.isnan(self.worth.mean)
 
     @property
     def foreign(self) -> float:
@@ -153,7 +161,7 @@ def lines_of_sentences(use: UseOfSentences) -> list[tuple[str, str]]:
 def margin(*estimates: Estimate) -> float:
     """Half the width of the 95 % interval of a mean, or of a sum or difference of independent means.
 
-    Of few rows by Student's t: two rows say very little.
+    Of few rows by Student's t: two rows say very little, and one nothing (NaN).
 
     Example:
         >>> import torch
@@ -164,4 +172,7 @@ def margin(*estimates: Estimate) -> float:
     from scipy.stats import t  # here, because it takes a second
 
     error = math.hypot(*(each.standard_error for each in estimates))
-    return error * float(t.ppf(0.975, min(len(each.values) for each in estimates) - 1))
+    weights = [
+        each.values.isfinite() if each.weights is None else each.weights for each in estimates
+    ]
+    return error * float(t.ppf(0.975, min(int((of > 0).sum()) for of in weights) - 1))
