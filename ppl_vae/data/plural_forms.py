@@ -6,8 +6,8 @@ from ppl_vae.data.word_order import class_of
 
 _PAIRS = (
     "child children person people foot feet tooth teeth mouse mice goose geese knife knives wife wives life "
-    "lives leaf leaves loaf loaves half halves calf calves wolf wolves shelf shelves scarf scarves thief thieves "
-    "potato potatoes tomato tomatoes hero heroes bus buses human humans german germans roman romans"
+    "lives leaf leaves loaf loaves half halves calf calves wolf wolves shelf shelves scarf scarves thief "
+    "thieves potato potatoes tomato tomatoes hero heroes bus buses human humans german germans roman romans"
 )
 _FORMS = dict(zip(_PAIRS.split()[::2], _PAIRS.split()[1::2], strict=True))
 _SINGULARS = {plural: singular for singular, plural in _FORMS.items()}

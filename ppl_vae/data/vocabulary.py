@@ -54,7 +54,7 @@ class Vocabulary:
     `FIRST_WORD` are no pieces, and no text becomes one of them: `</s>` in a text is nothing but these letters.
 
     Texts are taken in Unicode's NFC, in which `é` is one character. An `e` with an accent behind it looks the
-    same, and has the same numbers: it comes back as `é`. All else comes back exactly.
+    same, and has the same numbers: it comes back as `é`. What is in NFC comes back exactly.
 
     `learn` and `rows` need the library tokenizers: `pip install 'ppl_vae[text]'`.
 
