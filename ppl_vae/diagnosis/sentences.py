@@ -145,7 +145,7 @@ def _doubts(name: str, use: UseOfSentences) -> Iterator[str]:
     """What would be judged otherwise if a number were elsewhere in its interval."""
     if not use.is_known:
         return
-    more = "shows with more rows"
+    more = "more rows would tell"
     foreign = margin(use.log_prior, use.log_prior_of_own)
     if not use.copied.missing:
         copied = margin(use.copied, use.copied_by_chance)
@@ -158,21 +158,21 @@ def _doubts(name: str, use: UseOfSentences) -> Iterator[str]:
             yield (
                 f"{max(0.0, use.surplus):.0%} of the words of '{name}' are copied beyond chance, give or take "
                 f"{min(1.0, copied):.0%}, and a word is {abs(use.foreign):.1f} nats {likely} than one that "
-                f"p(z) draws, give or take {foreign:.1f}: whether that is a copy {more}"
+                f"p(z) draws, give or take {foreign:.1f}: {more} whether that is a copy"
                 if not math.isnan(copied)
-                else f"a single row has words in '{name}': whether they are copied {more}"
+                else f"a single row has words in '{name}': {more} whether they are copied"
             )
     worth = use.worth_per_word
     if not abs(worth.mean - COLLAPSED) >= margin(worth):
         yield (
-            f"a word of '{name}' is worth {worth.mean:.2g} nats, give or take {margin(worth):.2g}: whether it "
-            f"is used, which it is from {COLLAPSED} on, {more}"
+            f"a word of '{name}' is worth {worth.mean:.2g} nats, give or take {margin(worth):.2g}, and counts "
+            f"as used from {COLLAPSED} on: {more}"
         )
     told, error = (of / use.words.mean for of in (use.told.mean, margin(use.told)))
     if worth.mean < COLLAPSED and abs(told - COLLAPSED) < error:
         yield (
-            f"x tells {told:.2g} nats of a word of '{name}', give or take {error:.2g}: whether the guide looks "
-            f"at x {more}"
+            f"x tells {told:.2g} nats of a word of '{name}', give or take {error:.2g}: {more} whether the "
+            "guide looks at x"
         )
 
 

@@ -143,7 +143,7 @@ def lines_of_sentences(use: UseOfSentences) -> list[tuple[str, str]]:
     return [
         (
             "worth of z",
-            f"{use.worth.numbers('.2f')} nats, {use.worth_per_word.numbers('.2f')} per word of z",
+            f"{use.worth.numbers('.2f')} nats, {use.worth_per_word.numbers('.3f')} per word of z",
         ),
         ("what x tells of z", f"{use.told.numbers('.2f')} nats"),
         (
