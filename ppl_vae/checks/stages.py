@@ -341,7 +341,7 @@ def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
                 "error",
                 name,
                 f"the model's latent site '{name}' is not sampled by the guide, which samples {others}: "
-                f"{advice}",
+                + advice,
             )
     for name in in_guide:
         if name in seen:

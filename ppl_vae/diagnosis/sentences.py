@@ -147,21 +147,21 @@ def _doubts(name: str, use: UseOfSentences) -> Iterator[str]:
         return
     more = "more rows would tell"
     foreign = margin(use.log_prior, use.log_prior_of_own)
-    if not use.copied.missing:
-        copied = margin(use.copied, use.copied_by_chance)
-        least, most = (
-            _is_copied(use.surplus + sign * copied, use.foreign + sign * foreign)
-            for sign in (-1, 1)
+    copied = margin(use.copied, use.copied_by_chance)
+    least, most = (
+        _is_copied(use.surplus + sign * copied, use.foreign + sign * foreign) for sign in (-1, 1)
+    )
+    if use.copied.missing:
+        pass  # nothing that could be copied
+    elif math.isnan(copied):
+        yield f"a single row has words in '{name}': {more} whether they are copied"
+    elif least != most:
+        likely = "less likely" if use.foreign > 0 else "likelier"
+        yield (
+            f"{max(0.0, use.surplus):.0%} of the words of '{name}' are copied beyond chance, give or take "
+            f"{min(1.0, copied):.0%}, and a word is {abs(use.foreign):.1f} nats {likely} than one that p(z) "
+            f"draws, give or take {foreign:.1f}: {more} whether that is a copy"
         )
-        if least != most or math.isnan(copied):
-            likely = "less likely" if use.foreign > 0 else "likelier"
-            yield (
-                f"{max(0.0, use.surplus):.0%} of the words of '{name}' are copied beyond chance, give or take "
-                f"{min(1.0, copied):.0%}, and a word is {abs(use.foreign):.1f} nats {likely} than one that "
-                f"p(z) draws, give or take {foreign:.1f}: {more} whether that is a copy"
-                if not math.isnan(copied)
-                else f"a single row has words in '{name}': {more} whether they are copied"
-            )
     worth = use.worth_per_word
     if not abs(worth.mean - COLLAPSED) >= margin(worth):
         yield (
