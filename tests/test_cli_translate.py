@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -14,16 +15,20 @@ from typing import Any, cast
 
 import pytest
 import torch
+import xarray
 from forked import Forked
 from torch import Tensor
 
-from ppl_vae import evaluate, load_run, save_run
+from ppl_vae import diagnose, evaluate, load_run, save_run
 from ppl_vae.cli import main, translate as module
+from ppl_vae.cli.common import stored_evaluation
 from ppl_vae.cli.output import as_line, show_lines
+from ppl_vae.cli.text_source import read_test_rows
 from ppl_vae.data import Vocabulary
 from ppl_vae.guides import MeanField, NoLatent, Translator
 from ppl_vae.models import VAE, LanguageModel, LatentTranslation
 from ppl_vae.networks import MLP, EncoderDecoder
+from ppl_vae.runs import describe_rows, read_rows
 from ppl_vae.tasks import Translations, sample, translate
 
 ENGLISH = {"dog": "Hund", "cat": "Katze", "cow": "Kuh"}
@@ -313,7 +318,7 @@ def test_what_the_vocabulary_has_not_seen_is_told_once(said: Said) -> None:
     assert len(out.splitlines()) == len(texts)
     (told,) = [line for line in err.splitlines() if "mostly of characters" in line]
     assert told.startswith("ppl-vae: warning: lines 2, 4, 5, 6, 7, 8, 9, 10, 11, 12 and 5 more: ")
-    assert told.endswith("so that the translation means nothing")
+    assert told.endswith("so that what the model makes of them means nothing")
     Path("odd.txt").write_text("dog\né")
     assert "warning: line 2: mostly of" in said("odd.txt", "--too_long", "cut")[1]
 
@@ -547,14 +552,103 @@ def test_commands_that_need_data_say_so(said: Said, capsys: pytest.CaptureFixtur
             "config.yaml names no data: it was saved from Python, and its rows are sentences"
             in told
         )
-        assert "evaluate(run.model, run.guide, run.vocabulary.rows(sentences))" in told
-    found = load_run("run")  # as is advised
-    assert found.vocabulary is not None
-    rows = found.vocabulary.rows(SENTENCES)
-    evaluation = evaluate(found.model, found.guide, rows, num_samples=2, seed=0, progress=False)
-    assert len(evaluation.elbo.values) == len(SENTENCES)
+        assert "`ppl-vae evaluate`, `diagnose` and `export` take some with --text FILE" in told
+        assert "run.vocabulary.rows(sentences)" in told
     assert main(["report", "run"]) == 0
     assert "LatentTranslation with Translator" in Path("run/report.html").read_text()
+
+
+def test_a_text_is_evaluated(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the functions of Python do it with the same rows, which the run then remembers."""
+    found, x = load_run("run"), WORDS.rows(["dog cat", "cow", "cat dog", "dog"])
+    expected = evaluate(found.model, found.guide, x, num_samples=3, seed=2, progress=False)
+    line = ["evaluate", "run", "--num_samples", "3", "--seed", "2", "--quiet"]
+    assert main([*line, "--text", "en.txt"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{expected}\n"
+    assert "warning: lines 2, 4: without words, left out" in told.err
+    assert "bits per token" in told.out
+    rows = read_rows(run)
+    assert rows is not None
+    assert rows["elbo"] == pytest.approx(expected.elbo.values.tolist())
+    summary = json.loads(Path("run/evaluation.json").read_text())
+    assert summary["rows"] == describe_rows(x, "en.txt", "test")
+
+    give(monkeypatch, TEXT.encode())
+    assert main([*line, "--text", "-", "--max_rows", "2", "--overwrite"]) == 0
+    capsys.readouterr()
+    summary = json.loads(Path("run/evaluation.json").read_text())
+    assert summary["rows"] == describe_rows(x[:2], "standard input", "test")
+
+
+def test_a_text_is_diagnosed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("many.txt").write_text("".join(f"{each}\n" for each in 3 * SENTENCES))
+    found, x = load_run("run"), WORDS.rows(3 * SENTENCES)
+    expected = diagnose(found.model, found.guide, x, seed=1, progress=False)
+    assert main(["diagnose", "run", "--text", "many.txt", "--seed", "1", "--quiet"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{expected}\n"
+    assert told.err == "written: run/diagnosis.json\n"
+    assert not expected.collapsed
+    kept = json.loads(Path("run/diagnosis.json").read_text())
+    assert kept["of_sentences"] == json.loads(json.dumps(expected.to_dict()))["of_sentences"]
+
+
+def test_the_evaluation_of_a_text_is_read_by_its_diagnosis(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told of unreliable rows then, and of another text it is not."""
+    Path("other.txt").write_text("cow dog\n" * 4)
+    Path("text.txt").write_text("dog cat\ncow\ncat dog\ndog\n")
+    options = ["--quiet", "--overwrite"]
+    assert main(["evaluate", "run", "--text", "text.txt", "--num_samples", "3", *options]) == 0
+    read = {}
+    for name in ("text.txt", "other.txt"):
+        assert main(["diagnose", "run", "--text", name, *options]) == 0
+        capsys.readouterr()
+        data = read_test_rows(load_run("run"), name)
+        read[name] = stored_evaluation(load_run("run"), data) is not None
+        assert "warning" not in capsys.readouterr().err
+    assert read == {"text.txt": True, "other.txt": False}
+
+
+def test_a_text_is_exported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = WORDS.rows(["dog cat", "cow", "cat dog", "dog"])
+    assert main(["export", "run", "--text", "en.txt", "--num_samples", "3", "-o", "de.nc"]) == 0
+    assert capsys.readouterr().out == "de.nc\n"
+    with xarray.open_dataset("de.nc", group="observed_data") as observed:
+        assert observed["x"].values.tolist() == x.tolist()
+
+
+def test_texts_are_refused_that_are_none(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty.txt").write_text("\n \n")
+    Path("long.txt").write_text("dog\ndog cat cow dog\n")
+    Path("latin.txt").write_bytes(b"caf\xe9\n")
+    save_run("vae", VAE((3,), 2, MLP((4,))), MeanField((3,), 2, MLP((4,))), vocabulary=WORDS)
+    found = load_run("run")
+    save_run("bare", found.model, found.guide)
+    cases = (
+        (("run", "--text", "nope.txt"), 1, "nope.txt does not exist"),
+        (("run", "--text", "empty.txt"), 1, "empty.txt: no line of it has words"),
+        (("run", "--text", "latin.txt"), 1, "latin.txt, line 1"),
+        (("run", "--text", "long.txt"), 1, "long.txt, line 2 has 5 tokens including its end"),
+        (("run", "--too_long", "cut"), 2, "--too_long is of the lines of --text FILE"),
+        (("vae", "--text", "en.txt"), 1, "vae holds a VAE, whose rows are no sentences"),
+        (("bare", "--text", "en.txt"), 1, "bare has no vocabulary.json"),
+    )
+    for command in ("evaluate", "diagnose", "export"):
+        for arguments, code, expected in cases:
+            before = sorted(Path(arguments[0]).iterdir())
+            assert main([command, *arguments]) == code
+            assert expected in capsys.readouterr().err
+            assert sorted(Path(arguments[0]).iterdir()) == before
+    line = ["evaluate", "run", "--num_samples", "2", "--quiet", "--text", "long.txt"]
+    assert main([*line, "--too_long", "cut"]) == 0
+    assert "line 2: longer than the 3 tokens that the model reads" in capsys.readouterr().err
 
 
 def test_sentences_are_drawn_without_data(

@@ -20,6 +20,9 @@ from torch.distributions import constraints
 
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate, to_arviz
+from ppl_vae.guides import MeanField, Translator
+from ppl_vae.models import VAE, LatentTranslation
+from ppl_vae.networks import MLP, EncoderDecoder
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.runs import Comparison, Run, build, load_run, save_run
 from ppl_vae.runtime import CorruptFileError
@@ -303,6 +306,34 @@ def test_a_function_pair_has_to_be_given(tmp_path: Path) -> None:
         ValueError, match=r"it was .*test_runs.*model\).*load_run\(path, model, guide\)"
     ):
         load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("how", ["another model", "a tied layer"])
+def test_a_guide_that_shares_other_numbers_has_to_be_given(how: str, tmp_path: Path) -> None:
+    """What its class would build is no guide like it: the numbers that it shares with the model are others."""
+    torch.manual_seed(0)
+    model: Any
+    guide: Any
+    if how == "another model":
+        network = EncoderDecoder(width=8, layers=1, heads=2)
+        model, other = (LatentTranslation((3,), 5, network) for _ in range(2))
+        guide = Translator(other)
+    else:
+        model, guide = VAE((3,), 2, MLP((4,))), MeanField((3,), 2, MLP((4,)))
+        guide.encoder.net[0].bias = model.decoder.net[0].bias
+    save_run(tmp_path / "run", model, guide)
+    with pytest.raises(
+        ValueError, match=r"how the guide was built .*load_run\(path, model, guide\)"
+    ):
+        load_run(tmp_path / "run")
+    x = torch.tensor([[3, 4, 1]]) if how == "another model" else torch.zeros(1, 3)
+    torch.manual_seed(1)
+    expected = evaluate(model, guide, x, num_samples=2, seed=0, progress=False)
+    for number in {*model.parameters(), *guide.parameters()}:
+        number.data.add_(1.0)
+    found = load_run(tmp_path / "run", model, guide)
+    again = evaluate(found.model, found.guide, x, num_samples=2, seed=0, progress=False)
+    assert again.elbo.values.equal(expected.elbo.values)
 
 
 def test_weights_of_another_pair(saved: Path) -> None:

@@ -194,14 +194,16 @@ def evaluate_training_rows(
     seed: int,
     progress: bool | None,
 ) -> Evaluation | None:
-    """Evaluates some training rows, as test rows are; None for a guide that has parameters for each row.
+    """Evaluates some training rows, as test rows are.
+
+    It is None if there are none, and for a guide that has parameters for each row.
 
     If their ELBO is not clearly higher than that of held-out rows, `held`, the pair does not overfit, and their
     log p(x) is wanted no more: it is what the guide's draws say then. Else it is found as that of test rows is.
     """
-    if Pair.of(model, guide).keeps_rows:
-        return None
     n = num_rows(data.train)
+    if n == 0 or Pair.of(model, guide).keeps_rows:
+        return None
     rows = take_rows(data.train, torch.linspace(0, n - 1, min(n, TRAINING_ROWS)).long())
     if isinstance(rows, tuple) and bool((data.test[1] == HIDDEN).all()):
         rows = (rows[0], torch.full_like(rows[1], HIDDEN))  # as those of the test rows are

@@ -358,11 +358,7 @@ def _translate(options: Options) -> None:
         "tabs between them"
     )
     _add_flag(options, "--scores", what)
-    what = (
-        "what happens to sentences with more numbers than the model reads, and to lines of more than 64 KiB: "
-        "an error, or the end is left out"
-    )
-    options.add_argument("--too_long", choices=("error", "cut"), default="error", help=what)
+    _add_too_long(options)
     _add_device(options)
     _add_output(options, "file to write into", "standard output")
 
@@ -464,6 +460,7 @@ def _sweep(options: Options) -> None:
 
 def _evaluate(options: Options) -> None:
     _add_run(options)
+    _add_text(options)
     _add_estimator(
         options,
         "--method",
@@ -494,6 +491,7 @@ def _gaps(options: Options) -> None:
 
 def _diagnose(options: Options) -> None:
     _add_run(options)
+    _add_text(options)
     _add_device(options)
     _add_flag(options, "--overwrite", "replace the run's diagnosis.json")
 
@@ -540,6 +538,7 @@ def _compare(options: Options) -> None:
 
 def _export(options: Options) -> None:
     _add_run(options)
+    _add_text(options)
     _add_num_samples(options, "importance samples per row")
     _add_output(options, "netCDF file for ArviZ", "RUN/posterior.nc")
 
@@ -680,6 +679,23 @@ def _add_device(options: Options) -> None:
 def _add_max_rows(options: Options, default: int | None) -> None:
     what = f"use only the first so many test rows (default: {default or 'all'})"
     options.add_argument("--max_rows", type=int, default=default, help=what)
+
+
+def _add_text(options: Options) -> None:
+    what = (
+        "sentences, one a line, in place of the run's test rows; - is standard input. For runs of models of "
+        "sentences, which were saved with their vocabulary"
+    )
+    options.add_argument("--text", type=str, metavar="FILE", help=what)
+    _add_too_long(options)
+
+
+def _add_too_long(options: Options) -> None:
+    what = (
+        "what happens to sentences with more numbers than the model reads, and to lines of more than 64 KiB: "
+        "an error, or the end is left out"
+    )
+    options.add_argument("--too_long", choices=("error", "cut"), default="error", help=what)
 
 
 def _add_output(options: Options, what: str, default: str) -> None:

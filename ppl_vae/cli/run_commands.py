@@ -31,6 +31,7 @@ from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.results import with_levels
 from ppl_vae.cli.samples import as_pictures, sampled, sampled_sentences
 from ppl_vae.cli.setup import checked, load_rows
+from ppl_vae.cli.text_source import read_test_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import Gaps, diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
@@ -155,8 +156,12 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     options, run, data = _open_run(parser, given)
     _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
-    objective = objective_of(run, trust_of(given, options.run))
-    beta, fitted = last_beta(run, objective), fit_of(run, objective)
+    beta, fitted = None, None
+    if (
+        options.text is None or "objective" in run.config
+    ):  # a run of sentences was saved from Python
+        objective = objective_of(run, trust_of(given, options.run))
+        beta, fitted = last_beta(run, objective), fit_of(run, objective)
     require_weights(run.path, run.weights_sha256)  # that beta may be of another run by now
     progress = False if options.quiet else None
     evaluation = stored_evaluation(run, data)
@@ -295,7 +300,14 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data[Any]]:
     """The options of a command that takes a run, the run, and its data."""
     options, run = _options_and_run(parser, given)
-    return options, run, _rows_of_run(options, run)
+    if options.get("text") is None:
+        if given.get("too_long") is not None:
+            raise UsageError(
+                "--too_long is of the lines of --text FILE: leave it out, or give a text"
+            )
+        return options, run, _rows_of_run(options, run)
+    _require_writable(options, run)
+    return options, run, read_test_rows(run, options.text, cut=options.too_long == "cut")
 
 
 def _options_and_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run]:
@@ -305,12 +317,17 @@ def _options_and_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespac
 
 def _rows_of_run(options: Namespace, run: Run) -> Data[Any]:
     """The data of a run that may be written, or of which nothing is."""
-    if options.get("output") is None:
-        require_writable(run.path, ELSEWHERE if "output" in options else None)
+    _require_writable(options, run)
     sentences = (run.path / VOCABULARY).is_file()
     data = load_rows(checked(run.path, run.config), options.data_dir, sentences=sentences)
     warn_of_other_rows(run.path, data)
     return data
+
+
+def _require_writable(options: Namespace, run: Run) -> None:
+    """Raises an error now, not after the work, if the result is to go into a run that may not be written."""
+    if options.get("output") is None:
+        require_writable(run.path, ELSEWHERE if "output" in options else None)
 
 
 def _require_results(options: Namespace, *files: Path) -> None:

@@ -124,9 +124,9 @@ def load_rows(
     """The data that a configuration names; `sentences`: whether its run has a vocabulary, for the message."""
     if "data" not in config and sentences:
         raise ValueError(
-            "the run's config.yaml names no data: it was saved from Python, and its rows are sentences, which "
-            "the functions of Python take: ppl_vae.evaluate(run.model, run.guide, "
-            "run.vocabulary.rows(sentences)), with run = ppl_vae.load_run(RUN), and likewise ppl_vae.diagnose"
+            "the run's config.yaml names no data: it was saved from Python, and its rows are sentences. "
+            "`ppl-vae evaluate`, `diagnose` and `export` take some with --text FILE, one a line; in Python, "
+            "they are run.vocabulary.rows(sentences), with run = ppl_vae.load_run(RUN)"
         )
     if "data" not in config:
         raise ValueError(

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ppl_vae.cli.output import warn
-from ppl_vae.data import Vocabulary, each_sentence
-from ppl_vae.runtime import END
+from ppl_vae.data import Data, Vocabulary, each_sentence
+from ppl_vae.runs import VOCABULARY, Run
+from ppl_vae.runtime import END, PAD
 
 STANDARD_INPUT = "-"
 """What is written for it in the place of a file."""
@@ -60,7 +62,8 @@ class TextSource:
         words: The vocabulary.
         longest: Most numbers of a row, with its end.
         cut: Whether longer rows lose their last words; otherwise they are an error.
-        shortened: The lines that have lost them.
+        blank: The lines without words.
+        shortened: The lines that have lost their last words.
         unseen: The lines that are mostly of characters that the vocabulary was not learned from.
     """
 
@@ -68,8 +71,14 @@ class TextSource:
     words: Vocabulary
     longest: int
     cut: bool = False
+    blank: Lines = field(default_factory=Lines)
     shortened: Lines = field(default_factory=Lines)
     unseen: Lines = field(default_factory=Lines)
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return "standard input" if self.is_input else self.file
 
     @property
     def is_input(self) -> bool:
@@ -88,12 +97,15 @@ class TextSource:
             OSError: The file may not be read.
             ValueError: It is no text, or a line is too long.
         """
-        self.shortened, self.unseen = Lines(), Lines()
-        name = "standard input" if self.is_input else self.file
+        self.blank, self.shortened, self.unseen = Lines(), Lines(), Lines()
         text_file = sys.stdin.buffer if self.is_input else self.file
         texts = each_sentence(text_file, too_long="cut" if self.cut else "error")
         for number, text in enumerate(texts, 1):
-            yield self._row(f"{name}, line {number}", number, text) if text.strip() else None
+            if text.strip():
+                yield self._row(f"{self.name}, line {number}", number, text)
+            else:
+                self.blank.add(number)
+                yield None
 
     def warn(self) -> None:
         """Tells of lines of which the model has not read what one might think."""
@@ -105,7 +117,7 @@ class TextSource:
         if self.unseen.count:
             warn(
                 f"{self.unseen}: mostly of characters that were not there when the vocabulary was learned, so "
-                "that the translation means nothing"
+                "that what the model makes of them means nothing"
             )
 
     def _row(self, place: str, number: int, text: str) -> Tensor:
@@ -121,3 +133,50 @@ class TextSource:
             self.shortened.add(number)
             row = torch.cat([row[: self.longest - 1], row.new_tensor([END])])
         return row
+
+
+def vocabulary_of(run: Run) -> Vocabulary:
+    """The vocabulary of a run.
+
+    Raises:
+        ValueError: It was saved without one.
+    """
+    if run.vocabulary is None:
+        raise ValueError(
+            f"{run.path} has no {VOCABULARY}, which says which text its numbers are: save the run with the "
+            "vocabulary that made its rows, save_run(..., vocabulary=words), or put that into the folder, "
+            f"words.save('{run.path / VOCABULARY}')"
+        )
+    return run.vocabulary
+
+
+def read_test_rows(run: Run, file: str, *, cut: bool = False) -> Data[Tensor]:
+    """A text as the test rows of a run whose rows are sentences; of training rows there are none.
+
+    Lines without words are left out, of which it is said.
+
+    Args:
+        run: The run, with its vocabulary.
+        file: See `TextSource`.
+        cut: See `TextSource`.
+
+    Raises:
+        OSError: The file may not be read.
+        ValueError: The rows of the run are no sentences, it has no vocabulary, the file is no text, a line is
+            too long, or no line has words.
+    """
+    words = vocabulary_of(run)
+    shape = getattr(run.model, "data_shape", None)
+    if not (isinstance(shape, tuple) and len(shape) == 1 and hasattr(run.model, "words")):
+        raise ValueError(
+            f"{run.path} holds a {type(run.model).__name__}, whose rows are no sentences: leave out --text"
+        )
+    source = TextSource(file, words, shape[0], cut)
+    rows = [row for row in source.rows() if row is not None]
+    if not rows:
+        raise ValueError(f"{source.name}: no line of it has words, so that there is no row")
+    source.warn()
+    if source.blank.count:
+        warn(f"{source.blank}: without words, left out")
+    x = pad_sequence(rows, batch_first=True, padding_value=PAD)
+    return Data(name=source.name, train=x[:0], validation=x[:0], test=x)

@@ -18,10 +18,10 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import as_line, counted, say, show, show_lines
 from ppl_vae.cli.output_files import output_file, require_no_data, require_not_read
 from ppl_vae.cli.own_modules import trust_of
-from ppl_vae.cli.text_source import STANDARD_INPUT, TextSource
+from ppl_vae.cli.text_source import STANDARD_INPUT, TextSource, vocabulary_of
 from ppl_vae.data import Vocabulary, each_sentence
 from ppl_vae.pairs import Pair, PairError
-from ppl_vae.runs import VOCABULARY, Run, load_run
+from ppl_vae.runs import Run, load_run
 from ppl_vae.runtime import (
     PAD,
     PART,
@@ -58,7 +58,7 @@ def translate(parser: ArgumentParser, given: Namespace) -> int:
     if output is not None:
         require_no_data(output, run.config)
     longest = _longest(run, back=options.back)
-    source = TextSource(options.file, _vocabulary(run), longest, options.too_long == "cut")
+    source = TextSource(options.file, vocabulary_of(run), longest, options.too_long == "cut")
     if not (source.is_input or source.cut):
         for _ in source.rows():  # what is too long is told now, and not after hours
             pass
@@ -164,16 +164,6 @@ def _longest(run: Run, back: bool) -> int:
     assert isinstance(shape, tuple)
     latent = getattr(model, "latent_length", None)
     return int(latent if back and isinstance(latent, int) else shape[0])
-
-
-def _vocabulary(run: Run) -> Vocabulary:
-    if run.vocabulary is None:
-        raise ValueError(
-            f"{run.path} has no {VOCABULARY}, which says which text its numbers are: save the run with the "
-            "vocabulary that made its rows, save_run(..., vocabulary=words), or put that into the folder, "
-            f"words.save('{run.path / VOCABULARY}')"
-        )
-    return run.vocabulary
 
 
 def _chunks(source: TextSource, num: int) -> Iterator[list[Tensor | None]]:

@@ -105,26 +105,30 @@ def describe(program: Program) -> dict[str, Any] | None:
 
 
 def described_truly(
-    program: Program, role: str, model: Program | None
+    program: Program, role: str, models: tuple[Program, Program] | None
 ) -> tuple[dict[str, Any] | None, Program | None]:
     """The description of a program, if what `build` makes of it is alike, and what it makes.
 
     A part may have been replaced since (`model.likelihood = Binomial(4)`), and a constructor may do more than
     its arguments say. So it is built once: modules of the same names have to be of the same kinds, built with
-    the same arguments, and their numbers have the same shapes.
+    the same arguments, and their numbers have the same shapes. A guide must share the same numbers with its
+    model: one that translates by the network of another model would not be that guide again.
 
     Args:
         program: The program.
         role: As for `build`.
-        model: The model as it was built again, for a guide; None if it was not.
+        models: The model of a guide, and what it was built again as; None if it was not.
     """
     told = describe(program)
     if told is None:
         return None, None
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-            built = build(told, model, role=role)[0]
-        return (told, built) if _parts(built) == _parts(program) else (None, None)
+            built = build(told, models and models[1], role=role)[0]
+        alike = _parts(built) == _parts(program)
+        if models is not None and role == "guide":
+            alike = alike and _shared(built, models[1]) == _shared(program, models[0])
+        return (told, built) if alike else (None, None)
     except Exception as error:  # whatever constructors raise
         _logger.info("the %s is not built again from what it remembers: %s", role, error)
         return None, None
@@ -141,6 +145,21 @@ def _parts(program: Any) -> list[tuple[Any, ...]]:
         )
         for name, part in program.named_modules()
         if ".kept" not in f".{name}"  # a guide that the model keeps has a description of its own
+    ]
+
+
+def _shared(guide: Any, model: Any) -> list[tuple[str, str]]:
+    """The names of the numbers that a guide shares with its model, in the guide and in the model."""
+    names = {
+        id(number): name
+        for kind in (model.named_parameters, model.named_buffers)
+        for name, number in kind()
+    }
+    return [
+        (name, names[id(number)])
+        for kind in (guide.named_parameters, guide.named_buffers)
+        for name, number in kind(remove_duplicate=False)
+        if id(number) in names
     ]
 
 

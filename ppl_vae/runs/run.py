@@ -233,10 +233,11 @@ def save_run(
     pair = Pair.of(model, guide)  # of the programs themselves, with what they have learned
     programs: list[tuple[str, Any]] = [("model", pair.model), ("guide", pair.guide)]
     programs += [("model_guide", each) for each in kept_guides(pair.model)]
-    again: Any = None
+    again: tuple[Any, Any] | None = None
     for role, program in programs:
         told, built = described_truly(program, role, again)
-        again = built if role == "model" else again
+        if role == "model" and built is not None:
+            again = (program, built)
         full.setdefault(role, told or {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
