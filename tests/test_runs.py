@@ -316,7 +316,7 @@ def test_a_guide_that_shares_other_numbers_has_to_be_given(how: str, tmp_path: P
     guide: Any
     if how == "another model":
         network = EncoderDecoder(width=8, layers=1, heads=2)
-        model, other = (LatentTranslation((3,), 5, network) for _ in range(2))
+        model, other = (LatentTranslation((3,), 6, network) for _ in range(2))
         guide = Translator(other)
     else:
         model, guide = VAE((3,), 2, MLP((4,))), MeanField((3,), 2, MLP((4,)))
@@ -326,7 +326,7 @@ def test_a_guide_that_shares_other_numbers_has_to_be_given(how: str, tmp_path: P
         ValueError, match=r"how the guide was built .*load_run\(path, model, guide\)"
     ):
         load_run(tmp_path / "run")
-    x = torch.tensor([[3, 4, 1]]) if how == "another model" else torch.zeros(1, 3)
+    x = torch.tensor([[4, 5, 1]]) if how == "another model" else torch.zeros(1, 3)
     torch.manual_seed(1)
     expected = evaluate(model, guide, x, num_samples=2, seed=0, progress=False)
     for number in {*model.parameters(), *guide.parameters()}:

@@ -47,7 +47,8 @@ class _Sentence(constraints.Constraint):
 
     def __repr__(self) -> str:
         return (
-            f"sentences of {self.words} words, at most {self.length} including the end, then zeros"
+            f"sentences of {self.words} words, of which {BLANK} is a blank that noise alone writes, at most "
+            f"{self.length} including the end, then zeros"
         )
 
 
